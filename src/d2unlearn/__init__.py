@@ -1,0 +1,47 @@
+"""Remove knowledge from a language model, let it refuse what was removed, and prove both.
+
+The public names are loaded when they are first used, so that `d2unlearn --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from d2unlearn.energy import centred_energy, free_energy, reference_margins
+    from d2unlearn.gate import EnergyGate
+    from d2unlearn.generation.guarded import GuardedModel
+    from d2unlearn.training.trainer import UnlearnConfig, UnlearnTrainer
+
+__all__ = [
+    "EnergyGate",
+    "GuardedModel",
+    "UnlearnConfig",
+    "UnlearnTrainer",
+    "centred_energy",
+    "free_energy",
+    "reference_margins",
+]
+
+_HOME = {
+    "EnergyGate": "d2unlearn.gate",
+    "GuardedModel": "d2unlearn.generation.guarded",
+    "UnlearnConfig": "d2unlearn.training.trainer",
+    "UnlearnTrainer": "d2unlearn.training.trainer",
+    "centred_energy": "d2unlearn.energy",
+    "free_energy": "d2unlearn.energy",
+    "reference_margins": "d2unlearn.energy",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'd2unlearn' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,134 @@
+"""Where things run and how files are written: one policy for device, dtype, seeds, hashes, atomic writes and progress."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from d2unlearn.errors import ArtifactError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` takes an accelerator where there is one, else the CPU; any other name is torch's own."""
+    import torch
+
+    if name != "auto":
+        return torch.device(name)
+    if torch.accelerator.is_available():
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    return torch.device("cpu")
+
+
+def torch_dtype(name: str) -> torch.dtype | None:
+    """`float32`, `bfloat16` or `float16`; `auto` is None: the dtype that the weights were saved in."""
+    import torch
+
+    known = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ConfigError([f"dtype {name!r} is not known; choose one of {', '.join(known)}"])
+    return known[name]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch. Library code draws from generators of its own; this covers what it calls."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the global state is what third-party code draws from
+    torch.manual_seed(seed)
+
+
+def cache_dir() -> Path:
+    """Folder for what can be made again: `$D2UNLEARN_CACHE`, or the user's cache folder."""
+    from platformdirs import user_cache_dir
+
+    return Path(os.environ.get("D2UNLEARN_CACHE") or user_cache_dir("d2unlearn"))
+
+
+def fingerprint(value: object) -> str:
+    """sha256 of the value's canonical JSON; equal values give equal fingerprints on every machine."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def atomic_write(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old content or the new, and a failure leaves the old."""
+    with atomic_path(path) as staged:
+        staged.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A sibling path to write to; it takes the place of `path` when the block ends well, and is removed otherwise."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield staged
+        os.replace(staged, path)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        remove(staged)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write readable JSON atomically. NaN is not JSON and raises `ValueError`: store null with a reason instead."""
+    atomic_write(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises `ArtifactError` when the file is missing or holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is not valid JSON ({error}); it was cut short or edited by hand") from None
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path} should hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def progress(items: Iterable[T], description: str, *, total: int | None = None) -> Iterator[T]:
+    """Iterate with a progress bar on the standard error; without a terminal it prints nothing."""
+    from rich.console import Console
+    from rich.progress import track
+
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    yield from track(items, description, total=total, console=Console(stderr=True), transient=True)
+
+
+def say(text: str) -> None:
+    """One line for the person at the terminal, on the standard error: results go to the standard output."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
