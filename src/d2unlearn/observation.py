@@ -1,0 +1,245 @@
+"""One forward pass of a model over the batches of a step, observed at the answer positions only.
+
+The forward goes through the model as it was wrapped (DDP, PEFT): its LM head is replaced for the length of the pass by a tap
+that picks the answer positions of the last hidden states and computes the declared quantities there. So hooks of the wrapper
+fire as ever, and the [B, T, V] logits are never made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from d2unlearn.errors import ModelError
+from d2unlearn.head import Head, head_of, head_values
+from d2unlearn.likelihood import IGNORE, answer_rows, answer_targets, predicting_mask
+from d2unlearn.quantities import HiddenState, LogSumExp, Observable, Quantity
+from d2unlearn.schema import Role
+
+Values = Mapping[Observable, Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows. input_ids, attention_mask, labels: [B, T] int64; labels are token ids or `IGNORE`."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What one role of a step looks like to a method's loss: N answer positions in B rows.
+
+    policy, reference: {quantity: [N]} ({HiddenState: [N, H]}); rows: [N] int64, the row of each position.
+    `total_positions` and `total_rows` count the whole effective batch (all accumulation steps and ranks), so that the means
+    below add up to the mean over that batch, however it was cut. Both means of nothing are zero.
+    """
+
+    policy: Values
+    reference: Values
+    rows: Tensor
+    n_rows: int
+    total_positions: float
+    total_rows: float
+
+    def mean(self, values: Tensor) -> Tensor:
+        """This batch's share of the mean over answer positions. values: [N]. Returns a scalar."""
+        return values.sum() / max(self.total_positions, 1.0)
+
+    def mean_rows(self, values: Tensor) -> Tensor:
+        """This batch's share of the mean over rows. values: [B]. Returns a scalar."""
+        return values.sum() / max(self.total_rows, 1.0)
+
+    def sum_by_row(self, values: Tensor) -> Tensor:
+        """Sum over the positions of each row. values: [N]. Returns [B]."""
+        return values.new_zeros(self.n_rows).index_add(0, self.rows, values)
+
+
+def observe(
+    model: nn.Module,
+    batches: Mapping[Role, Batch],
+    wanted: Mapping[Role, Sequence[Observable]],
+    *,
+    reference: Mapping[Role, Values] | None = None,
+    reference_head: Head | None = None,
+    vocab_rows: int | None = None,
+) -> dict[Role, dict[Observable, Tensor]]:
+    """Run all batches in one forward and return each role's quantities at its answer positions.
+
+    Returns {role: {quantity: [N]}}, positions row by row. Gradients flow where grad mode is on. `reference` holds the stored
+    values of the frozen reference, for quantities that read its logits. Raises `ModelError` for a head that is not linear.
+    """
+    causal = causal_model(model)
+    head = head_of(causal, vocab_rows=vocab_rows)
+    roles = list(batches)
+    joined = join([batches[role] for role in roles])
+    found: dict[Role, dict[Observable, Tensor]] = {role: {} for role in roles}
+    masks = _role_masks(joined.labels, [len(batches[role].labels) for role in roles])
+
+    def tap(hidden: Tensor) -> Tensor:
+        for role, mask in zip(roles, masks, strict=True):
+            stored = (reference or {}).get(role, {})
+            found[role].update(
+                _at_positions(hidden[mask], head, batches[role], wanted.get(role, ()), stored, reference_head)
+            )
+        return hidden.new_zeros(*hidden.shape[:-1], 1)
+
+    with ExitStack() as stack:
+        stack.enter_context(_replaced_forward(causal.get_output_embeddings(), tap))  # type: ignore[operator]
+        for name in _modules_asked_for(wanted):
+            stack.enter_context(_captured(causal, name, roles, masks, wanted, found))
+        model(input_ids=joined.input_ids, attention_mask=joined.attention_mask, use_cache=False)
+    return found
+
+
+def causal_model(model: nn.Module) -> nn.Module:
+    """The Hugging Face causal model inside wrappers (DDP's `.module`, PEFT's base model)."""
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module  # type: ignore[assignment]
+    base: Callable[[], nn.Module] | None = getattr(model, "get_base_model", None)
+    return base() if base is not None else model
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Stack batches of different length into one, padding on the right. The padding's attention mask is 0."""
+    width = max(batch.input_ids.shape[1] for batch in batches)
+
+    def stacked(name: str, fill: int) -> Tensor:
+        parts = [getattr(batch, name) for batch in batches]
+        return torch.cat([nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
+
+    return Batch(stacked("input_ids", 0), stacked("attention_mask", 0), stacked("labels", IGNORE))
+
+
+@torch.no_grad()
+def check_head(model: nn.Module, *, tolerance: float | None = None) -> None:
+    """Raise `ModelError` unless the head here reproduces the model's own logits' energy on a few tokens.
+
+    Catches models that post-process their logits in a way `head.logit_transform` does not know.
+    """
+    causal = causal_model(model)
+    device = causal.get_input_embeddings().weight.device  # type: ignore[operator]
+    ids = torch.arange(4, 8, device=device).unsqueeze(0) % int(causal.config.get_text_config().vocab_size)  # type: ignore[union-attr, operator]
+    batch = Batch(ids, torch.ones_like(ids), ids)
+    training = causal.training
+    causal.eval()
+    ours = observe(causal, {"forget": batch}, {"forget": [LogSumExp()]})["forget"][LogSumExp()]
+    logits = causal(input_ids=ids, attention_mask=batch.attention_mask).logits[0, :-1]
+    causal.train(training)
+    theirs = torch.logsumexp(logits.float(), dim=-1)
+    allowed = tolerance if tolerance is not None else (1e-3 if logits.dtype == torch.float32 else 0.15)
+    error = float((ours.float() - theirs).abs().max())
+    if not error <= allowed * max(1.0, float(theirs.abs().max())):
+        raise ModelError(
+            f"{type(causal).__name__} changes its logits in a way that is not known here (energies differ by {error:.3g} "
+            "nats); its configuration's fields are read in d2unlearn.head.logit_transform"
+        )
+
+
+def _role_masks(labels: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """For each role the predicting positions of its rows in the joined batch, bool [B, T]."""
+    predicting = predicting_mask(labels)
+    masks, start = [], 0
+    for count in counts:
+        mask = torch.zeros_like(predicting)
+        mask[start : start + count] = predicting[start : start + count]
+        masks.append(mask)
+        start += count
+    return masks
+
+
+def _at_positions(
+    hidden: Tensor,
+    head: Head,
+    batch: Batch,
+    wanted: Sequence[Observable],
+    stored: Values,
+    reference_head: Head | None,
+) -> dict[Observable, Tensor]:
+    """The head's quantities, and its own input where asked for, at the N positions of one role. hidden: [N, H]."""
+    quantities = [q for q in wanted if isinstance(q, Quantity)]
+    found: dict[Observable, Tensor] = {}
+    found.update(
+        head_values(
+            hidden,
+            head,
+            answer_targets(batch.labels),
+            quantities,
+            reference_hidden=stored.get(HiddenState()),
+            reference_head=reference_head,
+        )
+    )
+    if HiddenState() in wanted:
+        found[HiddenState()] = hidden
+    return found
+
+
+def _modules_asked_for(wanted: Mapping[Role, Sequence[Observable]]) -> list[str]:
+    return sorted({q.module for each in wanted.values() for q in each if isinstance(q, HiddenState) and q.module})
+
+
+@contextmanager
+def _captured(
+    causal: nn.Module,
+    name: str,
+    roles: Sequence[Role],
+    masks: Sequence[Tensor],
+    wanted: Mapping[Role, Sequence[Observable]],
+    found: dict[Role, dict[Observable, Tensor]],
+) -> Iterator[None]:
+    """Keep the output of the submodule `name` at the answer positions of the roles that ask for it."""
+    key = HiddenState(name)
+
+    def hook(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        states = output if isinstance(output, Tensor) else output[0]
+        for role, mask in zip(roles, masks, strict=True):
+            if key in wanted.get(role, ()):
+                found[role][key] = states[mask]
+
+    try:
+        module = causal.get_submodule(name)
+    except AttributeError:
+        raise ModelError(f"{type(causal).__name__} has no submodule {name!r}; see model.named_modules()") from None
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _replaced_forward(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Replace a module's forward for a while; what stood there before comes back."""
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = before
+
+
+def observed(
+    batch: Batch, policy: Values, reference: Values, *, total_positions: float | None = None, total_rows: float | None = None
+) -> Observed:
+    """Bundle one role's values for a method's loss. Totals default to this batch's own counts."""
+    rows = answer_rows(batch.labels)
+    return Observed(
+        policy=policy,
+        reference=reference,
+        rows=rows,
+        n_rows=len(batch.labels),
+        total_positions=float(len(rows)) if total_positions is None else total_positions,
+        total_rows=float(len(batch.labels)) if total_rows is None else total_rows,
+    )

@@ -1,0 +1,173 @@
+"""The numbers per answer position that a method or metric may ask for.
+
+A method declares quantities; the head (`head.py`) computes those and nothing else, chunk by chunk, so that the [N, V] logits
+never exist at once. Each is a frozen dataclass: two equal ones are the same quantity, and its `repr` is part of the cache key.
+A new quantity is one class with `of`; its gradient comes from autograd on the chunk (`Nll` and `LogSumExp`, which every
+method uses, have a closed form in `head.py`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from d2unlearn.energy import centred_energy, logsumexp, selected_logsumexp
+from d2unlearn.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class HiddenState:
+    """A hidden state at each answer position, [N, H]: the head's own input, or the output of the submodule named.
+
+    `module` is a name as in `model.named_modules()`, e.g. `model.layers.7`; empty means the last hidden states.
+    """
+
+    module: str = ""
+
+
+class Chunk:
+    """The logits of n answer positions in float32 (float64 stays), with the tokens that they should predict.
+
+    logits: [n, V]; targets: [n] int64; reference_logits: [n, V], there when a quantity asks for them.
+    """
+
+    def __init__(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None = None) -> None:
+        self.logits = logits
+        self.targets = targets
+        self._reference_logits = reference_logits
+
+    @cached_property
+    def logsumexp(self) -> Tensor:
+        """logsumexp at temperature 1, [n]: shared by the quantities of one chunk."""
+        return logsumexp(self.logits)
+
+    @property
+    def target_logits(self) -> Tensor:
+        """The logit of each target, [n]."""
+        return self.logits.gather(1, self.targets.unsqueeze(1)).squeeze(1)
+
+    @property
+    def reference_logits(self) -> Tensor:
+        """The frozen reference's logits at the same positions, [n, V]. Raises `ConfigError` when they were not given."""
+        if self._reference_logits is None:
+            raise ConfigError(["a quantity reads the reference's logits: declare HiddenState() of the reference too"])
+        return self._reference_logits
+
+
+class Quantity(ABC):
+    """One number per answer position."""
+
+    reads_reference_logits: ClassVar[bool] = False
+
+    @abstractmethod
+    def of(self, chunk: Chunk) -> Tensor:
+        """The value at each position of the chunk, [n]."""
+
+
+Observable = Quantity | HiddenState
+
+
+@dataclass(frozen=True)
+class Nll(Quantity):
+    """Negative log-likelihood of the target, `logsumexp(z) - z_y`, nats."""
+
+    def of(self, chunk: Chunk) -> Tensor:
+        return chunk.logsumexp - chunk.target_logits
+
+
+@dataclass(frozen=True)
+class LogSumExp(Quantity):
+    """`logsumexp(z / T)`; the free energy in units of T is its negative."""
+
+    temperature: float = 1.0
+
+    def of(self, chunk: Chunk) -> Tensor:
+        return chunk.logsumexp if self.temperature == 1.0 else logsumexp(chunk.logits, self.temperature)
+
+
+@dataclass(frozen=True)
+class TopLogSumExp(Quantity):
+    """logsumexp of the floor(ratio * V) largest logits, the others set to zero: `-m_in` of EUA."""
+
+    ratio: float
+    temperature: float = 1.0
+    zero_fill: bool = True
+
+    def of(self, chunk: Chunk) -> Tensor:
+        return selected_logsumexp(
+            chunk.logits, self.ratio, self.temperature, largest=True, zero_fill=self.zero_fill
+        )
+
+
+@dataclass(frozen=True)
+class BottomLogSumExp(Quantity):
+    """logsumexp of the floor(ratio * V) smallest logits, the others set to zero: `-m_out` of EUA."""
+
+    ratio: float
+    temperature: float = 1.0
+    zero_fill: bool = True
+
+    def of(self, chunk: Chunk) -> Tensor:
+        return selected_logsumexp(
+            chunk.logits, self.ratio, self.temperature, largest=False, zero_fill=self.zero_fill
+        )
+
+
+@dataclass(frozen=True)
+class CentredEnergy(Quantity):
+    """Free energy of the logits less their mean; unchanged by a constant shift of the logits."""
+
+    temperature: float = 1.0
+
+    def of(self, chunk: Chunk) -> Tensor:
+        return centred_energy(chunk.logits, self.temperature)
+
+
+@dataclass(frozen=True)
+class MeanLogit(Quantity):
+    """The mean of the V logits."""
+
+    def of(self, chunk: Chunk) -> Tensor:
+        return chunk.logits.mean(dim=-1)
+
+
+@dataclass(frozen=True)
+class MaxLogit(Quantity):
+    """The largest of the V logits."""
+
+    def of(self, chunk: Chunk) -> Tensor:
+        return chunk.logits.amax(dim=-1)
+
+
+@dataclass(frozen=True)
+class Entropy(Quantity):
+    """Entropy of softmax(z), nats, between 0 and log V."""
+
+    def of(self, chunk: Chunk) -> Tensor:
+        log_p = chunk.logits - chunk.logsumexp.unsqueeze(1)
+        return -(log_p.exp() * log_p).sum(dim=-1)
+
+
+@dataclass(frozen=True)
+class Correct(Quantity):
+    """1 where the target is the most likely token, else 0. No gradient."""
+
+    def of(self, chunk: Chunk) -> Tensor:
+        return (chunk.logits.argmax(dim=-1) == chunk.targets).to(chunk.logits.dtype)
+
+
+@dataclass(frozen=True)
+class KlFromReference(Quantity):
+    """KL(softmax(z_ref) || softmax(z)), nats: how far the policy has moved from the reference at this position."""
+
+    reads_reference_logits: ClassVar[bool] = True
+
+    def of(self, chunk: Chunk) -> Tensor:
+        log_p = chunk.logits - chunk.logsumexp.unsqueeze(1)
+        log_r = torch.log_softmax(chunk.reference_logits, dim=-1)
+        return (log_r.exp() * (log_r - log_p)).sum(dim=-1)
