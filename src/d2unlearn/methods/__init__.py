@@ -1,0 +1,57 @@
+"""Unlearning methods, one file each. `METHODS` is the whole family; a new method is one file and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from d2unlearn.methods.base import Method, Needs
+from d2unlearn.methods.eua import EUA
+from d2unlearn.observation import Batch, Values, causal_model, observe, observed
+from d2unlearn.head import head_of
+from d2unlearn.schema import Role
+
+__all__ = ["EUA", "METHODS", "Method", "Needs", "batch_loss", "reference_batch_values"]
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "eua": EUA,
+}
+
+
+def batch_loss(
+    method: Method,
+    model: nn.Module,
+    batch: Mapping[str, Mapping[str, object]],
+    *,
+    reference: nn.Module,
+) -> Tensor:
+    """Any method's loss on one batch, with a live reference model: for parity tests, and for debugging a method.
+
+    batch: {role: {"input_ids", "attention_mask", "labels"}}, each [B, T] as a tensor or nested lists, labels -100 outside
+    the answer. Returns the scalar loss, with gradients to `model` only. Both models run in the mode they are in.
+    """
+    device = next(model.parameters()).device
+    batches: dict[Role, Batch] = {
+        role: Batch(**{key: torch.as_tensor(batch[role][key], device=device) for key in Batch.__annotations__})
+        for role in method.needs
+    }
+    stored = reference_batch_values(method, reference, batches)
+    wanted = {role: needs.policy for role, needs in method.needs.items()}
+    reference_head = head_of(causal_model(reference))
+    policy = observe(model, batches, wanted, reference=stored, reference_head=reference_head)
+    return method.loss({role: observed(batches[role], policy[role], stored[role]) for role in batches})
+
+
+@torch.no_grad()
+def reference_batch_values(
+    method: Method, reference: nn.Module, batches: Mapping[Role, Batch], *, vocab_rows: int | None = None
+) -> Mapping[Role, Values]:
+    """What the method reads of the frozen reference on these batches: {role: {quantity: [N]}}, without gradients."""
+    wanted = {role: needs.reference for role, needs in method.needs.items()}
+    asked = {role: batch for role, batch in batches.items() if wanted[role]}
+    found: dict[Role, Values] = {role: {} for role in batches}
+    if asked:
+        found.update(observe(reference, asked, wanted, vocab_rows=vocab_rows))
+    return found
