@@ -1,0 +1,1 @@
+"""From files to token ids: reading rows, rendering them with a template, and batching."""

@@ -1,0 +1,54 @@
+"""Rows of token ids to tensors. The attention mask comes from lengths, never from comparing ids with the pad id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from d2unlearn.likelihood import IGNORE
+from d2unlearn.observation import Batch
+from d2unlearn.schema import Tokens
+
+T = TypeVar("T")
+
+
+def pad_tokens(rows: Sequence[Tokens], pad_id: int) -> Batch:
+    """Right-padded batch of rendered rows; labels are `IGNORE` outside the answer. Each tensor: [B, T]."""
+    width = max(len(row.input_ids) for row in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, IGNORE)
+    for index, row in enumerate(rows):
+        length = len(row.input_ids)
+        ids[index, :length] = torch.tensor(row.input_ids)
+        mask[index, :length] = 1
+        answer = torch.tensor(row.answer_mask, dtype=torch.bool)
+        labels[index, :length][answer] = ids[index, :length][answer]
+    return Batch(ids, mask, labels)
+
+
+def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Left-padded prompts for generation: (input_ids, attention_mask), each [B, T]."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for index, prompt in enumerate(prompts):
+        if prompt:
+            ids[index, width - len(prompt) :] = torch.tensor(prompt)
+            mask[index, width - len(prompt) :] = 1
+    return ids, mask
+
+
+def truncate(tokens: Tokens, max_length: int) -> Tokens:
+    """The first `max_length` tokens."""
+    return Tokens(tokens.example_id, tokens.input_ids[:max_length], tokens.answer_mask[:max_length])
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, longest first, so that memory runs out at once if at all."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

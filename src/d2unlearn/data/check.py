@@ -1,0 +1,59 @@
+"""What a data set looks like to the program: counts, one rendered row, duplicates, overlap between forget and retain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from d2unlearn.data.records import content_hash
+from d2unlearn.data.template import Template
+from d2unlearn.schema import Example, Tokens
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was read of one data set. `duplicates`: (first place, later place) of equal rows."""
+
+    rows: int
+    groups: int
+    with_prompt: int
+    duplicates: tuple[tuple[str, str], ...]
+    longest: int | None
+    answer_tokens: int | None
+
+
+def inspect(examples: Sequence[Example], template: Template | None) -> Findings:
+    """Count rows, groups, duplicates and (with a template) tokens."""
+    first: dict[str, str] = {}
+    duplicates = []
+    for example in examples:
+        place = first.setdefault(content_hash(example), example.source)
+        if place != example.source:
+            duplicates.append((place, example.source))
+    tokens = [template.tokens(example) for example in examples] if template else None
+    return Findings(
+        rows=len(examples),
+        groups=len({example.group for example in examples if example.group is not None}),
+        with_prompt=sum(bool(example.prompt) for example in examples),
+        duplicates=tuple(duplicates),
+        longest=max(len(each.input_ids) for each in tokens) if tokens else None,
+        answer_tokens=sum(each.answer_length for each in tokens) if tokens else None,
+    )
+
+
+def overlap(forget: Sequence[Example], retain: Sequence[Example]) -> list[tuple[str, str]]:
+    """(forget place, retain place) of rows that ask the same question, letter case and spacing aside."""
+    asked = {_key(example): example.source for example in retain}
+    return [(example.source, asked[_key(example)]) for example in forget if _key(example) in asked]
+
+
+def marked(tokens: Tokens, template: Template) -> str:
+    """The rendered row as text, its answer between ⟦ and ⟧: what the loss sees."""
+    decode = template.tokenizer.decode
+    split = tokens.answer_mask.index(True) if True in tokens.answer_mask else len(tokens.input_ids)
+    return f"{decode(list(tokens.input_ids[:split]))}⟦{decode(list(tokens.input_ids[split:]))}⟧"
+
+
+def _key(example: Example) -> str:
+    text = example.question or example.answer
+    return " ".join(text.casefold().split())

@@ -1,0 +1,208 @@
+"""Reading data sets in the ecosystem's formats into `Example` records. Every bad row is named by file and line.
+
+Formats, told by the columns of a row:
+    prompt + completion     strings, or lists of messages (TRL's prompt-completion)
+    question + answer       strings (TOFU, MUSE); further columns are kept
+    messages                a conversation that ends with the assistant's answer
+    text                    plain text: there is no prompt, all of it is the answer
+
+Files: JSONL, JSON (a list of rows), CSV, Parquet, a folder written by `datasets.save_to_disk`, or a name on the Hugging Face
+hub (`hf:OWNER/NAME`, `hf:OWNER/NAME:CONFIG`, `hf:OWNER/NAME:CONFIG:SPLIT`). A column `group` or `author` says which rows
+belong together.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from d2unlearn.errors import DataError
+from d2unlearn.runtime import fingerprint
+from d2unlearn.schema import Example, Message
+
+Row = tuple[str, Mapping[str, Any] | DataError]
+"""(FILE:LINE, the row's columns, or what is wrong with it)."""
+
+FORMATS = (("messages",), ("prompt", "completion"), ("question", "answer"), ("text",))
+GROUP_COLUMNS = ("group", "author")
+MAX_NAMED = 10
+
+
+def read_examples(source: str | Path, *, group_size: int | None = None) -> list[Example]:
+    """All rows of a data set, in order.
+
+    `group_size` says that rows come in blocks of that many that belong together (TOFU: 20 questions an author), where the
+    file has no group column. Raises `DataError` for a file that is missing, empty or of no known format, and for bad rows,
+    all of them named.
+    """
+    examples: list[Example] = []
+    mistakes: list[str] = []
+    for index, (place, row) in enumerate(_rows(source)):
+        group = None if group_size is None else f"block-{index // group_size}"
+        try:
+            if isinstance(row, DataError):
+                raise row
+            examples.append(_example(place, row, group))
+        except DataError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        more = f"; and {len(mistakes) - MAX_NAMED} more" if len(mistakes) > MAX_NAMED else ""
+        raise DataError("; ".join(mistakes[:MAX_NAMED]) + more)
+    if not examples:
+        raise DataError(f"{source} holds no rows")
+    return examples
+
+
+def content_hash(example: Example) -> str:
+    """sha256 of prompt and answer: the same row has the same hash wherever it stands."""
+    return fingerprint([[list(message) for message in example.prompt], example.answer])
+
+
+def _rows(source: str | Path) -> Iterator[Row]:
+    """(FILE:LINE, columns) of every row, whatever the file format."""
+    text = str(source)
+    if text.startswith("hf:"):
+        yield from _hub_rows(text)
+        return
+    path = Path(source)
+    if not path.exists():
+        raise DataError(f"{path} does not exist")
+    if path.is_dir():
+        yield from _saved_rows(path)
+        return
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path} is not a {', '.join(READERS)} file")
+    yield from reader(path)
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield f"{path.name}:{number}", _parsed(f"{path.name}:{number}", line)
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path.name}:{error.lineno}: not valid JSON ({error.msg})") from None
+    if not isinstance(rows, list):
+        raise DataError(f"{path.name}: should hold a list of rows, not {type(rows).__name__}")
+    for number, row in enumerate(rows, start=1):
+        yield f"{path.name}:{number}", _checked_object(f"{path.name}:{number}", row)
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            place = f"{path.name}:{reader.line_num}"
+            whole = None not in row and all(value is not None for value in row.values())
+            yield place, row if whole else DataError(f"{place}: has another number of columns than the header")
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow.parquet as parquet  # comes with datasets
+
+    for number, row in enumerate(parquet.read_table(path).to_pylist(), start=1):
+        yield f"{path.name}:{number}", row
+
+
+def _saved_rows(path: Path) -> Iterator[Row]:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except (FileNotFoundError, ValueError) as error:
+        raise DataError(f"{path} is a folder, but not one that datasets.save_to_disk wrote ({error})") from None
+    if isinstance(loaded, datasets.DatasetDict):
+        raise DataError(f"{path} holds the splits {', '.join(loaded)}; name one, e.g. {path / next(iter(loaded))}")
+    for number, row in enumerate(loaded, start=1):
+        yield f"{path.name}:{number}", row
+
+
+def _hub_rows(name: str) -> Iterator[Row]:
+    import datasets
+
+    repository, *rest = name.removeprefix("hf:").split(":")
+    config = rest[0] if rest else None
+    split = rest[1] if len(rest) > 1 else "train"
+    try:
+        loaded = datasets.load_dataset(repository, config, split=split)
+    except Exception as error:  # whatever the hub client raises: no network, no such name, no such split
+        raise DataError(f"{name} could not be loaded from the hub: {error}") from error
+    for number, row in enumerate(loaded, start=1):
+        yield f"{name}:{number}", row
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}
+
+
+def _parsed(place: str, line: str) -> Mapping[str, Any] | DataError:
+    try:
+        return _checked_object(place, json.loads(line))
+    except json.JSONDecodeError as error:
+        return DataError(f"{place}: not valid JSON ({error.msg})")
+
+
+def _checked_object(place: str, row: object) -> Mapping[str, Any] | DataError:
+    if isinstance(row, dict):
+        return row
+    return DataError(f"{place}: should be an object with columns, not {type(row).__name__}")
+
+
+def _example(place: str, row: Mapping[str, Any], block: str | None) -> Example:
+    prompt, answer, used = _prompt_and_answer(place, row)
+    group = next((str(row[name]) for name in GROUP_COLUMNS if row.get(name) is not None), block)
+    extra = {key: value for key, value in row.items() if key not in used}
+    return Example(place, prompt, answer, place, group, extra)
+
+
+def _prompt_and_answer(place: str, row: Mapping[str, Any]) -> tuple[tuple[Message, ...], str, tuple[str, ...]]:
+    columns = next((names for names in FORMATS if all(name in row for name in names)), None)
+    if columns is None:
+        wanted = "; ".join(" + ".join(names) for names in FORMATS)
+        raise DataError(f"{place}: columns {', '.join(map(str, row)) or '(none)'} match no known format ({wanted})")
+    if columns == ("text",):
+        return (), _text(place, "text", row["text"]), columns
+    if columns == ("messages",):
+        *prompt, last = _messages(place, "messages", row["messages"])
+        if last.role != "assistant":
+            raise DataError(f"{place}: messages should end with the assistant's answer, not with {last.role}")
+        return tuple(prompt), last.content, columns
+    question, answer = (row[name] for name in columns)
+    prompt_messages = (
+        _messages(place, columns[0], question)
+        if isinstance(question, list)
+        else (Message("user", _text(place, columns[0], question)),)
+    )
+    if isinstance(answer, list):
+        answer = _messages(place, columns[1], answer)[0].content
+    return prompt_messages, _text(place, columns[1], answer), columns
+
+
+def _text(place: str, column: str, value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{place}: {column} should be a text that is not empty, not {value!r:.40}")
+    return value
+
+
+def _messages(place: str, column: str, value: object) -> tuple[Message, ...]:
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{place}: {column} should be a list of messages, not {value!r:.40}")
+    turns = []
+    for turn in value:
+        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+            raise DataError(f"{place}: each of {column} should have role and content, not {turn!r:.40}")
+        turns.append(Message(turn["role"], _text(place, f"{column}.content", turn.get("content"))))
+    return tuple(turns)

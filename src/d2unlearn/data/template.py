@@ -1,0 +1,118 @@
+"""Rendering a conversation into token ids: one way, the same in training, calibration and generation.
+
+A tokenizer's chat template is used when it has one; otherwise the plain format
+
+    <bos>Question: {user}\\nAnswer: {assistant}<eos>            (a system message stands before it, on a line of its own)
+
+with <bos> only where the tokenizer has one. Rows of plain `text` are <bos>{text}<eos>. What a person typed never becomes a
+special token: `<eos>` inside a message is tokenised as the five letters it is.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from d2unlearn.errors import DataError
+from d2unlearn.runtime import fingerprint
+from d2unlearn.schema import Example, Message, Tokens
+
+PLAIN_ROLES = {"system": "{content}\n", "user": "Question: {content}\nAnswer:", "assistant": " {content}{eos}\n"}
+MARK = "\ue000{}\ue001"
+"""Stands for a special token's text typed in a message while the template is rendered (a private-use character)."""
+
+
+class Template:
+    """Turns messages into token ids with a tokenizer's chat template, or with the plain format."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content]
+        pattern = "|".join(re.escape(text) for text in sorted(self._special, key=len, reverse=True))
+        self._typed = re.compile(pattern) if pattern else None
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when prompts would be rendered differently: the template's text and the ids of a fixed prompt."""
+        sample = (Message("user", "What is the capital of France?"),)
+        return fingerprint([self.tokenizer.chat_template or PLAIN_ROLES, self.prompt_ids(sample)])
+
+    def prompt_ids(self, messages: tuple[Message, ...]) -> list[int]:
+        """The conversation up to where the answer starts. Raises `DataError` for an empty one."""
+        if not messages:
+            raise DataError("a prompt needs at least one message")
+        return self._ids(messages, open_answer=True)
+
+    def question_ids(self, question: str) -> list[int]:
+        """`prompt_ids` of a single user message."""
+        return self.prompt_ids((Message("user", question),))
+
+    def tokens(self, example: Example) -> Tokens:
+        """The whole row, with its answer marked (the answer's end token belongs to it).
+
+        Raises `DataError` when the template does not put the answer after the prompt, so that it cannot be marked.
+        """
+        if not example.prompt:
+            return self._plain_text(example)
+        prompt = self.prompt_ids(example.prompt)
+        whole = self._ids((*example.prompt, Message("assistant", example.answer)), open_answer=False)
+        if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
+            raise DataError(
+                f"{example.source}: the chat template does not continue the prompt with the answer, so the answer's "
+                "tokens cannot be told; give the tokenizer a template whose generation prompt is a prefix of the row"
+            )
+        whole = self._cut_after_end(whole, len(prompt))
+        mask = (False,) * len(prompt) + (True,) * (len(whole) - len(prompt))
+        return Tokens(example.example_id, tuple(whole), mask)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Plain text, special tokens' spellings included as text, without <bos> or <eos>."""
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+
+    def _plain_text(self, example: Example) -> Tokens:
+        bos = [] if self.tokenizer.bos_token_id is None else [int(self.tokenizer.bos_token_id)]
+        eos = [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]
+        ids = [*bos, *self.text_ids(example.answer), *eos]
+        return Tokens(example.example_id, tuple(ids), (False,) * len(bos) + (True,) * (len(ids) - len(bos)))
+
+    def _ids(self, messages: tuple[Message, ...], *, open_answer: bool) -> list[int]:
+        typed: list[str] = []
+        marked = [{"role": m.role, "content": self._mark(m.content, typed)} for m in messages]
+        rendered = self._rendered(marked, open_answer)
+        ids: list[int] = []
+        for index, piece in enumerate(re.split(MARK.format(r"(\d+)"), rendered)):
+            if index % 2:
+                ids += self.text_ids(typed[int(piece)])
+            elif piece:
+                ids += self.tokenizer(piece, add_special_tokens=False).input_ids
+        return ids
+
+    def _mark(self, content: str, typed: list[str]) -> str:
+        """The content with each special token's spelling replaced by a mark; appends the spellings to `typed`."""
+        if self._typed is None:
+            return content
+
+        def replace(match: re.Match[str]) -> str:
+            typed.append(match.group())
+            return MARK.format(len(typed) - 1)
+
+        return self._typed.sub(replace, content.replace("\ue000", "").replace("\ue001", ""))
+
+    def _rendered(self, messages: list[dict[str, str]], open_answer: bool) -> str:
+        if self.tokenizer.chat_template is not None:
+            options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": open_answer}
+            return str(self.tokenizer.apply_chat_template(messages, **options))
+        unknown = {m["role"] for m in messages} - set(PLAIN_ROLES)
+        if unknown:
+            raise DataError(f"the plain format has no role {', '.join(sorted(unknown))}; give the tokenizer a chat template")
+        eos = self.tokenizer.eos_token or ""
+        bos = self.tokenizer.bos_token or ""
+        return bos + "".join(PLAIN_ROLES[m["role"]].format(content=m["content"], eos=eos) for m in messages)
+
+    def _cut_after_end(self, ids: list[int], start: int) -> list[int]:
+        """Drop what a template writes after the answer's end token (often a line break)."""
+        ends = {self.tokenizer.convert_tokens_to_ids(text) for text in self._special}
+        last = next((i for i in range(len(ids) - 1, start - 1, -1) if ids[i] in ends), None)
+        return ids if last is None else ids[: last + 1]

@@ -1,0 +1,143 @@
+"""The only place that loads weights and tokenizers, and that says which weights they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from d2unlearn.errors import ModelError
+
+BLOCK = 2**22
+
+
+class StoredTensor(NamedTuple):
+    """A tensor in a safetensors file: where its bytes lie."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    start: int
+    length: int
+
+
+def load_model(
+    source: str | Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A causal language model in evaluation mode, from a folder or a hub name; safetensors only.
+
+    dtype None keeps the dtype of the weights. Raises `ModelError` when there is none, or it has no causal head.
+    """
+    _check_folder(source)
+    try:
+        config = AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
+        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not trust_remote_code:
+            raise ModelError(f"{source} is a {config.model_type} model, which has no causal language-model head")
+        model = AutoModelForCausalLM.from_pretrained(
+            str(source), dtype=dtype or "auto", use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{source} could not be loaded as a causal language model: {_first_line(error)}") from error
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub name. Raises `ModelError` when there is none."""
+    _check_folder(source)
+    try:
+        return AutoTokenizer.from_pretrained(str(source), trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{source} has no tokenizer that can be loaded: {_first_line(error)}") from error
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """An id to fill up batches with; which one does not matter, since masks never come from it."""
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if candidate is not None:
+            return int(candidate)
+    return 0
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that end an answer: the generation configuration's, else the tokenizer's; empty when neither has one."""
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    if configured is None:
+        configured = tokenizer.eos_token_id
+    if configured is None:
+        return []
+    return [int(i) for i in configured] if isinstance(configured, list) else [int(configured)]
+
+
+def weights_hash(folder: str | Path) -> str:
+    """sha256 over the names, dtypes, shapes and bytes of a folder's weights, whatever the sharding.
+
+    Raises `ModelError` when the folder holds no safetensors files.
+    """
+    total = hashlib.sha256()
+    for tensor in sorted(_stored_tensors(Path(folder))):
+        total.update(json.dumps([tensor.name, tensor.dtype, tensor.shape]).encode())
+        with tensor.path.open("rb") as file:
+            file.seek(tensor.start)
+            left = tensor.length
+            while left:
+                block = file.read(min(left, BLOCK))
+                if not block:
+                    raise ModelError(f"{tensor.path} is cut short: {tensor.name} lacks {left} bytes")
+                total.update(block)
+                left -= len(block)
+    return total.hexdigest()
+
+
+def state_hash(model: torch.nn.Module) -> str:
+    """sha256 over a model's parameters and buffers in memory: which weights a cached reference belongs to."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _stored_tensors(folder: Path) -> Iterator[StoredTensor]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{folder} holds no safetensors weights")
+    for path in files:
+        with path.open("rb") as file:
+            header_length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(header_length))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                yield StoredTensor(
+                    name, entry["dtype"], tuple(entry["shape"]), path, 8 + header_length + start, end - start
+                )
+
+
+def _check_folder(source: str | Path) -> None:
+    """A path that looks local must be a folder with a config, so that a typo is not looked up on the hub."""
+    path = Path(source)
+    looks_local = path.is_absolute() or str(source).startswith((".", "~")) or path.exists() or str(source).count("/") > 1
+    if looks_local and not (path / "config.json").is_file():
+        reason = "has no config.json" if path.is_dir() else "is not a folder"
+        raise ModelError(f"{source} {reason}; --model takes a Hugging Face model folder or a hub name")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' own bars and notices away from the command line's output."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -1,0 +1,138 @@
+"""Intervals, rank statistics and conformal ranks. numpy and scipy only.
+
+Convention of the rank statistics: `positives` should score higher than `negatives`. Energies of forget content are the
+positives, those of retained content the negatives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import beta, ks_2samp, rankdata
+
+from d2unlearn.errors import GateError
+from d2unlearn.schema import Interval
+
+Floats = NDArray[np.float64]
+
+
+def finite(values: ArrayLike) -> Floats:
+    """The values that are not NaN, as a float64 vector."""
+    array = np.asarray(values, dtype=np.float64).ravel()
+    return array[~np.isnan(array)]
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    *,
+    groups: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    n_boot: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Mean with a percentile bootstrap interval; with `groups`, whole groups are drawn (clustered data).
+
+    NaN values are left out and not counted. All NaN when nothing is left; the interval is the value when one value is left.
+    """
+    array = np.asarray(values, dtype=np.float64).ravel()
+    keep = ~np.isnan(array)
+    if not keep.any():
+        return Interval(math.nan, math.nan, math.nan, 0)
+    labels = np.arange(len(array)) if groups is None else np.unique([str(g) for g in groups], return_inverse=True)[1]
+    _, index = np.unique(labels[keep], return_inverse=True)
+    sums = np.bincount(index, weights=array[keep])
+    counts = np.bincount(index).astype(np.float64)
+    drawn = np.random.default_rng(seed).integers(0, len(sums), size=(n_boot, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(array[keep].mean()), float(low), float(high), int(keep.sum()))
+
+
+def binomial_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """A share with its exact (Clopper-Pearson) interval. All NaN for n = 0."""
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    tail = (1 - confidence) / 2
+    low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, n - successes + 1))
+    high = 1.0 if successes == n else float(beta.ppf(1 - tail, successes + 1, n - successes))
+    return Interval(successes / n, low, high, n)
+
+
+def auroc(negatives: ArrayLike, positives: ArrayLike) -> float:
+    """P(positive > negative), ties counted half. NaN when either side is empty."""
+    low, high = finite(negatives), finite(positives)
+    if not len(low) or not len(high):
+        return math.nan
+    ranks = rankdata(np.concatenate([low, high]))[len(low) :]
+    return float((ranks.sum() - len(high) * (len(high) + 1) / 2) / (len(low) * len(high)))
+
+
+def fpr_at_tpr(negatives: ArrayLike, positives: ArrayLike, tpr: float = 0.95) -> float:
+    """Share of negatives at or above the highest threshold that keeps `tpr` of the positives. NaN when a side is empty."""
+    low, high = finite(negatives), np.sort(finite(positives))[::-1]
+    if not len(low) or not len(high):
+        return math.nan
+    threshold = high[math.ceil(tpr * len(high)) - 1]
+    return float((low >= threshold).mean())
+
+
+def ks_distance(first: ArrayLike, second: ArrayLike) -> float:
+    """Kolmogorov-Smirnov distance between two samples, 0 to 1. NaN when either is empty."""
+    a, b = finite(first), finite(second)
+    if not len(a) or not len(b):
+        return math.nan
+    return float(ks_2samp(a, b).statistic)
+
+
+def harmonic_mean(values: Sequence[float]) -> float:
+    """Harmonic mean of values in [0, 1]: zero if any is zero, NaN if any is NaN."""
+    if any(math.isnan(v) for v in values):
+        return math.nan
+    if any(v <= 0 for v in values):
+        return 0.0
+    return len(values) / sum(1 / v for v in values)
+
+
+def conformal_rank(n: int, alpha: float, confidence: float | None = None) -> int:
+    """The rank (1 = smallest of n) of the calibration score that serves as threshold.
+
+    Refusing what lies *above* that score refuses a fresh exchangeable request with probability at most `alpha`:
+    on average over calibrations (`confidence=None`, rank ceil((n + 1)(1 - alpha))), or, with probability `confidence` over
+    the calibration set, in that very calibration (smallest rank k with P(Beta(k, n - k + 1) >= 1 - alpha) >= confidence).
+    Raises `GateError` when n is too small, naming the smallest rate that n allows.
+    Source: Vovk et al. 2005 (split conformal prediction); Vovk 2012 (training-conditional validity).
+    """
+    if not 0 < alpha < 1:
+        raise GateError(f"the largest share of false refusals must lie between 0 and 1, not {alpha}")
+    if confidence is None:
+        rank = math.ceil((n + 1) * (1 - alpha) - 1e-9)
+    else:
+        if not 0 < confidence < 1:
+            raise GateError(f"confidence must lie between 0 and 1, not {confidence}")
+        ranks = np.arange(1, n + 1)
+        enough = beta.sf(1 - alpha, ranks, n - ranks + 1) >= confidence
+        rank = int(ranks[enough][0]) if enough.any() else n + 1
+    if rank > n:
+        stated = "" if confidence is None else f" with {confidence:.0%} confidence"
+        raise GateError(
+            f"{n} calibration prompts are too few for at most {alpha:.3%} false refusals{stated}: "
+            f"{smallest_n(alpha, confidence)} are needed; with {n} the smallest rate is "
+            f"{smallest_rate(n, confidence):.2%} (--max-false-refusal {smallest_rate(n, confidence):.4f})"
+        )
+    return rank
+
+
+def smallest_rate(n: int, confidence: float | None = None) -> float:
+    """The smallest share of false refusals that n calibration prompts can guarantee, rounded up at the fourth decimal."""
+    exact = 1 / (n + 1) if confidence is None else 1 - (1 - confidence) ** (1 / n) if n else 1.0
+    return min(1.0, math.ceil(exact * 1e4) / 1e4)
+
+
+def smallest_n(alpha: float, confidence: float | None = None) -> int:
+    """The fewest calibration prompts that can guarantee `alpha`: 99 for 1%, 230 for 1% with 90% confidence."""
+    if confidence is None:
+        return math.ceil(1 / alpha - 1 - 1e-9)
+    return math.ceil(math.log(1 - confidence) / math.log(1 - alpha) - 1e-9)
