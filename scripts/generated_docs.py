@@ -1,0 +1,68 @@
+"""The pages that are made from the code and from results: written with --write, otherwise checked for being up to date.
+
+docs/cli.md (the commands' own help), docs/results.md (from benchmarks/results/tofu) and the table in README.md between the
+`results` marks. Ends with exit code 1 and the names of stale pages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+os.environ.update(COLUMNS="100", TERM="dumb", NO_COLOR="1")
+
+from typer.testing import CliRunner
+
+from d2unlearn.cli.main import app
+from tofu_page import readme_table, results_page
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "tofu"
+COMMANDS = ("quickstart", "unlearn", "calibrate", "generate", "chat", "evaluate", "report", "data check")
+MARKS = re.compile(r"(<!-- results: scripts/generated_docs.py -->\n).*?(<!-- end of results -->)", re.DOTALL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true")
+    write = parser.parse_args().write
+    stale = []
+    for path, text in pages().items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            stale.append(str(path.relative_to(ROOT)))
+            if write:
+                path.write_text(text, encoding="utf-8")
+    if stale:
+        print(f"{'written' if write else 'stale, run make docs'}: {', '.join(stale)}")
+    sys.exit(bool(stale) and not write)
+
+
+def pages() -> dict[Path, str]:
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    if not MARKS.search(text):
+        sys.exit("README.md has lost the marks between which its table of results stands")
+    return {
+        ROOT / "docs" / "cli.md": cli_page(),
+        ROOT / "docs" / "results.md": results_page(RESULTS),
+        readme: MARKS.sub(lambda m: m[1] + readme_table(RESULTS) + m[2], text),
+    }
+
+
+def cli_page() -> str:
+    """Every command's help, as the terminal shows it."""
+    parts = ["# The commands\n\nMade from the commands' own help by `make docs`.\n"]
+    for command in COMMANDS:
+        shown = CliRunner().invoke(app, [*command.split(), "--help"], prog_name="d2unlearn")
+        if shown.exit_code:
+            sys.exit(f"d2unlearn {command} --help failed: {shown.output}")
+        lines = "\n".join(line.rstrip() for line in shown.output.strip().splitlines())
+        parts.append(f"## d2unlearn {command}\n\n```text\n{lines}\n```\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    main()
