@@ -1,0 +1,130 @@
+"""The rows of the report's before/after tables, with every number already written out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from d2unlearn.report.notation import GUARDED, metric_interval, metric_value, order_of, readable, words_of
+from d2unlearn.schema import EvaluatedSet, Evaluation, Metric
+
+ARROWS = {"lower": ("↓", "lower is better"), "higher": ("↑", "higher is better"), "neither": ("·", "neither is better")}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table and its interval, as written; `interval` is empty when there is none."""
+
+    value: str
+    interval: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A number drawn on a row's scale: value, low and high in percent of the scale's width."""
+
+    series: str
+    at: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric before and after. `guarded` is None where the metric has no guarded form."""
+
+    label: str
+    meaning: str
+    unit: str
+    arrow: str
+    arrow_text: str
+    before: Cell | None
+    after: Cell | None
+    guarded: Cell | None
+    n: str
+    unscored: str
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True)
+class SetTable:
+    """The table of one set; `guarded` says whether any of its rows has a guarded number."""
+
+    name: str
+    kind: str
+    n: int
+    rows: tuple[Row, ...]
+    guarded: bool
+
+
+def set_tables(before: Evaluation, after: Evaluation) -> tuple[SetTable, ...]:
+    """One table per set: those of `after` in their order, then those that only `before` has."""
+    earlier, later = {s.name: s for s in before.sets}, {s.name: s for s in after.sets}
+    return tuple(set_table(earlier.get(name), later.get(name)) for name in dict.fromkeys([*later, *earlier]))
+
+
+def set_table(before: EvaluatedSet | None, after: EvaluatedSet | None) -> SetTable:
+    """The table of one set. Raises `ValueError` when both are None."""
+    shown = after or before
+    if shown is None:
+        raise ValueError("a table needs the set before or after")
+    rows = metric_rows(before.metrics if before else (), after.metrics if after else ())
+    return SetTable(readable(shown.name), shown.kind, len(shown.examples), rows, any(r.guarded for r in rows))
+
+
+def metric_rows(before: Iterable[Metric], after: Iterable[Metric]) -> tuple[Row, ...]:
+    """Known metrics in their order, then unknown ones as they come. Guarded numbers are those of `after`."""
+    earlier, later = {m.name: m for m in before}, {m.name: m for m in after}
+    names = dict.fromkeys(name.removeprefix(GUARDED) for name in [*later, *earlier])
+    rows = [_row(name, earlier, later) for name in sorted(names, key=order_of)]
+    return tuple(row for row in rows if row is not None)
+
+
+def _row(name: str, before: Mapping[str, Metric], after: Mapping[str, Metric]) -> Row | None:
+    old, new, guarded = before.get(name), after.get(name), after.get(GUARDED + name)
+    measured = [m for m in (new, guarded, old) if m is not None]
+    if not measured:
+        return None
+    words = words_of(name)
+    arrow, arrow_text = ARROWS[next((m.better for m in measured if m.better != "neither"), "neither")]
+    return Row(
+        words.label,
+        words.meaning,
+        measured[0].unit,
+        arrow,
+        arrow_text,
+        _cell(old),
+        _cell(new),
+        _cell(guarded),
+        _counts(*(None if m is None else m.n for m in (old, new or guarded))),
+        _counts(*(None if m is None else m.unscored for m in (old, new or guarded))),
+        _marks({"before": old, "after": new, "guarded": guarded}),
+    )
+
+
+def _cell(metric: Metric | None) -> Cell | None:
+    return None if metric is None else Cell(metric_value(metric), metric_interval(metric))
+
+
+def _counts(before: int | None, after: int | None) -> str:
+    """One count where both sides agree or one is missing, else `before / after`."""
+    counts = dict.fromkeys(count for count in (before, after) if count is not None)
+    return " / ".join(f"{count:,}" for count in counts)
+
+
+def _marks(series: Mapping[str, Metric | None]) -> tuple[Mark, ...]:
+    """Where each finite number lies on a scale that holds 0, 1 and every interval of the row."""
+    bounds = {name: _bounds(m) for name, m in series.items() if m is not None and math.isfinite(m.value)}
+    low = min([0.0, *(b[0] for b in bounds.values())])
+    width = max([1.0, *(b[2] for b in bounds.values())]) - low
+    return tuple(
+        Mark(name, *(round(100 * (number - low) / width, 2) for number in (at, left, right)))
+        for name, (left, at, right) in bounds.items()
+    )
+
+
+def _bounds(metric: Metric) -> tuple[float, float, float]:
+    """(low, value, high); the value itself where an end of the interval is not finite."""
+    low, high = (end if math.isfinite(end) else metric.value for end in (metric.low, metric.high))
+    return min(low, metric.value), metric.value, max(high, metric.value)
