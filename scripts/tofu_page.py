@@ -165,13 +165,13 @@ HEAD = """# Results
 
 Made by `make docs` from the runs kept in `benchmarks/results/tofu`; `scripts/tofu_results.py` makes the runs.
 
-TOFU forget10 / retain90 with a small Llama that knows all 4,000 answers (4.2M parameters), judged against the same model trained
-without the 400 forgotten answers (the oracle). For each seed 400 retained questions are taken out of the retain file first: neither
-unlearning nor calibration sees them, and the gate is judged on them. Every number is a mean over seeds with the lowest and the
-highest seed in brackets. The intervals over questions of each seed are in the kept runs.
+TOFU forget10 / retain90 with a small Llama that knows all 4,000 answers (4.2M parameters), judged against the same model
+trained without the 400 forgotten answers (the oracle). For each seed 400 retained questions are taken out of the retain file
+first: neither unlearning nor calibration sees them, and the gate is judged on them. Every number is a mean over seeds with the
+lowest and the highest seed in brackets. The intervals over questions of each seed are in the kept runs.
 
-"Gone" means at rest: no relearning attack is made here. These models know TOFU and little else, so nothing here speaks about general
-ability.
+"Gone" means at rest: no relearning attack is made here. These models know TOFU and little else, so nothing here speaks about
+general ability.
 """
 
 

@@ -1,0 +1,31 @@
+"""What several verbs take: the settings file, and KEY=VALUE pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+import yaml
+
+from d2unlearn.errors import ConfigError
+
+CONFIG = typer.Option(None, "--config", metavar="FILE", help="YAML file with any of these options; the command line wins.")
+SEED = typer.Option(None, help="Seed of everything that is drawn.  [default: 0]")
+DTYPE = typer.Option(None, help="float32, bfloat16, float16, or auto: as the weights were saved.  [default: auto]")
+GROUP_SIZE = typer.Option(
+    None, metavar="N", help="Rows come in blocks of N that belong together (TOFU: 20), where no column `group` says so."
+)
+
+
+def pairs(given: list[str] | None, option: str) -> dict[str, str] | None:
+    """`["a=1", "b=x"]` as a mapping; None for nothing given. Raises `ConfigError` for a value without `=`."""
+    wrong = [text for text in given or [] if "=" not in text]
+    if wrong:
+        raise ConfigError([f"{option} takes NAME=VALUE, not {text!r}" for text in wrong])
+    return dict(text.split("=", 1) for text in given) if given else None
+
+
+def typed_pairs(given: list[str] | None, option: str) -> dict[str, Any] | None:
+    """As `pairs`, with numbers and truth values read as such."""
+    found = pairs(given, option)
+    return None if found is None else {key: yaml.safe_load(value) for key, value in found.items()}

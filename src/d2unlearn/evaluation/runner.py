@@ -1,0 +1,236 @@
+"""`evaluate`: every metric of a model, raw and guarded, on named sets of rows.
+
+One teacher-forced pass a row serves all likelihood metrics and energies. Answers are generated once through the guard; only
+what it refused is generated again, raw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from d2unlearn import __version__
+from d2unlearn.config import EvaluateSettings
+from d2unlearn.data.batching import by_length, pad_tokens
+from d2unlearn.data.records import content_hash, read_examples
+from d2unlearn.data.template import Template
+from d2unlearn.evaluation.memorization import answer_probability, exact_memorization, extraction_strength
+from d2unlearn.evaluation.separation import separation
+from d2unlearn.evaluation.store import write_evaluation
+from d2unlearn.evaluation.utility import leaks, rouge_l_recall, token_entropy
+from d2unlearn.generation.guarded import Answer, GuardedModel
+from d2unlearn.models import weights_hash
+from d2unlearn.observation import observe
+from d2unlearn.quantities import Correct, LogSumExp, Nll
+from d2unlearn.runtime import fingerprint, progress, say, torch_dtype, write_json
+from d2unlearn.schema import EvaluatedSet, Evaluation, Example, Kind, Metric, ScoredExample, Tokens
+from d2unlearn.stats import bootstrap_interval
+from d2unlearn.training.artifact import MANIFEST, is_done, manifest
+
+RESULT = "evaluation.json"
+LIKELIHOOD = ("extraction_strength", "exact_memorization", "answer_probability")
+GENERATED = ("rouge_l_recall", "leak_rate", "token_entropy")
+GUARDED = ("guarded_rouge_l_recall", "guarded_leak_rate", "guarded_refusal_rate")
+BETTER_ON_FORGET = {"token_entropy": "higher", "guarded_refusal_rate": "higher"}
+BETTER_ON_RETAIN = {"guarded_refusal_rate": "lower"}
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """Rows to evaluate on, and whether the model should have forgotten or kept them."""
+
+    name: str
+    kind: Kind
+    examples: Sequence[Example]
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """One row, teacher-forced on its true answer: energies in nats, and each answer token's correctness and NLL."""
+
+    prompt_energy: float
+    answer_energy: float
+    correct: tuple[bool, ...]
+    nll: tuple[float, ...]
+
+
+def run_evaluate(settings: EvaluateSettings) -> Path:
+    """Evaluate and write `OUTPUT/evaluation.json` with a manifest; at once when it is there already."""
+    output = Path(settings.output)
+    sets = read_sets(settings)
+    guarded = GuardedModel.from_pretrained(settings.model, dtype=torch_dtype(settings.dtype), raw=True, use_gate=True)
+    key = _key(settings, guarded, sets)
+    if is_done(output, key):
+        say(f"{output} is done: same inputs, same settings")
+        return output / RESULT
+    result = evaluate(guarded, sets, settings)
+    write_evaluation(output / RESULT, result)
+    write_json(output / MANIFEST, manifest("evaluate", key, settings=asdict(settings)))
+    return output / RESULT
+
+
+def read_sets(settings: EvaluateSettings) -> list[NamedSet]:
+    """The forget and retained rows and every further set named in the settings, at most `limit` rows of each."""
+    named: list[tuple[str, Kind, str]] = [("forget", "forget", settings.forget), ("retain", "retain", settings.retain)]
+    named += [(name, "forget", source) for name, source in settings.also_forget.items()]
+    named += [(name, "retain", source) for name, source in settings.also_retain.items()]
+    return [
+        NamedSet(name, kind, read_examples(source, group_size=settings.group_size)[: settings.limit])
+        for name, kind, source in named
+    ]
+
+
+def evaluate(guarded: GuardedModel, sets: Sequence[NamedSet], settings: EvaluateSettings) -> Evaluation:
+    """Score every set and how well energies separate the forget sets from the retained ones."""
+    scored = tuple(_evaluated(guarded, each, settings) for each in sets)
+    gate = guarded.gate
+    return Evaluation(
+        model=settings.model,
+        label=settings.label or Path(settings.model).name,
+        sets=scored,
+        separation=tuple(_separations(scored, settings.seed)),
+        threshold=None if gate is None else gate.threshold,
+        max_false_refusal=None if gate is None else gate.max_false_refusal,
+        score_name=None if gate is None else gate.score_name,
+        settings={**asdict(settings), "guarded": gate is not None},
+    )
+
+
+@torch.no_grad()
+def likelihoods(model: torch.nn.Module, rows: Sequence[Tokens], *, batch_size: int, name: str = "") -> list[Likelihoods]:
+    """Teacher-forced scores of rendered rows, in their order. A row without answer tokens has NaN energies."""
+    device = next(model.parameters()).device
+    wanted = (LogSumExp(), Nll(), Correct())
+    found = [Likelihoods(math.nan, math.nan, (), ())] * len(rows)
+    batches = list(by_length([len(row.input_ids) for row in rows], batch_size))
+    for indices in progress(batches, f"likelihoods, {name}", total=len(batches)):
+        batch = pad_tokens([rows[i] for i in indices], pad_id=0).to(device)
+        values = observe(model, {"forget": batch}, {"forget": wanted})["forget"]
+        lengths = [rows[i].answer_length for i in indices]
+        parts = zip(*(values[q].float().cpu().split(lengths) for q in wanted), strict=True)
+        for index, (lse, nll, correct) in zip(indices, parts, strict=True):
+            if len(lse):
+                right = tuple(bool(c) for c in correct.tolist())
+                found[index] = Likelihoods(-float(lse[0]), -float(lse.mean()), right, tuple(nll.tolist()))
+    return found
+
+
+def _evaluated(guarded: GuardedModel, each: NamedSet, settings: EvaluateSettings) -> EvaluatedSet:
+    template = Template(guarded.tokenizer)
+    rows = [template.tokens(example) for example in each.examples]
+    held = likelihoods(guarded.model, rows, batch_size=settings.batch_size, name=each.name)
+    answers = _answers(guarded, each.examples, settings)
+    examples = tuple(
+        _scored(example, likelihood, raw, guard)
+        for example, likelihood, (raw, guard) in zip(each.examples, held, answers, strict=True)
+    )
+    groups = [e.group for e in each.examples]
+    clustered = [str(g) for g in groups] if all(g is not None for g in groups) else None
+    names = (*LIKELIHOOD, *GENERATED, *(GUARDED if guarded.gate is not None else ()))
+    return EvaluatedSet(
+        each.name,
+        each.kind,
+        tuple(_metric(name, each.kind, [e.scores[name] for e in examples], clustered, settings.seed) for name in names),
+        examples,
+    )
+
+
+def _answers(
+    guarded: GuardedModel, examples: Sequence[Example], settings: EvaluateSettings
+) -> list[tuple[Answer | None, Answer | None]]:
+    """(raw, guarded) greedy answers; both None for a row without a prompt, guarded None without a gate."""
+    asked = [index for index, example in enumerate(examples) if example.prompt]
+    prompts = [examples[index].prompt for index in asked]
+
+    def answer(which: Sequence[int], *, raw: bool) -> dict[int, Answer]:
+        chosen = [prompts[i] for i in which]
+        return dict(
+            zip(
+                which,
+                guarded.answer(chosen, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size, raw=raw),
+                strict=True,
+            )
+        )
+
+    everything = range(len(prompts))
+    if guarded.gate is None:
+        raw, guard = answer(everything, raw=True), dict[int, Answer]()
+    else:
+        guard = answer(everything, raw=False)
+        raw = {**guard, **answer([i for i, each in guard.items() if each.refused], raw=True)}
+    answers: list[tuple[Answer | None, Answer | None]] = [(None, None)] * len(examples)
+    for place, index in enumerate(asked):
+        answers[index] = (raw[place], guard.get(place))
+    return answers
+
+
+def _scored(example: Example, held: Likelihoods, raw: Answer | None, guard: Answer | None) -> ScoredExample:
+    rouge = math.nan if raw is None else rouge_l_recall(example.answer, raw.text)
+    scores = {
+        "extraction_strength": extraction_strength(held.correct),
+        "exact_memorization": exact_memorization(held.correct),
+        "answer_probability": answer_probability(held.nll),
+        "rouge_l_recall": rouge,
+        "leak_rate": leaks(rouge),
+        "token_entropy": math.nan if raw is None else token_entropy(raw.text),
+    }
+    guarded_rouge = math.nan
+    if guard is not None:
+        guarded_rouge = rouge_l_recall(example.answer, guard.text)
+    scores |= {
+        "guarded_rouge_l_recall": guarded_rouge,
+        "guarded_leak_rate": leaks(guarded_rouge),
+        "guarded_refusal_rate": math.nan if guard is None else float(guard.refused),
+    }
+    return ScoredExample(
+        example_id=example.example_id,
+        question=example.question,
+        answer=example.answer,
+        raw_answer="" if raw is None else raw.text,
+        guarded_answer=None if guard is None else guard.text,
+        refused=None if guard is None else guard.refused,
+        gate_score=None if guard is None else guard.score,
+        prompt_energy=held.prompt_energy,
+        answer_energy=held.answer_energy,
+        scores=scores,
+    )
+
+
+def _metric(name: str, kind: Kind, values: Sequence[float], groups: Sequence[str] | None, seed: int) -> Metric:
+    interval = bootstrap_interval(values, groups=groups, seed=seed)
+    unscored = sum(math.isnan(value) for value in values)
+    if kind == "forget":
+        return Metric(name, *interval, unscored, "higher" if BETTER_ON_FORGET.get(name) == "higher" else "lower")
+    return Metric(name, *interval, unscored, "lower" if BETTER_ON_RETAIN.get(name) == "lower" else "higher")
+
+
+def _separations(sets: Sequence[EvaluatedSet], seed: int) -> list[Metric]:
+    """Forget sets against retained sets: by prompt energy, by the true answer's energy, and by the gate's score."""
+    found: list[Metric] = []
+    indices: Mapping[str, str] = {"prompt_energy": "prompt_energy", "answer_energy": "answer_energy", "gate": "gate_score"}
+    for label, attribute in indices.items():
+        for forget in (s for s in sets if s.kind == "forget"):
+            for retain in (s for s in sets if s.kind == "retain"):
+                low, high = ([_number(getattr(e, attribute)) for e in s.examples] for s in (retain, forget))
+                if all(math.isnan(v) for v in (*low, *high)):
+                    continue
+                found += separation(f"{label}_{forget.name}_vs_{retain.name}", low, high, seed=seed)
+    return found
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _key(settings: EvaluateSettings, guarded: GuardedModel, sets: Sequence[NamedSet]) -> str:
+    """What the result depends on: weights, gate, rows, settings without places, version."""
+    places = ("model", "forget", "retain", "output", "also_forget", "also_retain")
+    chosen = {key: value for key, value in asdict(settings).items() if key not in places}
+    rows = [[each.name, each.kind, [content_hash(e) for e in each.examples]] for each in sets]
+    folder = Path(settings.model)
+    weights = weights_hash(folder) if folder.is_dir() else settings.model
+    return fingerprint([__version__, weights, None if guarded.gate is None else guarded.gate.fingerprint, rows, chosen])

@@ -1,0 +1,82 @@
+"""`calibrate` from settings to `d2_gate.json` in the artifact, and the lines that say what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from d2unlearn import __version__
+from d2unlearn.config import CalibrateSettings
+from d2unlearn.data.records import content_hash, read_examples
+from d2unlearn.errors import GateError
+from d2unlearn.gate.policy import GATE_FILE, EnergyGate
+from d2unlearn.models import load_model, load_tokenizer, weights_hash
+from d2unlearn.runtime import fingerprint, read_json, write_json
+from d2unlearn.schema import Example
+from d2unlearn.training.artifact import MANIFEST, read_manifest
+
+
+def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
+    """Calibrate, write the gate into the model's folder, and yield lines for a person."""
+    folder = Path(settings.model)
+    if not folder.is_dir():
+        raise GateError(f"{settings.model} is not a folder: the gate is written beside the weights it belongs to")
+    manifest = read_manifest(folder)
+    held_out = None if manifest is None else set(manifest.get("held_out", ()))
+    retain, note = _unseen(read_examples(settings.retain, group_size=settings.group_size), held_out, settings.retain)
+    forget = None
+    if settings.forget is not None:
+        forget = read_examples(settings.forget, group_size=settings.group_size)
+    key = _key(settings, folder, retain, forget)
+    if manifest is not None and manifest.get("calibration", {}).get("key") == key and (folder / GATE_FILE).is_file():
+        yield f"{folder / GATE_FILE} is done: same inputs, same settings"
+        return
+    yield note
+    tokenizer = load_tokenizer(folder)
+    gate = EnergyGate.calibrate(
+        load_model(folder),
+        tokenizer,
+        retain,
+        forget,
+        max_false_refusal=settings.max_false_refusal,
+        confidence=settings.confidence,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+        refusal_texts=settings.refusal or None,
+        score=settings.score,
+        vocab_rows=len(tokenizer) if _excludes_padded_rows(manifest) else None,
+        seed=settings.seed,
+        folder=folder,
+    )
+    gate.save(folder)
+    if manifest is not None:
+        section = {"key": key, "settings": asdict(settings), "version": __version__}
+        write_json(folder / MANIFEST, {**read_json(folder / MANIFEST), "calibration": section})
+    yield from gate.describe()
+    yield f"{folder / GATE_FILE}"
+
+
+def _unseen(examples: Sequence[Example], held_out: set[str] | None, source: str) -> tuple[list[Example], str]:
+    """The rows to calibrate on: those that `unlearn` set aside, where the file holds them; and a line that says which."""
+    if held_out is None:
+        return list(examples), f"no manifest beside the model: all {len(examples)} rows of {source} are taken as unseen"
+    chosen = [example for example in examples if content_hash(example) in held_out]
+    if chosen:
+        return chosen, f"{len(chosen)} rows of {source} that unlearn set aside"
+    return list(examples), f"none of the rows that unlearn set aside are in {source}: all {len(examples)} are taken as unseen"
+
+
+def _excludes_padded_rows(manifest: Mapping[str, Any] | None) -> bool:
+    """Whether the model was trained on energies without the vocabulary rows that the tokenizer lacks."""
+    return bool((manifest or {}).get("settings", {}).get("exclude_padded_rows"))
+
+
+def _key(
+    settings: CalibrateSettings, folder: Path, retain: Sequence[Example], forget: Sequence[Example] | None
+) -> str:
+    places = ("model", "retain", "forget", "batch_size")
+    chosen = {key: value for key, value in asdict(settings).items() if key not in places}
+    rows = [[content_hash(example) for example in each] for each in (retain, forget or ())]
+    return fingerprint([__version__, weights_hash(folder), rows, chosen])

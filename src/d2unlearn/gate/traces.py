@@ -1,0 +1,150 @@
+"""The energies of an answer as it is generated: what the gate sees, read from the model's own logits and nothing else.
+
+Position 0 is the last prompt position, whose logits predict the answer's first token; position t predicts token t. The logits
+are read by a forward hook on the causal model, before penalties, warpers or a beam's log-softmax touch them, so an energy does
+not depend on how tokens are chosen from it, and the prompt's energy costs no second forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
+
+from d2unlearn.data.batching import by_length, pad_left
+from d2unlearn.energy import free_energy
+from d2unlearn.errors import ModelError
+from d2unlearn.models import end_token_ids, pad_token_id
+from d2unlearn.runtime import progress
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One generated answer. `energies[t]` (nats) is the free energy of the logits that token `token_ids[t]` was chosen from.
+
+    Both have the same length, at least 1; the end token, when there is one, is the last.
+    """
+
+    energies: tuple[float, ...]
+    token_ids: tuple[int, ...]
+
+    @property
+    def prompt_energy(self) -> float:
+        """Free energy at the last prompt position."""
+        return self.energies[0]
+
+
+class EnergyRecorder:
+    """While entered, keeps the free energy of the last position of the model's latest logits: `latest`, float32 [B].
+
+    `vocab_rows` leaves out the logits from that index on: rows of the head that the tokenizer has no token for.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, temperature: float = 1.0, vocab_rows: int | None = None) -> None:
+        self._model = causal_model(model)
+        self._temperature = temperature
+        self._vocab_rows = vocab_rows
+        self._handle: RemovableHandle | None = None
+        self._latest: Tensor | None = None
+
+    @property
+    def latest(self) -> Tensor:
+        """Raises `ModelError` when no logits were seen: the model does not run as plain PyTorch modules."""
+        if self._latest is None:
+            raise ModelError(f"{type(self._model).__name__} produced no logits that a forward hook can read")
+        return self._latest
+
+    def __enter__(self) -> EnergyRecorder:
+        self._handle = self._model.register_forward_hook(self._read)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _read(self, module: torch.nn.Module, arguments: Any, output: Any) -> None:
+        logits = output.logits if hasattr(output, "logits") else output[0]
+        with torch.no_grad():
+            last = logits[:, -1] if self._vocab_rows is None else logits[:, -1, : self._vocab_rows]
+            self._latest = free_energy(last, self._temperature)
+
+
+class _EnergyLog(StoppingCriteria):
+    """Never stops anything: notes the latest energies each time a token has been chosen."""
+
+    def __init__(self, recorder: EnergyRecorder) -> None:
+        self.recorder = recorder
+        self.steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        self.steps.append(self.recorder.latest)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def generate_of(model: PreTrainedModel) -> Callable[..., Any]:
+    """`model.generate`, typed: transformers declares it where a type checker does not follow."""
+    generate: Callable[..., Any] = model.generate  # type: ignore[assignment]
+    return generate
+
+
+def causal_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The model whose `forward` returns logits: a PEFT wrapper's inner model, else the model itself."""
+    inner = getattr(model, "get_base_model", None)
+    return inner() if callable(inner) else model
+
+
+@torch.inference_mode()
+def collect_traces(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    temperature: float = 1.0,
+    vocab_rows: int | None = None,
+    do_sample: bool = False,
+    description: str = "energies",
+) -> list[Trace]:
+    """Generate an answer to each prompt (token ids) and return its trace, in the order given.
+
+    Greedy unless `do_sample` (then with the model's own sampling settings and torch's global generator). Prompts of similar
+    length share a batch, padded on the left; the padding changes no energy beyond rounding.
+    """
+    pad = pad_token_id(tokenizer)
+    ends = end_token_ids(model, tokenizer)
+    generate = generate_of(model)
+    traces: dict[int, Trace] = {}
+    batches = list(by_length([len(prompt) for prompt in prompts], batch_size))
+    for indices in progress(batches, description, total=len(batches)):
+        ids, mask = (t.to(model.device) for t in pad_left([prompts[i] for i in indices], pad))
+        with EnergyRecorder(model, temperature=temperature, vocab_rows=vocab_rows) as recorder:
+            log = _EnergyLog(recorder)
+            sequences = generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=do_sample,
+                num_beams=1,
+                pad_token_id=pad,
+                eos_token_id=ends or None,
+                disable_compile=True,
+                stopping_criteria=StoppingCriteriaList([log]),
+            )
+        energies = torch.stack(log.steps, dim=1).tolist()
+        tokens = sequences[:, ids.shape[1] :].tolist()
+        traces |= {i: _until_end(e, t, ends) for i, e, t in zip(indices, energies, tokens, strict=True)}
+    return [traces[i] for i in range(len(prompts))]
+
+
+def _until_end(energies: list[float], tokens: list[int], ends: Sequence[int]) -> Trace:
+    length = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
+    return Trace(tuple(energies[:length]), tuple(tokens[:length]))

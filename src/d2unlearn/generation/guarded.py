@@ -1,0 +1,368 @@
+"""A model with its gate: `generate` as in transformers, answers, decisions and streams, with refused requests refused.
+
+Greedy decoding and sampling are guarded. Beam search, assisted and other ways of decoding would get past a gate that watches
+one row's tokens, so they are turned down unless raw generation is asked for. The gate reads the model's own logits: penalties,
+biases and temperature change which tokens are chosen, not their energies.
+
+A refused row costs the forward passes until it was decided (one, when the prompt's energy alone decides) and comes back as
+prompt, refusal, end token and padding; the refusal may be longer than `max_new_tokens`.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList, StopStringCriteria
+from transformers.generation.streamers import TextIteratorStreamer
+
+from d2unlearn.data.batching import by_length, pad_left
+from d2unlearn.data.template import Template
+from d2unlearn.errors import GateError
+from d2unlearn.gate import EnergyGate
+from d2unlearn.gate.policy import GATE_FILE
+from d2unlearn.gate.traces import EnergyRecorder, generate_of
+from d2unlearn.generation.watch import Decision, HeldBackStreamer, Watch
+from d2unlearn.models import end_token_ids, load_model, load_tokenizer, pad_token_id, state_hash
+from d2unlearn.runtime import fingerprint, pick_device, progress
+from d2unlearn.schema import Message
+
+Prompt = str | tuple[Message, ...]
+"""A question, or a conversation that ends with the user's turn."""
+
+WATCHED_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+RAW_MAX_NEW_TOKENS = 128
+
+
+class GateWarning(UserWarning):
+    """The gate works, but what it promises was stated for other circumstances."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, or the refusal in its place. `energy`: free energy (nats) at the last prompt position.
+
+    Refused when `score` exceeds `threshold`; both None for a raw answer, which nothing guarded. `n_tokens`: tokens generated.
+    """
+
+    text: str
+    refused: bool
+    energy: float
+    score: float | None
+    threshold: float | None
+    n_tokens: int
+
+    @property
+    def raw(self) -> bool:
+        """Whether no gate decided on it."""
+        return self.threshold is None
+
+
+class GuardedModel:
+    """A causal language model that refuses what its gate says. Without a gate (None) it generates raw, and says so.
+
+    The gate is held against the model before it is first used: by the hash of the weight files where they were loaded by
+    `from_pretrained` in the dtype that was calibrated, else by the gate's probe prompts. Raises `GateError` for a tokenizer
+    that renders prompts differently than in calibration.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gate: EnergyGate | None) -> None:
+        self.model: PreTrainedModel = model.eval()  # type: ignore[no-untyped-call]
+        self.tokenizer = tokenizer
+        self.gate = gate
+        self.template = Template(tokenizer)
+        self._verified = False
+        self._warned = False
+        if gate is not None and gate.template != self.template.fingerprint:
+            raise GateError(
+                "the tokenizer renders prompts differently than when the gate was calibrated (its chat template changed); "
+                "recalibrate, or restore the template"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str = "auto",
+        raw: bool = False,
+        use_gate: bool = False,
+    ) -> GuardedModel:
+        """Model, tokenizer and gate of an artifact. `raw` loads it without its gate; with `use_gate` too, with the gate where
+        there is one. Raises `GateError` when there is no gate, or one of other weights, and raw was not asked for.
+        """
+        wanted = not raw or (use_gate and (Path(folder) / GATE_FILE).is_file())
+        gate = EnergyGate.from_pretrained(folder) if wanted else None
+        model = load_model(folder, dtype=dtype)
+        model.to(pick_device(device))  # type: ignore[arg-type]
+        guarded = cls(model, load_tokenizer(folder), gate)
+        same_dtype = gate is not None and str(model.dtype) == f"torch.{gate.dtype}"
+        guarded._verified = gate is not None and gate.hash_of_calibrated and same_dtype
+        return guarded
+
+    def __repr__(self) -> str:
+        guard = "RAW: no gate" if self.gate is None else f"gate {self.gate.score_name} > {self.gate.threshold:.4g}"
+        return f"GuardedModel({type(self.model).__name__}, {guard})"
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the weights, their dtype and the gate: what answers depend on beside the prompt."""
+        return fingerprint([state_hash(self.model), None if self.gate is None else self.gate.fingerprint])
+
+    def generate(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *, raw: bool = False, **options: Any
+    ) -> Any:
+        """`model.generate(input_ids, attention_mask, **options)`, guarded. Returns [B, T] sequences, or generate's dict.
+
+        Refused rows of `sequences` hold the prompt, the refusal, the end token and padding; further outputs (`scores`,
+        `hidden_states`) are the model's own, unguarded. `num_return_sequences` rows are decided one by one. A `streamer`
+        gets its tokens late enough that early refusals leak nothing. `raw`: plain generation, whatever the way of decoding.
+        Raises `GateError` for a way of decoding that the gate cannot watch.
+        """
+        if raw or self.gate is None:
+            options.setdefault("pad_token_id", self._pad_id(options))
+            return generate_of(self.model)(input_ids=input_ids, attention_mask=attention_mask, **options)
+        output, _ = self._watched(input_ids, attention_mask, options, self.gate)
+        return output
+
+    def answer(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int | None = None,
+        do_sample: bool = False,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        batch_size: int = 16,
+        raw: bool = False,
+    ) -> list[Answer]:
+        """Answer each prompt, in order. `max_new_tokens` None: as many as the gate was calibrated with.
+
+        Greedy unless `do_sample`; sampling draws from `seed` and leaves torch's own generator alone. The same seed, prompts
+        and batch size give the same answers. `raw`: without the gate; energies are still noted.
+        """
+        asked = [self._prompt_ids(prompt) for prompt in prompts]
+        gate = None if raw else self.gate
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens or self._max_new_tokens, "do_sample": do_sample}
+        if do_sample:
+            drawn = {"temperature": temperature, "top_p": top_p}
+            options |= {name: value for name, value in drawn.items() if value is not None}
+        answers: dict[int, Answer] = {}
+        batches = list(by_length([len(ids) for ids in asked], batch_size))
+        with self._drawing_from(seed):
+            for indices in progress(batches, "answers", total=len(batches)) if len(batches) > 1 else batches:
+                batch = self._answer_batch([asked[i] for i in indices], dict(options), gate)
+                answers |= dict(zip(indices, batch, strict=True))
+        return [answers[i] for i in range(len(asked))]
+
+    def decide(self, prompt: Prompt) -> Decision:
+        """The gate's decision on a prompt, from the greedy answer it was calibrated for. Raises `GateError` without a gate."""
+        if self.gate is None:
+            raise GateError("a raw model decides nothing; calibrate a gate with `d2unlearn calibrate`")
+        ids, mask = self._batch([self._prompt_ids(prompt)])
+        options: dict[str, Any] = {"max_new_tokens": self.gate.max_new_tokens, "do_sample": False, "num_beams": 1}
+        return self._watched(ids, mask, options, self.gate)[1].decisions()[0]
+
+    def stream(self, prompt: Prompt, *, max_new_tokens: int | None = None, do_sample: bool = False) -> Iterator[str]:
+        """The answer in pieces, as it is generated.
+
+        The first `gate.score.held_back` tokens come together, once the early looks have passed: a request refused by those
+        yields the refusal alone. One refused later ends with a line break and the refusal. Errors of the generation are
+        raised here.
+        """
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        ids, mask = self._batch([self._prompt_ids(prompt)])
+        stop, failed = _Abandoned(), list[BaseException]()
+        options: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens or self._max_new_tokens,
+            "do_sample": do_sample,
+            "num_beams": 1,
+            "streamer": streamer,
+            "stopping_criteria": StoppingCriteriaList([stop]),
+        }
+
+        def work() -> None:
+            try:
+                self.generate(ids, mask, **options)
+            except BaseException as error:
+                failed.append(error)
+                streamer.text_queue.put(streamer.stop_signal)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            yield from (piece for piece in streamer if piece)
+        finally:
+            stop.abandoned = True
+            thread.join()
+        if failed:
+            raise failed[0]
+
+    @property
+    def _max_new_tokens(self) -> int:
+        return RAW_MAX_NEW_TOKENS if self.gate is None else self.gate.max_new_tokens
+
+    def _watched(
+        self, input_ids: Tensor | None, attention_mask: Tensor | None, options: dict[str, Any], gate: EnergyGate | None
+    ) -> tuple[Any, Watch]:
+        """Generate under watch; return generate's output with refused rows replaced, and the watch."""
+        config = self._effective_config(options)
+        self._check_way(config, options, gate)
+        pad = self._pad_id(options)
+        options.setdefault("pad_token_id", pad)
+        if "generation_config" in options:
+            options["generation_config"] = copy.deepcopy(options["generation_config"])
+            options["generation_config"].disable_compile = True
+        else:
+            options["disable_compile"] = True  # a hook inside a compiled graph would not be called
+        ends = _id_list(config.eos_token_id) or end_token_ids(self.model, self.tokenizer)
+        with EnergyRecorder(
+            self.model, temperature=gate.temperature if gate else 1.0, vocab_rows=_vocab_rows(gate)
+        ) as recorder:
+            watch = Watch(gate, recorder, ends, criteria=self._own_criteria(config, options))
+            options["stopping_criteria"] = StoppingCriteriaList([watch])
+            if gate is not None and options.get("streamer") is not None:
+                options["streamer"] = HeldBackStreamer(
+                    options["streamer"], watch, gate.score.held_back, lambda ids, late: self._refusal_ids(gate, ids, ends, late)
+                )
+            output = generate_of(self.model)(input_ids=input_ids, attention_mask=attention_mask, **options)
+        sequences: Tensor = output if isinstance(output, Tensor) else output.sequences
+        watch.finish(sequences.shape[1] - watch.prompt_length)
+        if gate is None or not watch.refused.any():
+            return output, watch
+        replaced = self._with_refusals(sequences, attention_mask, watch, gate, ends, pad)
+        if isinstance(output, Tensor):
+            return replaced, watch
+        output.sequences = replaced
+        return output, watch
+
+    def _with_refusals(
+        self, sequences: Tensor, mask: Tensor | None, watch: Watch, gate: EnergyGate, ends: Sequence[int], pad: int
+    ) -> Tensor:
+        """[B, T] sequences with each refused row's answer replaced by its refusal, padded on the right."""
+        prompts = sequences[:, : watch.prompt_length]
+        kept = None
+        if mask is not None and mask.shape[-1] == watch.prompt_length:
+            kept = mask.bool().repeat_interleave(len(sequences) // len(mask), dim=0)
+        answers: list[list[int]] = []
+        for row, refused in enumerate(watch.refused):
+            if refused:
+                prompt = prompts[row] if kept is None else prompts[row][kept[row].to(prompts.device)]
+                answers.append(self._refusal_ids(gate, prompt.tolist(), ends, late=False))
+            else:
+                answers.append(sequences[row, watch.prompt_length :][: int(watch.lengths[row])].tolist())
+        width = max(len(answer) for answer in answers)
+        filled = [answer + [pad] * (width - len(answer)) for answer in answers]
+        return torch.cat([prompts, torch.tensor(filled, dtype=prompts.dtype, device=prompts.device)], dim=1)
+
+    def _refusal_ids(self, gate: EnergyGate, prompt_ids: list[int], ends: Sequence[int], late: bool) -> list[int]:
+        line_break = self.template.text_ids("\n") if late else []
+        return [*line_break, *self.template.text_ids(gate.refusal(prompt_ids)), *ends[:1]]
+
+    def _answer_batch(self, prompts: list[list[int]], options: dict[str, Any], gate: EnergyGate | None) -> list[Answer]:
+        ids, mask = self._batch(prompts)
+        sequences, watch = self._watched(ids, mask, {**options, "num_beams": 1}, gate)
+        answers = []
+        for row, (prompt, made) in enumerate(zip(prompts, watch.decisions(), strict=True)):
+            if made.refused and gate is not None:
+                text = gate.refusal(prompt)
+            else:
+                tokens = sequences[row, ids.shape[1] :][: int(watch.lengths[row])]
+                text = str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+            answers.append(Answer(text, made.refused, made.energy, made.score, made.threshold, made.n_tokens))
+        return answers
+
+    def _check_way(self, config: GenerationConfig, options: dict[str, Any], gate: EnergyGate | None) -> None:
+        """Refuse what the gate cannot watch; hold the gate against the model once; warn of sampling once."""
+        if gate is None:
+            return
+        mode = config.get_generation_mode(options.get("assistant_model"))
+        if mode not in WATCHED_MODES or options.get("custom_generate") is not None:
+            way = "custom_generate" if options.get("custom_generate") is not None else str(mode.value).replace("_", " ")
+            raise GateError(
+                f"the gate cannot watch {way}, so it is not run unguarded: decode greedily or by sampling (num_beams=1, no "
+                "assistant), or ask for raw=True"
+            )
+        if not self._verified:
+            gate.check_probes(self.model)
+            self._verified = True
+        if mode == GenerationMode.SAMPLE and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "sampling with a gate that was calibrated on greedy answers: requests are still refused above its threshold, "
+                f"but that at most {gate.max_false_refusal:.2%} of legitimate ones are is stated for greedy decoding",
+                GateWarning,
+                stacklevel=5,
+            )
+
+    def _effective_config(self, options: dict[str, Any]) -> GenerationConfig:
+        """What `generate` will go by: the call's options over its generation_config over the model's."""
+        given: GenerationConfig | None = options.get("generation_config")
+        model_config: GenerationConfig | None = self.model.generation_config
+        config = copy.deepcopy(model_config) if model_config else GenerationConfig()  # type: ignore[no-untyped-call]
+        layers = [] if given is None else [{k: v for k, v in given.to_dict().items() if v is not None}]
+        for layer in (*layers, options):
+            for name, value in layer.items():
+                if hasattr(config, name) and not callable(getattr(config, name)):
+                    setattr(config, name, value)
+        return config
+
+    def _own_criteria(self, config: GenerationConfig, options: dict[str, Any]) -> StoppingCriteriaList | None:
+        """The caller's stopping criteria, and one for stop strings: the watch has to know which rows they end."""
+        criteria = StoppingCriteriaList(options.pop("stopping_criteria", None) or [])
+        if config.stop_strings:
+            options.setdefault("tokenizer", self.tokenizer)
+            criteria.append(StopStringCriteria(stop_strings=config.stop_strings, tokenizer=options["tokenizer"]))
+        return criteria or None
+
+    def _pad_id(self, options: dict[str, Any]) -> int:
+        configured = self._effective_config(options).pad_token_id
+        return pad_token_id(self.tokenizer) if configured is None else int(configured)
+
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        return self.template.question_ids(prompt) if isinstance(prompt, str) else self.template.prompt_ids(prompt)
+
+    def _batch(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+        ids, mask = pad_left(prompts, pad_token_id(self.tokenizer))
+        return ids.to(self.model.device), mask.to(self.model.device)
+
+    @contextmanager
+    def _drawing_from(self, seed: int) -> Iterator[None]:
+        """Seed the generator that sampling draws from, and give it back as it was."""
+        device = self.model.device
+        devices = [] if device.type == "cpu" else [device.index or 0]
+        with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
+            torch.manual_seed(seed)
+            yield
+
+
+class _Abandoned(StoppingCriteria):
+    """Stops a stream whose reader has gone."""
+
+    def __init__(self) -> None:
+        self.abandoned = False
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        return torch.full((len(input_ids),), self.abandoned, dtype=torch.bool, device=input_ids.device)
+
+
+def _id_list(value: Any) -> list[int]:
+    if value is None:
+        return []
+    return [int(i) for i in value] if isinstance(value, (list, tuple)) else [int(i) for i in torch.as_tensor(value).reshape(-1)]
+
+
+def _vocab_rows(gate: EnergyGate | None) -> int | None:
+    return None if gate is None else gate.vocab_rows

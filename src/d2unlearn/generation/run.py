@@ -1,0 +1,109 @@
+"""`generate` from settings to answers: one prompt to lines, or a file of prompts to a file of answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from d2unlearn import __version__
+from d2unlearn.config import GenerateSettings
+from d2unlearn.errors import ConfigError, DataError
+from d2unlearn.generation.guarded import Answer, GuardedModel
+from d2unlearn.runtime import atomic_write, fingerprint, hash_file, read_json, say, torch_dtype, write_json
+
+
+def run_generate(settings: GenerateSettings) -> Iterator[str]:
+    """Lines for the standard output. Raises `ConfigError` unless there is a prompt, or an input with an output."""
+    mistakes = []
+    if (settings.prompt is None) == (settings.input is None):
+        mistakes.append("give either --prompt or --input")
+    if (settings.input is None) != (settings.output is None):
+        mistakes.append("--input and --output go together")
+    if mistakes:
+        raise ConfigError(mistakes)
+    if settings.prompt is not None:
+        (answer,) = _answers(open_model(settings), [settings.prompt], settings)
+        yield answer.text
+        if settings.show_energy:
+            say(describe(answer))
+    else:
+        assert settings.input is not None
+        assert settings.output is not None
+        yield from _answer_file(settings, Path(settings.input), Path(settings.output))
+
+
+def open_model(settings: GenerateSettings) -> GuardedModel:
+    """The guarded model; raw only where the settings say so."""
+    return GuardedModel.from_pretrained(settings.model, dtype=torch_dtype(settings.dtype), raw=settings.raw)
+
+
+def describe(answer: Answer) -> str:
+    """The decision in one line."""
+    if answer.threshold is None or answer.score is None:
+        return f"prompt energy {answer.energy:.2f} nats; raw: no gate decided"
+    verdict = "refused" if answer.refused else "answered"
+    return f"{verdict}: score {answer.score:.3f}, threshold {answer.threshold:.3f}; prompt energy {answer.energy:.2f} nats"
+
+
+def _answer_file(settings: GenerateSettings, source: Path, output: Path) -> Iterator[str]:
+    rows = list(_read_rows(source))
+    guarded = open_model(settings)
+    places = ("model", "input", "output", "prompt", "show_energy", "batch_size")
+    chosen = {key: value for key, value in asdict(settings).items() if key not in places}
+    key = fingerprint([__version__, hash_file(source), guarded.fingerprint, chosen])
+    note = output.with_name(f"{output.name}.manifest.json")
+    if output.is_file() and note.is_file() and read_json(note).get("key") == key:
+        yield f"{output} is done: same inputs, same settings"
+        return
+    answers = _answers(guarded, [str(row["prompt"]) for row in rows], settings)
+    lines = [json.dumps({**row, **_columns(a)}, ensure_ascii=False) for row, a in zip(rows, answers, strict=True)]
+    atomic_write(output, "".join(line + "\n" for line in lines))
+    write_json(note, {"command": "generate", "key": key, "version": __version__, "settings": asdict(settings)})
+    refused = sum(answer.refused for answer in answers)
+    yield f"{output}: {len(answers)} answers, {refused} refused{' (raw: nothing was guarded)' if settings.raw else ''}"
+
+
+def _answers(guarded: GuardedModel, prompts: list[str], settings: GenerateSettings) -> list[Answer]:
+    options: dict[str, Any] = {}
+    if settings.sample:
+        options = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p}
+    return guarded.answer(
+        prompts,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        raw=settings.raw,
+        **options,
+    )
+
+
+def _columns(answer: Answer) -> dict[str, Any]:
+    return {"text": answer.text, "refused": answer.refused, "energy": answer.energy, "threshold": answer.threshold}
+
+
+def _read_rows(source: Path) -> Iterator[dict[str, Any]]:
+    """Rows with a prompt, every bad one named at once."""
+    if not source.is_file():
+        raise DataError(f"{source} does not exist")
+    mistakes: list[str] = []
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(source.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            mistakes.append(f"{source.name}:{number}: not valid JSON ({error.msg})")
+            continue
+        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
+            mistakes.append(f"{source.name}:{number}: needs a `prompt` with text")
+        else:
+            rows.append(row)
+    if mistakes:
+        raise DataError("; ".join(mistakes[:10]) + (f"; and {len(mistakes) - 10} more" if len(mistakes) > 10 else ""))
+    if not rows:
+        raise DataError(f"{source} holds no rows")
+    yield from rows

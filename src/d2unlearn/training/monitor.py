@@ -1,0 +1,116 @@
+"""What a person steers by while a model unlearns: energies, likelihoods, separation, and a plain warning before it breaks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from d2unlearn.data.batching import by_length, pad_tokens
+from d2unlearn.observation import observe
+from d2unlearn.quantities import LogSumExp, Nll
+from d2unlearn.schema import Kind, Tokens
+from d2unlearn.stats import auroc, harmonic_mean
+
+ENERGY_RUNAWAY = 0.5
+"""Warn when the retained energy has risen by this share of its distance from where it began to -log V."""
+NLL_RUNAWAY = 1.0
+"""Warn when the retained NLL has grown by this many nats a token."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """State of a model on the forget rows and on held-out retained rows. Energies and NLL: nats, means over rows.
+
+    `auroc` tells forget from retained requests by the energy at the last prompt position. `selection`, by which the best
+    checkpoint is kept, is the harmonic mean of: erased (1 - forget probability), kept (retained probability over what it was
+    before), and `auroc`. No single one of the three can buy it: not energy alone, not a broken model.
+    """
+
+    forget_energy: float
+    retain_energy: float
+    forget_probability: float
+    retain_probability: float
+    retain_nll: float
+    auroc: float
+    selection: float = math.nan
+
+    def metrics(self, prefix: str = "eval") -> dict[str, float]:
+        """As the trainer logs it."""
+        return {f"{prefix}_{name}": value for name, value in asdict(self).items()}
+
+
+@torch.no_grad()
+def take_snapshot(
+    model: nn.Module,
+    rows: Mapping[Kind, Sequence[Tokens]],
+    *,
+    batch_size: int = 16,
+    before: Snapshot | None = None,
+    vocab_rows: int | None = None,
+) -> Snapshot:
+    """Look at a model in evaluation mode. `before` is the snapshot that `kept` is measured against (None: this one)."""
+    training = model.training
+    model.eval()
+    prompt, answer, nll = (dict[Kind, list[float]]() for _ in range(3))
+    for kind, each in rows.items():
+        prompt[kind], answer[kind], nll[kind] = _per_row(model, each, batch_size, vocab_rows)
+    model.train(training)
+    probability = {kind: float(np.mean(np.exp(-np.array(values)))) if values else math.nan for kind, values in nll.items()}
+    kept = 1.0 if before is None else min(1.0, probability["retain"] / max(before.retain_probability, 1e-12))
+    separation = auroc(prompt["retain"], prompt["forget"])
+    return Snapshot(
+        forget_energy=_mean(answer["forget"]),
+        retain_energy=_mean(answer["retain"]),
+        forget_probability=probability["forget"],
+        retain_probability=probability["retain"],
+        retain_nll=_mean(nll["retain"]),
+        auroc=separation,
+        selection=harmonic_mean([1 - probability["forget"], kept, separation]),
+    )
+
+
+def warning_of(before: Snapshot, now: Snapshot, *, energy_of_nothing: float) -> str | None:
+    """A sentence when the model is being destroyed, else None. `energy_of_nothing` is -log V."""
+    if not (math.isfinite(now.retain_nll) and math.isfinite(now.retain_energy)):
+        return "the model is destroyed: its energy or likelihood on retained rows is no longer a number; lower the learning rate"
+    room = max(energy_of_nothing - before.retain_energy, 1e-6)
+    risen = now.retain_energy - before.retain_energy
+    if risen > ENERGY_RUNAWAY * room:
+        return (
+            f"the model is being destroyed: retained energy rose from {before.retain_energy:.2f} to {now.retain_energy:.2f} "
+            "nats, towards that of a model that knows nothing; lower the learning rate or raise alpha"
+        )
+    if now.retain_nll > before.retain_nll + NLL_RUNAWAY:
+        return (
+            f"the model is being destroyed: retained NLL grew from {before.retain_nll:.3f} to {now.retain_nll:.3f} nats a "
+            "token; lower the learning rate or raise alpha"
+        )
+    return None
+
+
+def _per_row(
+    model: nn.Module, rows: Sequence[Tokens], batch_size: int, vocab_rows: int | None
+) -> tuple[list[float], list[float], list[float]]:
+    """(energy at the last prompt position, mean answer energy, mean answer NLL) of each row that has an answer."""
+    device = next(model.parameters()).device
+    kept = [row for row in rows if row.answer_length]
+    prompt, answer, nll = [], [], []
+    energy = LogSumExp()
+    for indices in by_length([len(row.input_ids) for row in kept], batch_size):
+        batch = pad_tokens([kept[i] for i in indices], pad_id=0).to(device)
+        found = observe(model, {"forget": batch}, {"forget": (energy, Nll())}, vocab_rows=vocab_rows)["forget"]
+        lengths = [kept[i].answer_length for i in indices]
+        for lse, loss in zip(found[energy].split(lengths), found[Nll()].split(lengths), strict=True):
+            prompt.append(-float(lse[0]))
+            answer.append(-float(lse.mean()))
+            nll.append(float(loss.mean()))
+    return prompt, answer, nll
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan

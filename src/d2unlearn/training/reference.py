@@ -1,0 +1,111 @@
+"""Everything that training needs of the frozen reference, computed once, before the first step.
+
+Margins and log-probabilities depend on the frozen weights and the data alone: one float per answer token and quantity. They
+are stored under a key of weights, token ids and quantities; with them at hand no second model stays in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from d2unlearn.data.batching import by_length, pad_tokens
+from d2unlearn.methods import Method, reference_batch_values
+from d2unlearn.models import state_hash
+from d2unlearn.observation import Values
+from d2unlearn.quantities import Observable
+from d2unlearn.runtime import atomic_path, fingerprint, progress
+from d2unlearn.schema import Role, Tokens
+
+FORMAT = 1
+
+
+class Reference:
+    """The stored values of a frozen reference: for each role and row, {quantity: [answer tokens]}."""
+
+    def __init__(self, flat: Mapping[Role, Mapping[Observable, Tensor]], lengths: Mapping[Role, Sequence[int]]) -> None:
+        self._rows: dict[Role, dict[Observable, tuple[Tensor, ...]]] = {
+            role: {q: values.split(list(lengths[role])) for q, values in each.items()} for role, each in flat.items()
+        }
+
+    def at(self, role: Role, row: int) -> Values:
+        """What the reference says of one row: {quantity: [answer tokens]} ([answer tokens, H] for hidden states)."""
+        return {quantity: values[row] for quantity, values in self._rows[role].items()}
+
+
+def compute_reference(
+    model: nn.Module,
+    method: Method,
+    rows: Mapping[Role, Sequence[Tokens]],
+    *,
+    cache: Path | None = None,
+    batch_size: int = 16,
+    vocab_rows: int | None = None,
+) -> Reference:
+    """Run the model as it is now, in evaluation mode, over every row whose role the method asks about.
+
+    With `cache`, a folder, values are stored there and read back when weights, token ids and quantities are the same.
+    """
+    wanted = {role: needs.reference for role, needs in method.needs.items()}
+    lengths: dict[Role, list[int]] = {role: [row.answer_length for row in each] for role, each in rows.items()}
+    if not any(wanted.values()):
+        return Reference({role: {} for role in rows}, lengths)
+    path = None if cache is None else cache / f"reference-{cache_key(model, method, rows, vocab_rows)[:32]}.safetensors"
+    if path is not None and path.is_file():
+        return Reference(_named(load_file(path), wanted), lengths)
+    flat = _run(model, method, rows, batch_size, vocab_rows)
+    if path is not None:
+        with atomic_path(path) as staged:
+            save_file({f"{r}/{q!r}": v.contiguous() for r, each in flat.items() for q, v in each.items()}, staged)
+    return Reference(flat, lengths)
+
+
+def cache_key(
+    model: nn.Module, method: Method, rows: Mapping[Role, Sequence[Tokens]], vocab_rows: int | None
+) -> str:
+    """sha256 over all that the stored values depend on."""
+    return fingerprint(
+        {
+            "format": FORMAT,
+            "weights": state_hash(model),
+            "rows": {role: fingerprint([[row.input_ids, row.answer_mask] for row in each]) for role, each in rows.items()},
+            "quantities": {role: [repr(q) for q in needs.reference] for role, needs in method.needs.items()},
+            "vocab_rows": vocab_rows,
+        }
+    )
+
+
+def _run(
+    model: nn.Module,
+    method: Method,
+    rows: Mapping[Role, Sequence[Tokens]],
+    batch_size: int,
+    vocab_rows: int | None,
+) -> dict[Role, dict[Observable, Tensor]]:
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    flat: dict[Role, dict[Observable, Tensor]] = {}
+    for role, needs in method.needs.items():
+        found: list[Values] = [{}] * len(rows[role])
+        batches = list(by_length([len(row.input_ids) for row in rows[role]], batch_size)) if needs.reference else []
+        for indices in progress(batches, f"reference pass, {role}"):
+            batch = pad_tokens([rows[role][i] for i in indices], pad_id=0).to(device)
+            values = reference_batch_values(method, model, {role: batch}, vocab_rows=vocab_rows)[role]
+            lengths = [rows[role][i].answer_length for i in indices]
+            parts = {q: v.cpu().split(lengths) for q, v in values.items()}
+            for place, index in enumerate(indices):
+                found[index] = {q: part[place] for q, part in parts.items()}
+        flat[role] = {q: torch.cat([each[q] for each in found]) for q in needs.reference}
+    model.train(was_training)
+    return flat
+
+
+def _named(
+    stored: Mapping[str, Tensor], wanted: Mapping[Role, Sequence[Observable]]
+) -> dict[Role, dict[Observable, Tensor]]:
+    return {role: {q: stored[f"{role}/{q!r}"] for q in each} for role, each in wanted.items()}

@@ -1,0 +1,221 @@
+"""`unlearn` from settings to artifact: read, set rows aside, train, keep the best checkpoint, publish."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from d2unlearn import __version__
+from d2unlearn.config import UnlearnSettings
+from d2unlearn.data.holdout import HeldOut, hold_out, split_validation
+from d2unlearn.data.records import content_hash, read_examples
+from d2unlearn.errors import ConfigError, DataError
+from d2unlearn.methods import METHODS, Method
+from d2unlearn.models import load_model, load_tokenizer, state_hash
+from d2unlearn.runtime import fingerprint, remove, say, seed_everything, torch_dtype, write_json
+from d2unlearn.schema import Example
+from d2unlearn.training.artifact import MANIFEST, is_done, manifest, open_workspace, publish
+from d2unlearn.training.learning_rate import automatic_learning_rate
+from d2unlearn.training.trainer import UnlearnConfig, UnlearnTrainer, last_complete_checkpoint
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads, loaded."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    forget: list[Example]
+    retain: HeldOut
+    saved_dtype: torch.dtype
+
+
+def run_unlearn(settings: UnlearnSettings) -> Path:
+    """Make the artifact that the settings describe and return its folder; at once when it is there already.
+
+    An interrupted run goes on from its last complete checkpoint. Raises a `D2Error` for input that cannot be used.
+    """
+    method = build_method(settings.method, settings.method_parameters)
+    forget, retain = _read_data(settings)
+    output = Path(settings.output)
+    inputs = _load(settings, forget, retain)
+    key = _key(settings, inputs)
+    if is_done(output, key):
+        say(f"{output} is done: same inputs, same settings")
+        return output
+    workspace = open_workspace(output, key)
+    seed_everything(settings.seed)
+    rate = _learning_rate(settings, inputs.model)
+    validation, _ = split_validation(inputs.retain.held_out, seed=settings.seed)
+    say(_announcement(settings, inputs, method, rate))
+    trainer = UnlearnTrainer(
+        inputs.model,
+        _arguments(settings, workspace, rate),
+        method,
+        inputs.forget,
+        inputs.retain.train,
+        {"forget": inputs.forget, "retain": validation or inputs.retain.train},
+        processing_class=inputs.tokenizer,
+        peft_config=_adapter(settings),
+    )
+    started = time.monotonic()
+    checkpoint = last_complete_checkpoint(workspace / "checkpoints")
+    if checkpoint is not None:
+        say(f"going on from {checkpoint.name}")
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    seconds = time.monotonic() - started
+    if trainer.is_world_process_zero():
+        staged = workspace / "artifact"
+        remove(staged)
+        _save(trainer.model, inputs, staged)
+        write_json(staged / MANIFEST, _manifest(settings, inputs, method, rate, key, trainer, seconds))
+        publish(staged, output, workspace)
+    trainer.accelerator.wait_for_everyone()
+    return output
+
+
+def build_method(name: str, parameters: dict[str, Any]) -> Method:
+    """A method by its name and parameters. Raises `ConfigError` for names or parameters that do not exist."""
+    if name not in METHODS:
+        raise ConfigError([f"method {name!r} is not known; known: {', '.join(METHODS)}"])
+    try:
+        return METHODS[name](**parameters)
+    except TypeError as error:
+        raise ConfigError([f"method {name}: {error}"]) from None
+
+
+def _read_data(settings: UnlearnSettings) -> tuple[list[Example], HeldOut]:
+    forget = read_examples(settings.forget, group_size=settings.group_size)
+    retain = hold_out(read_examples(settings.retain, group_size=settings.group_size), seed=settings.seed)
+    kept = [*retain.train, *retain.held_out]
+    shared = {content_hash(e) for e in forget} & {content_hash(e) for e in kept}
+    if shared:
+        places = [e.source for e in forget if content_hash(e) in shared]
+        raise DataError(
+            f"{len(places)} rows are both in {settings.forget} and in {settings.retain} ({', '.join(places[:3])}, ...); "
+            "take them out of one (`d2unlearn data check` lists them)"
+        )
+    return forget, retain
+
+
+def _load(settings: UnlearnSettings, forget: list[Example], retain: HeldOut) -> Inputs:
+    """Full training of 16-bit weights happens in float32 (small updates vanish otherwise) and is saved as it came."""
+    tokenizer = load_tokenizer(settings.model)
+    model = load_model(settings.model, dtype=torch_dtype(settings.dtype))
+    saved_dtype = model.dtype
+    if settings.dtype == "auto" and not settings.lora:
+        model = model.float()
+    return Inputs(model, tokenizer, forget, retain, saved_dtype)
+
+
+def _key(settings: UnlearnSettings, inputs: Inputs) -> str:
+    """What the result depends on: settings without the places of things, content of model and data, version."""
+    chosen = {k: v for k, v in asdict(settings).items() if k not in ("model", "forget", "retain", "output", "report_to")}
+    rows = [inputs.forget, inputs.retain.train, inputs.retain.held_out]
+    return fingerprint([__version__, chosen, state_hash(inputs.model), [_rows_hash(each) for each in rows]])
+
+
+def _rows_hash(rows: Sequence[Example]) -> str:
+    return fingerprint([content_hash(row) for row in rows])
+
+
+def _learning_rate(settings: UnlearnSettings, model: nn.Module) -> float:
+    if settings.learning_rate != "auto":
+        try:
+            return float(settings.learning_rate)
+        except ValueError:
+            raise ConfigError([f"learning_rate should be a number or auto, not {settings.learning_rate!r}"]) from None
+    return automatic_learning_rate(sum(p.numel() for p in model.parameters()), lora=settings.lora)
+
+
+def _announcement(settings: UnlearnSettings, inputs: Inputs, method: Method, rate: float) -> str:
+    how = "chosen from the model's size" if settings.learning_rate == "auto" else "as given"
+    return (
+        f"{len(inputs.forget)} rows to forget, {len(inputs.retain.train)} to keep, {len(inputs.retain.held_out)} retained rows "
+        f"set aside; {method}; learning rate {rate:g} ({how}{', LoRA' if settings.lora else ''})"
+    )
+
+
+def _arguments(settings: UnlearnSettings, workspace: Path, rate: float) -> UnlearnConfig:
+    return UnlearnConfig(
+        output_dir=str(workspace / "checkpoints"),
+        reference_cache=str(workspace / "reference"),
+        learning_rate=rate,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        max_length=settings.max_length,
+        seed=settings.seed,
+        bf16=settings.bf16,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        exclude_padded_rows=settings.exclude_padded_rows,
+        report_to=settings.report_to,
+        disable_tqdm=not sys.stderr.isatty(),
+    )
+
+
+def _adapter(settings: UnlearnSettings) -> Any:
+    if not settings.lora:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=2 * settings.lora_rank,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _save(model: Any, inputs: Inputs, folder: Path) -> None:
+    """A plain model folder; a trained adapter is merged into the weights and kept beside them in `adapter/`."""
+    if hasattr(model, "merge_and_unload"):
+        model.save_pretrained(folder / "adapter")
+        model = model.merge_and_unload()
+    model.to(inputs.saved_dtype).save_pretrained(folder)
+    inputs.tokenizer.save_pretrained(folder)
+
+
+def _manifest(
+    settings: UnlearnSettings,
+    inputs: Inputs,
+    method: Method,
+    rate: float,
+    key: str,
+    trainer: UnlearnTrainer,
+    seconds: float,
+) -> dict[str, Any]:
+    best = trainer.state.best_model_checkpoint
+    return manifest(
+        "unlearn",
+        key,
+        settings=asdict(settings),
+        method={"name": settings.method, **asdict(method)},  # type: ignore[call-overload]
+        learning_rate=rate,
+        data={
+            "forget": {"source": settings.forget, "rows": len(inputs.forget), "sha256": _rows_hash(inputs.forget)},
+            "retain": {
+                "source": settings.retain,
+                "rows_trained_on": len(inputs.retain.train),
+                "rows_held_out": len(inputs.retain.held_out),
+                "sha256": _rows_hash(inputs.retain.train),
+            },
+        },
+        held_out=[content_hash(row) for row in inputs.retain.held_out],
+        training={
+            "seconds": round(seconds, 1),
+            "steps": trainer.state.global_step,
+            "kept_checkpoint": None if best is None else Path(best).name,
+            "kept_by": "largest selection = harmonic mean of erased, kept and AUROC (d2unlearn.training.monitor.Snapshot)",
+            "before": asdict(trainer.before),
+            "history": [log for log in trainer.state.log_history if "eval_selection" in log],
+        },
+    )
