@@ -185,6 +185,7 @@ def section(variant: str, runs: Sequence[Run]) -> str:
     parts.append("### Targets\n\n" + target_table(runs))
     parts.append("### What the weights know, and what the guarded model says\n\n" + knowledge_table(runs))
     parts.append("### Refusals\n\n" + gate_table(runs))
+    parts.append("### Scores that the gate could have used\n\n" + candidate_table(runs))
     parts.append("### Separation by score\n\nAUROC on the rows that the gate did not see.\n\n" + separation_table(runs))
     return "\n".join(parts)
 
@@ -227,6 +228,19 @@ def gate_table(runs: Sequence[Run]) -> str:
     head = f"Calibrated at {gate['max_false_refusal']:.1%}; thresholds by seed: {thresholds}.\n\n"
     columns = ["set", "n", "refused", "guarded answers that hold half of the truth", "the oracle's answers that do"]
     return head + table(columns, rows, "lrrrr")
+
+
+def candidate_table(runs: Sequence[Run]) -> str:
+    """What calibration measured of each score, on validation rows against forget prompts, by which it chose."""
+    measured = [{each["name"]: each for each in run["gate"]["measured"]["candidates"]} for run in runs]
+    rows = []
+    for name in measured[0]:
+        chosen = sum(run["gate"]["score_name"] == name for run in runs)
+        area = spread([each[name]["auroc"] for each in measured], digits=4)
+        rate = spread([each[name]["fpr_at_95_tpr"] for each in measured], percent=True)
+        rows.append([name, area, rate, f"{chosen} of {len(runs)}"])
+    head = "On validation rows, which the threshold never sees, against forget prompts in their original wording.\n\n"
+    return head + table(["score", "AUROC", "false refusals at 95% caught", "chosen"], rows, "lrrr")
 
 
 def separation_table(runs: Sequence[Run]) -> str:

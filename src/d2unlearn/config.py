@@ -6,11 +6,12 @@ All mistakes are reported together; a key that no field has is refused, with the
 from __future__ import annotations
 
 import difflib
+import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -70,7 +71,7 @@ class GenerateSettings:
     prompt: str | None = None
     input: str | None = None
     output: str | None = None
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = None
     raw: bool = False
     show_energy: bool = False
     sample: bool = False
@@ -109,18 +110,68 @@ class QuickstartSettings:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class ReportSettings:
+    """`d2unlearn report`: a page from two evaluations."""
+
+    before: str
+    after: str
+    artifact: str | None = None
+    output: str = "report.html"
+
+
+@dataclass(frozen=True)
+class CheckSettings:
+    """`d2unlearn data check`: what the rows of a data set look like."""
+
+    forget: str
+    retain: str | None = None
+    model: str | None = None
+    group_size: int | None = None
+
+
+class Limit(NamedTuple):
+    """What a value of the right type must be besides, in words and as a test. NaN passes none of the tests."""
+
+    said: str
+    holds: Callable[[Any], bool]
+
+
+COUNT = Limit("at least 1", lambda value: value >= 1)
+POSITIVE = Limit("a positive number", lambda value: 0 < value < math.inf)
+SHARE = Limit("above 0 and below 1", lambda value: 0 < value < 1)
+LIMITS = {
+    "learning_rate": Limit("a positive number or auto", lambda v: v == "auto" if isinstance(v, str) else POSITIVE.holds(v)),
+    "epochs": POSITIVE,
+    "batch_size": COUNT,
+    "accumulation": COUNT,
+    "max_length": Limit("at least 2", lambda value: value >= 2),
+    "lora_rank": COUNT,
+    "group_size": COUNT,
+    "max_new_tokens": COUNT,
+    "limit": COUNT,
+    "max_false_refusal": SHARE,
+    "confidence": SHARE,
+    "temperature": POSITIVE,
+    "top_p": Limit("above 0 and at most 1", lambda value: 0 < value <= 1),
+    "seed": Limit("between 0 and 4294967295", lambda value: 0 <= value < 2**32),
+}
+"""The same for a key of this name in all settings."""
+
+
 def load_settings(kind: type[Settings], file: str | Path | None, overrides: Mapping[str, Any]) -> Settings:
     """Settings from a YAML file with the command line's values over it (None: not given).
 
-    Raises `ConfigError` with every mistake: unknown keys, wrong types, what is missing, a file that is no YAML mapping.
+    A mapping given on the command line (`--set`, `--also-forget`) replaces the file's entries of the same name and keeps the
+    others. Raises `ConfigError` with every mistake: unknown keys, wrong types, values out of range, what is missing, a file
+    that is no YAML mapping.
     """
-    values = {**_read_yaml(file), **{key: value for key, value in overrides.items() if value is not None}}
-    hints = get_type_hints(kind)
-    mistakes = [_unknown(key, list(hints), kind) for key in values if key not in hints]
-    given: dict[str, Any] = {}
-    for key in (key for key in values if key in hints):
-        given[key], mistake = _coerced(key, values[key], hints[key])
-        mistakes += [mistake] if mistake else []
+    values = _read_yaml(file)
+    for key, value in overrides.items():
+        if value is not None:
+            below = values.get(key)
+            values[key] = {**below, **value} if isinstance(value, dict) and isinstance(below, dict) else value
+    given, mistakes = typed(values, get_type_hints(kind))
     for each in fields(kind):  # type: ignore[arg-type]
         required = each.default is MISSING and each.default_factory is MISSING
         if required and each.name not in values:
@@ -128,6 +179,16 @@ def load_settings(kind: type[Settings], file: str | Path | None, overrides: Mapp
     if mistakes:
         raise ConfigError(mistakes)
     return kind(**given)
+
+
+def typed(values: Mapping[str, Any], hints: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The values as the types that `hints` names, and what is wrong with them: unknown keys, types, values out of range."""
+    mistakes = [_unknown(key, list(hints)) for key in values if key not in hints]
+    given: dict[str, Any] = {}
+    for key in (key for key in values if key in hints):
+        given[key], mistake = _coerced(key, values[key], hints[key])
+        mistakes += [mistake] if mistake else []
+    return given, mistakes
 
 
 def _read_yaml(file: str | Path | None) -> dict[str, Any]:
@@ -138,6 +199,9 @@ def _read_yaml(file: str | Path | None) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError([f"{path} does not exist"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise ConfigError([f"{path} cannot be read: {reason}"]) from None
     except yaml.YAMLError as error:
         raise ConfigError([f"{path} is not valid YAML: {' '.join(str(error).split())}"]) from None
     if values is None:
@@ -147,7 +211,7 @@ def _read_yaml(file: str | Path | None) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
-def _unknown(key: str, known: list[str], kind: type) -> str:
+def _unknown(key: str, known: list[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
     return f"unknown key {key}{hint}"
@@ -156,29 +220,46 @@ def _unknown(key: str, known: list[str], kind: type) -> str:
 def _coerced(key: str, value: Any, hint: Any) -> tuple[Any, str | None]:
     """The value as the field's type, and what is wrong with it (None: nothing)."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    for option in options:
-        if option is type(None):
-            if value is None:
-                return None, None
-            continue
-        found = _as(option, value)
-        if found is not None:
-            return found, None
-    names = " or ".join("nothing" if o is type(None) else getattr(get_origin(o) or o, "__name__", str(o)) for o in options)
-    return None, f"{key} should be {names}, not {value!r}"
+    if value is None and type(None) in options:
+        return None, None
+    found = next((each for each in (_as(o, value) for o in options if o is not type(None)) if each is not None), None)
+    if found is None:
+        names = " or ".join("nothing" if o is type(None) else _name(o) for o in options)
+        return None, f"{key} should be {names}, not {value!r}"
+    limit = LIMITS.get(key)
+    if limit is not None and not limit.holds(found):
+        return None, f"{key} should be {limit.said}, not {value}"
+    return found, None
 
 
 def _as(kind: Any, value: Any) -> Any:
     """`value` as `kind`, or None when it is not one. Numbers may be written as text (the command line does)."""
-    origin = get_origin(kind) or kind
-    if origin is bool:
-        return value if isinstance(value, bool) else None
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin is Any:
+        return value
+    if origin is list and isinstance(value, list):
+        items = [_as(inner[0], item) for item in value]
+        return None if None in items else items
+    if origin is dict and isinstance(value, dict):
+        entries = {str(name): _as(inner[1], item) for name, item in value.items()}
+        return None if None in entries.values() else entries
     if origin in (int, float):
-        if isinstance(value, bool):
-            return None
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            return None
-        return (int(number) if number == int(number) else None) if origin is int else number
+        return _as_number(origin, value)
     return value if isinstance(value, origin) else None
+
+
+def _as_number(kind: type, value: Any) -> int | float | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+        return (int(number) if number == int(number) else None) if kind is int else number
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _name(kind: Any) -> str:
+    words = {list: "list", dict: "mapping", str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    of = f" of {words.get(inner[-1], 'values')}" if inner and inner[-1] is not Any else ""
+    return f"{words.get(origin, getattr(origin, '__name__', str(origin)))}{of}"

@@ -168,14 +168,14 @@ class _ChunkedHead(torch.autograd.Function):
             chunk = Chunk(logits, targets[part], plan.reference_logits(reference_hidden, part))
             for row, quantity in zip(values, plan.quantities, strict=True):
                 row[part] = quantity.of(chunk)
-        ctx.save_for_backward(hidden, weight, bias, targets, reference_hidden)
+        ctx.save_for_backward(hidden, weight, bias, targets, reference_hidden, values)
         ctx.plan = plan
         return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, reference_hidden = ctx.saved_tensors
+        hidden, weight, bias, targets, reference_hidden, values = ctx.saved_tensors
         plan: _Plan = ctx.plan
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         accumulate = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -185,7 +185,7 @@ class _ChunkedHead(torch.autograd.Function):
         for part in plan.parts(len(hidden)):
             logits = plan.logits(hidden[part], weight, bias)
             reference = plan.reference_logits(reference_hidden, part)
-            d_logits = _logit_gradient(plan, logits, targets[part], reference, grad[:, part])
+            d_logits = _logit_gradient(plan, logits, targets[part], reference, values[:, part], grad[:, part])
             d_raw = d_logits.to(weight.dtype)
             if d_hidden is not None:
                 d_hidden[part] = d_raw @ weight
@@ -212,9 +212,10 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _logit_gradient(
-    plan: _Plan, logits: Tensor, targets: Tensor, reference: Tensor | None, grad: Tensor
+    plan: _Plan, logits: Tensor, targets: Tensor, reference: Tensor | None, values: Tensor, grad: Tensor
 ) -> Tensor:
-    """Gradient with respect to the raw logits of one chunk. grad: [Q, n]. Returns [n, V]; may overwrite `logits`."""
+    """Gradient with respect to the raw logits of one chunk. values, grad: [Q, n]. Returns [n, V]; may overwrite `logits`."""
+    known = {q.temperature: v for q, v in zip(plan.quantities, values, strict=True) if isinstance(q, LogSumExp)}
     softmax_weight: dict[float, Tensor] = {}
     target_weight: Tensor | None = None
     others: list[tuple[Quantity, Tensor]] = []
@@ -231,7 +232,7 @@ def _logit_gradient(
     total = _by_autograd(others, logits, targets, reference) if others else None
     for temperature, scale in softmax_weight.items():
         part = logits.clone() if keep else logits
-        lse = logsumexp(part, temperature)
+        lse = known[temperature] if temperature in known else logsumexp(part, temperature)
         if temperature != 1.0:
             part.div_(temperature)
         part.sub_(lse.unsqueeze(1)).exp_().mul_(scale.unsqueeze(1))

@@ -7,9 +7,10 @@ import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -34,28 +35,45 @@ def load_model(
 ) -> PreTrainedModel:
     """A causal language model in evaluation mode, from a folder or a hub name; safetensors only.
 
-    dtype None keeps the dtype of the weights. Raises `ModelError` when there is none, or it has no causal head.
+    dtype None keeps the dtype of the weights. Raises `ModelError` when there is none, its weights are damaged, or it is no
+    causal model: an encoder, an encoder with a decoder, or one whose head is not among its weights.
     """
     _check_folder(source)
     try:
         config = AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
-        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not trust_remote_code:
+        known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder
+        if not known and not trust_remote_code:
             raise ModelError(f"{source} is a {config.model_type} model, which has no causal language-model head")
-        model = AutoModelForCausalLM.from_pretrained(
-            str(source), dtype=dtype or "auto", use_safetensors=True, trust_remote_code=trust_remote_code
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(source),
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{source} could not be loaded as a causal language model: {_first_line(error)}") from error
-    return model.eval()  # type: ignore[no-any-return]
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(_not_loaded(source, error, "a causal language model")) from error
+    model: PreTrainedModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{source} has no causal language-model head, or its files are incomplete: its weights lack "
+            f"{', '.join(missing[:3])}"
+        )
+    model.eval()  # type: ignore[no-untyped-call]
+    if _sees_ahead(model):
+        raise ModelError(f"{source} is no causal model: what it predicts depends on the tokens that come later")
+    return model
 
 
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub name. Raises `ModelError` when there is none."""
     _check_folder(source)
     try:
-        return AutoTokenizer.from_pretrained(str(source), trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source), trust_remote_code=trust_remote_code)
+        return tokenizer
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{source} has no tokenizer that can be loaded: {_first_line(error)}") from error
+        raise ModelError(_not_loaded(source, error, "a tokenizer")) from error
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -110,9 +128,12 @@ def _stored_tensors(folder: Path) -> Iterator[StoredTensor]:
     if not files:
         raise ModelError(f"{folder} holds no safetensors weights")
     for path in files:
-        with path.open("rb") as file:
-            header_length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(header_length))
+        try:
+            with path.open("rb") as file:
+                header_length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(header_length))
+        except (ValueError, OverflowError, MemoryError) as error:
+            raise ModelError(f"{path} is no safetensors file, or cut short: copy or download it again") from error
         for name, entry in header.items():
             if name != "__metadata__":
                 start, end = entry["data_offsets"]
@@ -130,14 +151,24 @@ def _check_folder(source: str | Path) -> None:
         raise ModelError(f"{source} {reason}; --model takes a Hugging Face model folder or a hub name")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _not_loaded(source: str | Path, error: Exception, what: str) -> str:
+    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    if Path(source).is_dir():
+        return f"{source} could not be loaded as {what}: {reason.strip().rstrip(':')}"
+    return f"{source} is no folder here, and the hub gave no model of that name: {reason.strip()}"
+
+
+@torch.no_grad()
+def _sees_ahead(model: PreTrainedModel) -> bool:
+    """Whether another last token changes what is predicted before it, as it does in an encoder."""
+    first, second = model(input_ids=torch.tensor([[0, 1, 0], [0, 1, 1]], device=model.device)).logits[:, :2].float()
+    return bool((first - second).abs().max() > 0.01 * (first.max() - first.min()))
 
 
 def quiet_transformers() -> None:
     """Keep transformers' own bars and notices away from the command line's output."""
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

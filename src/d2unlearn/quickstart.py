@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
+from d2unlearn import __version__
 from d2unlearn.config import CalibrateSettings, EvaluateSettings, QuickstartSettings, UnlearnSettings
 from d2unlearn.data.fiction import SIZES, make_world, write_world
 from d2unlearn.errors import ConfigError
 from d2unlearn.evaluation.runner import run_evaluate
 from d2unlearn.gate.run import run_calibrate
 from d2unlearn.report.run import run_report
-from d2unlearn.runtime import cache_dir, say
+from d2unlearn.runtime import cache_dir, fingerprint, say, write_json
+from d2unlearn.training.artifact import MANIFEST, is_done, manifest
 from d2unlearn.training.pretrain import fiction_model
 from d2unlearn.training.unlearn import run_unlearn
 
 
 def run_quickstart(settings: QuickstartSettings) -> Path:
-    """Run every step that is not done yet, in `settings.output`; returns the report's path."""
+    """Run every step that is not done yet, in `settings.output`; returns the report's path.
+
+    Raises `ArtifactError`, before anything is written, when the folder holds a quickstart of another size or seed.
+    """
     if settings.size not in SIZES:
         raise ConfigError([f"size should be one of {', '.join(SIZES)}, not {settings.size!r}"])
     output = Path(settings.output)
+    key = fingerprint([__version__, settings.size, settings.seed])
+    if not is_done(output, key):
+        write_json(output / MANIFEST, manifest("quickstart", key, settings=asdict(settings)))
     files = write_world(make_world(settings.seed, size=settings.size), output / "data")
     say("1/5 a small model that knows everyone in the made-up world")
     model = fiction_model(cache_dir() / "fiction", seed=settings.seed, size=settings.size)

@@ -9,7 +9,7 @@ import random
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -88,7 +88,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        remove(staged)
+        with suppress(OSError):
+            remove(staged)
+
+
+def check_writable(path: Path) -> None:
+    """Raises `ArtifactError` when `path` cannot be made or replaced: better said before hours of work than after."""
+    place = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    below_a_file = place != path.absolute() and not place.is_dir()
+    if below_a_file or not os.access(place, os.W_OK):
+        reason = f"{place} is a file" if below_a_file else f"{place} is not writable"
+        raise ArtifactError(f"cannot write {path}: {reason}")
 
 
 def remove(path: Path) -> None:

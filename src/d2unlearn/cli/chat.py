@@ -12,7 +12,7 @@ from d2unlearn.config import GenerateSettings, load_settings
 
 def chat(
     model: str = typer.Option(None, help="An artifact with a calibrated gate."),
-    max_new_tokens: int = typer.Option(None, help="Longest answer.  [default: 128]"),
+    max_new_tokens: int = typer.Option(None, help="Longest answer.  [default: what the gate was calibrated for; raw 128]"),
     raw: bool = typer.Option(None, "--raw", help="Answer without the gate."),
     show_energy: bool = typer.Option(None, "--show-energy", help="Show energy and decision; /energy switches it."),
     dtype: str = DTYPE,
@@ -33,8 +33,12 @@ def chat(
     typer.echo("Ask something. /energy shows or hides energies; an empty line ends.", err=True)
     while True:
         typer.echo("> ", nl=False, err=True)
-        line = sys.stdin.readline().strip()
+        try:
+            line = sys.stdin.readline().strip()
+        except KeyboardInterrupt:
+            line = ""
         if not line:
+            typer.echo(err=True)
             break
         if line == "/energy":
             shown = not shown

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import typer
 
-from d2unlearn.cli.options import GROUP_SIZE
+from d2unlearn.cli.options import CONFIG, GROUP_SIZE
+from d2unlearn.config import CheckSettings, load_settings
 
 data_app = typer.Typer(help="Look at data sets before using them.", no_args_is_help=True)
 SHOWN = 5
@@ -17,39 +20,47 @@ def data() -> None:
 
 @data_app.command()
 def check(
-    forget: str = typer.Option(..., help="Rows to forget."),
+    forget: str = typer.Option(None, help="Rows to forget."),
     retain: str = typer.Option(None, help="Rows to keep; overlap with the forget rows is listed."),
     model: str = typer.Option(None, help="Model folder whose tokenizer and chat template render the example."),
     group_size: int = GROUP_SIZE,
+    config: str = CONFIG,
 ) -> None:
     """Say what was read, show one rendered row with its answer marked, and find duplicates and overlap.
 
     Example: `d2unlearn data check --forget forget.jsonl --retain retain.jsonl --model ./model`
     """
+    given = {key: value for key, value in locals().items() if key != "config"}
+    settings = load_settings(CheckSettings, config, given)
     from d2unlearn.data.check import inspect, marked, overlap
     from d2unlearn.data.records import read_examples
 
     template = None
-    if model is not None:
+    if settings.model is not None:
         from d2unlearn.data.template import Template
-        from d2unlearn.models import load_tokenizer
+        from d2unlearn.models import load_tokenizer, quiet_transformers
 
-        template = Template(load_tokenizer(model))
-    sets = {name: read_examples(source, group_size=group_size) for name, source in
-            (("forget", forget), ("retain", retain)) if source is not None}
+        quiet_transformers()
+        template = Template(load_tokenizer(settings.model))
+    sources = {"forget": settings.forget, "retain": settings.retain}
+    sets = {
+        name: read_examples(source, group_size=settings.group_size) for name, source in sources.items() if source is not None
+    }
     for name, examples in sets.items():
         found = inspect(examples, template)
         tokens = "" if found.longest is None else f", longest {found.longest} tokens, {found.answer_tokens} answer tokens"
         typer.echo(f"{name}: {found.rows} rows, {found.with_prompt} with a prompt, {found.groups} groups{tokens}")
         if template is not None:
             typer.echo(f"  {examples[0].source}: {marked(template.tokens(examples[0]), template)}")
-        _listed("duplicate", found.duplicates)
+        _listed("duplicate", found.duplicates, "no row twice")
     if "retain" in sets:
-        _listed("forget and retain ask the same", overlap(sets["forget"], sets["retain"]))
+        shared = overlap(sets["forget"], sets["retain"])
+        _listed("forget and retain ask the same", shared, "forget and retain ask nothing in common")
 
 
-def _listed(what: str, places: object) -> None:
-    rows = list(places)  # type: ignore[call-overload]
+def _listed(what: str, rows: Sequence[tuple[str, str]], otherwise: str) -> None:
+    if not rows:
+        typer.echo(f"  {otherwise}")
     for first, second in rows[:SHOWN]:
         typer.echo(f"  {what}: {first} and {second}")
     if len(rows) > SHOWN:

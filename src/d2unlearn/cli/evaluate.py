@@ -6,6 +6,7 @@ import typer
 
 from d2unlearn.cli.options import CONFIG, DTYPE, GROUP_SIZE, SEED, pairs
 from d2unlearn.config import EvaluateSettings, load_settings
+from d2unlearn.schema import Metric
 
 
 def evaluate(
@@ -38,9 +39,20 @@ def evaluate(
 
     quiet_transformers()
     path = run_evaluate(settings)
-    for each in read_evaluation(path).sets:
+    result = read_evaluation(path)
+    for each in result.sets:
         typer.echo(f"{each.name} ({each.kind}, n = {len(each.examples)})")
         for metric in each.metrics:
-            arrow = {"lower": "lower is better", "higher": "higher is better"}.get(metric.better, "")
-            typer.echo(f"  {metric.name:24s} {metric.value:7.4f}  [{metric.low:.4f}, {metric.high:.4f}]  {arrow}")
+            typer.echo(_line(metric))
+    typer.echo("separation of forget from retained requests")
+    for metric in result.separation:
+        typer.echo(_line(metric))
     typer.echo(path)
+
+
+def _line(metric: Metric) -> str:
+    unscored = f"  ({metric.unscored} not scored)" if metric.unscored else ""
+    if not metric.n:
+        return f"  {metric.name:24s} nothing to score{unscored}"
+    better = "" if metric.better == "neither" else f"  {metric.better} is better"
+    return f"  {metric.name:24s} {metric.value:7.4f}  [{metric.low:.4f}, {metric.high:.4f}]{better}{unscored}"

@@ -13,7 +13,7 @@ def generate(
     prompt: str = typer.Option(None, help="One request; its answer goes to the standard output."),
     input: str = typer.Option(None, metavar="FILE.jsonl", help="Rows with a `prompt` to answer; other fields are kept."),
     output: str = typer.Option(None, metavar="FILE.jsonl", help="Adds text, refused, energy and threshold to each row."),
-    max_new_tokens: int = typer.Option(None, help="Longest answer.  [default: 128]"),
+    max_new_tokens: int = typer.Option(None, help="Longest answer.  [default: what the gate was calibrated for; raw 128]"),
     raw: bool = typer.Option(None, "--raw", help="Answer without the gate."),
     show_energy: bool = typer.Option(None, "--show-energy", help="Print energy, threshold and decision too."),
     sample: bool = typer.Option(None, "--sample/--greedy", help="Draw tokens instead of taking the most likely."),

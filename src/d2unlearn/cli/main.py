@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import sys
+import warnings
+from typing import TextIO
 
 import typer
 
@@ -18,6 +20,9 @@ from d2unlearn.cli.report import report
 from d2unlearn.cli.unlearn import unlearn
 from d2unlearn.errors import D2Error
 from d2unlearn.runtime import say
+
+STOPPED = 130
+"""Exit code after Ctrl-C."""
 
 app = typer.Typer(
     name="d2unlearn",
@@ -47,19 +52,49 @@ def main(
 
 def run() -> None:
     """The console script."""
-    try:
-        app()
-    except D2Error as error:
-        say(f"error: {error}")
-        sys.exit(2)
-    except KeyboardInterrupt:
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            code = app(standalone_mode=False)
+        except KeyboardInterrupt:
+            code = STOPPED
+        except Exception as error:
+            sentence = _sentence(error)
+            if sentence is None:
+                raise
+            if sentence:
+                say(f"error: {sentence}")
+            sys.exit(2)
+    if code == STOPPED:
         say("stopped; run the same command again to go on")
-        sys.exit(130)
-    except Exception as error:
-        if not _disk_full(error):
-            raise
-        say("error: the disk is full; nothing half-written was kept in the output: free some space and run the command again")
-        sys.exit(2)
+    sys.exit(code or 0)
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to tell a person of an error; None for one that is the program's own fault, empty when all was said."""
+    if isinstance(error, D2Error):
+        return " ".join(str(error).split())
+    if _disk_full(error):
+        return "the disk is full; nothing half-written was kept in the output: free some space and run the command again"
+    if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
+        return "out of memory: choose a smaller --batch-size"
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return ""
+    if hasattr(error, "format_message"):  # typer's own: an unknown option, a value that is no number
+        return f"{' '.join(error.format_message().split()).rstrip('.')} (see --help)"
+    return None
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning as one line, without the place in the code."""
+    say(f"warning: {' '.join(str(message).split())}")
 
 
 def _disk_full(error: BaseException | None) -> bool:

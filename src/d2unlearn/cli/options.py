@@ -28,4 +28,9 @@ def pairs(given: list[str] | None, option: str) -> dict[str, str] | None:
 def typed_pairs(given: list[str] | None, option: str) -> dict[str, Any] | None:
     """As `pairs`, with numbers and truth values read as such."""
     found = pairs(given, option)
-    return None if found is None else {key: yaml.safe_load(value) for key, value in found.items()}
+    if found is None:
+        return None
+    try:
+        return {key: yaml.safe_load(value) for key, value in found.items()}
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{option} takes NAME=VALUE with a plain value: {' '.join(str(error).split())}"]) from None

@@ -56,6 +56,11 @@ def read_examples(source: str | Path, *, group_size: int | None = None) -> list[
     return examples
 
 
+def example_of(row: Mapping[str, Any], place: str = "row") -> Example:
+    """One row of columns, e.g. of a `datasets.Dataset`, as an `Example`. Raises `DataError` for a row of no known format."""
+    return _example(place, row, None)
+
+
 def content_hash(example: Example) -> str:
     """sha256 of prompt and answer: the same row has the same hash wherever it stands."""
     return fingerprint([[list(message) for message in example.prompt], example.answer])

@@ -18,6 +18,7 @@ from d2unlearn.config import EvaluateSettings
 from d2unlearn.data.batching import by_length, pad_tokens
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.data.template import Template
+from d2unlearn.errors import ConfigError
 from d2unlearn.evaluation.memorization import answer_probability, exact_memorization, extraction_strength
 from d2unlearn.evaluation.separation import separation
 from d2unlearn.evaluation.store import write_evaluation
@@ -26,7 +27,7 @@ from d2unlearn.generation.guarded import Answer, GuardedModel
 from d2unlearn.models import weights_hash
 from d2unlearn.observation import observe
 from d2unlearn.quantities import Correct, LogSumExp, Nll
-from d2unlearn.runtime import fingerprint, progress, say, torch_dtype, write_json
+from d2unlearn.runtime import atomic_path, check_writable, fingerprint, progress, say, torch_dtype, write_json
 from d2unlearn.schema import EvaluatedSet, Evaluation, Example, Kind, Metric, ScoredExample, Tokens
 from d2unlearn.stats import bootstrap_interval
 from d2unlearn.training.artifact import MANIFEST, is_done, manifest
@@ -61,6 +62,7 @@ class Likelihoods:
 def run_evaluate(settings: EvaluateSettings) -> Path:
     """Evaluate and write `OUTPUT/evaluation.json` with a manifest; at once when it is there already."""
     output = Path(settings.output)
+    check_writable(output)
     sets = read_sets(settings)
     guarded = GuardedModel.from_pretrained(settings.model, dtype=torch_dtype(settings.dtype), raw=True, use_gate=True)
     key = _key(settings, guarded, sets)
@@ -68,13 +70,21 @@ def run_evaluate(settings: EvaluateSettings) -> Path:
         say(f"{output} is done: same inputs, same settings")
         return output / RESULT
     result = evaluate(guarded, sets, settings)
-    write_evaluation(output / RESULT, result)
-    write_json(output / MANIFEST, manifest("evaluate", key, settings=asdict(settings)))
+    with atomic_path(output) as staged:
+        write_evaluation(staged / RESULT, result)
+        write_json(staged / MANIFEST, manifest("evaluate", key, settings=asdict(settings)))
     return output / RESULT
 
 
 def read_sets(settings: EvaluateSettings) -> list[NamedSet]:
-    """The forget and retained rows and every further set named in the settings, at most `limit` rows of each."""
+    """The forget and retained rows and every further set named in the settings, at most `limit` rows of each.
+
+    Raises `ConfigError` for two sets of one name.
+    """
+    names = ["forget", "retain", *settings.also_forget, *settings.also_retain]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError([f"two sets are called {name}: choose another name for the further one" for name in twice])
     named: list[tuple[str, Kind, str]] = [("forget", "forget", settings.forget), ("retain", "retain", settings.retain)]
     named += [(name, "forget", source) for name, source in settings.also_forget.items()]
     named += [(name, "retain", source) for name, source in settings.also_retain.items()]
@@ -111,7 +121,7 @@ def likelihoods(model: torch.nn.Module, rows: Sequence[Tokens], *, batch_size: i
         batch = pad_tokens([rows[i] for i in indices], pad_id=0).to(device)
         values = observe(model, {"forget": batch}, {"forget": wanted})["forget"]
         lengths = [rows[i].answer_length for i in indices]
-        parts = zip(*(values[q].float().cpu().split(lengths) for q in wanted), strict=True)
+        parts = zip(*(values[q].float().cpu().split(lengths) for q in wanted), strict=True)  # type: ignore[no-untyped-call]
         for index, (lse, nll, correct) in zip(indices, parts, strict=True):
             if len(lse):
                 right = tuple(bool(c) for c in correct.tolist())

@@ -13,9 +13,10 @@ from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import GateError
 from d2unlearn.gate.policy import GATE_FILE, EnergyGate
 from d2unlearn.models import load_model, load_tokenizer, weights_hash
-from d2unlearn.runtime import fingerprint, read_json, write_json
+from d2unlearn.runtime import check_writable, fingerprint, write_json
 from d2unlearn.schema import Example
 from d2unlearn.training.artifact import MANIFEST, read_manifest
+from d2unlearn.training.artifact import manifest as new_manifest
 
 
 def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
@@ -23,14 +24,15 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
     folder = Path(settings.model)
     if not folder.is_dir():
         raise GateError(f"{settings.model} is not a folder: the gate is written beside the weights it belongs to")
-    manifest = read_manifest(folder)
-    held_out = None if manifest is None else set(manifest.get("held_out", ()))
+    check_writable(folder / GATE_FILE)
+    manifest = read_manifest(folder) or {}
+    held_out = set(manifest["held_out"]) if "held_out" in manifest else None
     retain, note = _unseen(read_examples(settings.retain, group_size=settings.group_size), held_out, settings.retain)
     forget = None
     if settings.forget is not None:
         forget = read_examples(settings.forget, group_size=settings.group_size)
     key = _key(settings, folder, retain, forget)
-    if manifest is not None and manifest.get("calibration", {}).get("key") == key and (folder / GATE_FILE).is_file():
+    if manifest.get("calibration", {}).get("key") == key and (folder / GATE_FILE).is_file():
         yield f"{folder / GATE_FILE} is done: same inputs, same settings"
         return
     yield note
@@ -51,9 +53,8 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
         folder=folder,
     )
     gate.save(folder)
-    if manifest is not None:
-        section = {"key": key, "settings": asdict(settings), "version": __version__}
-        write_json(folder / MANIFEST, {**read_json(folder / MANIFEST), "calibration": section})
+    section = {"key": key, "settings": asdict(settings), "version": __version__}
+    write_json(folder / MANIFEST, {**(manifest or new_manifest("calibrate", key)), "calibration": section})
     yield from gate.describe()
     yield f"{folder / GATE_FILE}"
 
@@ -61,16 +62,16 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
 def _unseen(examples: Sequence[Example], held_out: set[str] | None, source: str) -> tuple[list[Example], str]:
     """The rows to calibrate on: those that `unlearn` set aside, where the file holds them; and a line that says which."""
     if held_out is None:
-        return list(examples), f"no manifest beside the model: all {len(examples)} rows of {source} are taken as unseen"
+        return list(examples), f"unlearn made no note beside the model: all {len(examples)} rows of {source} are taken as unseen"
     chosen = [example for example in examples if content_hash(example) in held_out]
     if chosen:
         return chosen, f"{len(chosen)} rows of {source} that unlearn set aside"
     return list(examples), f"none of the rows that unlearn set aside are in {source}: all {len(examples)} are taken as unseen"
 
 
-def _excludes_padded_rows(manifest: Mapping[str, Any] | None) -> bool:
+def _excludes_padded_rows(manifest: Mapping[str, Any]) -> bool:
     """Whether the model was trained on energies without the vocabulary rows that the tokenizer lacks."""
-    return bool((manifest or {}).get("settings", {}).get("exclude_padded_rows"))
+    return bool(manifest.get("settings", {}).get("exclude_padded_rows"))
 
 
 def _key(

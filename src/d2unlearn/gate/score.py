@@ -15,6 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -192,8 +193,7 @@ class _PartLooks(Looks):
     def _largest(self, looks: list[Floats | None]) -> Floats | None:
         made = zip(looks, self.centre, self.scale, strict=True)
         standard = [(look - centre) / scale for look, centre, scale in made if look is not None]
-        largest: Floats | None = np.maximum.reduce(standard) if standard else None
-        return largest
+        return reduce(np.maximum, standard) if standard else None
 
 
 class RunningScore:

@@ -12,7 +12,7 @@ from d2unlearn import __version__
 from d2unlearn.config import GenerateSettings
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.generation.guarded import Answer, GuardedModel
-from d2unlearn.runtime import atomic_write, fingerprint, hash_file, read_json, say, torch_dtype, write_json
+from d2unlearn.runtime import atomic_write, check_writable, fingerprint, hash_file, read_json, say, torch_dtype, write_json
 
 
 def run_generate(settings: GenerateSettings) -> Iterator[str]:
@@ -22,6 +22,8 @@ def run_generate(settings: GenerateSettings) -> Iterator[str]:
         mistakes.append("give either --prompt or --input")
     if (settings.input is None) != (settings.output is None):
         mistakes.append("--input and --output go together")
+    if settings.prompt is not None and not settings.prompt.strip():
+        mistakes.append("the prompt is empty")
     if mistakes:
         raise ConfigError(mistakes)
     if settings.prompt is not None:
@@ -36,8 +38,15 @@ def run_generate(settings: GenerateSettings) -> Iterator[str]:
 
 
 def open_model(settings: GenerateSettings) -> GuardedModel:
-    """The guarded model; raw only where the settings say so."""
-    return GuardedModel.from_pretrained(settings.model, dtype=torch_dtype(settings.dtype), raw=settings.raw)
+    """The guarded model; raw only where the settings say so. Says so when answers may grow longer than the gate was told."""
+    guarded = GuardedModel.from_pretrained(settings.model, dtype=torch_dtype(settings.dtype), raw=settings.raw)
+    gate = guarded.gate
+    if gate is not None and (settings.max_new_tokens or 0) > gate.max_new_tokens:
+        say(
+            f"note: the gate was calibrated on answers of up to {gate.max_new_tokens} tokens; in longer ones more than "
+            f"{gate.max_false_refusal:.2%} of legitimate requests may be refused (calibrate with --max-new-tokens)"
+        )
+    return guarded
 
 
 def describe(answer: Answer) -> str:
@@ -50,6 +59,9 @@ def describe(answer: Answer) -> str:
 
 def _answer_file(settings: GenerateSettings, source: Path, output: Path) -> Iterator[str]:
     rows = list(_read_rows(source))
+    check_writable(output)
+    if output.is_dir() or (output.exists() and output.samefile(source)):
+        raise ConfigError([f"--output {output} is {'a folder' if output.is_dir() else 'the input'}; name another file"])
     guarded = open_model(settings)
     places = ("model", "input", "output", "prompt", "show_energy", "batch_size")
     chosen = {key: value for key, value in asdict(settings).items() if key not in places}
@@ -87,10 +99,14 @@ def _columns(answer: Answer) -> dict[str, Any]:
 def _read_rows(source: Path) -> Iterator[dict[str, Any]]:
     """Rows with a prompt, every bad one named at once."""
     if not source.is_file():
-        raise DataError(f"{source} does not exist")
+        raise DataError(f"{source} {'is a folder' if source.is_dir() else 'does not exist'}; --input takes a JSONL file")
+    try:
+        lines = source.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise DataError(f"{source} is no text file; --input takes a JSONL file") from None
     mistakes: list[str] = []
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(source.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

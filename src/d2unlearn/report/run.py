@@ -6,29 +6,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from d2unlearn import __version__
 from d2unlearn.errors import DataError
 from d2unlearn.evaluation.store import read_evaluation
 from d2unlearn.report.gate import read_gate_summary
 from d2unlearn.report.html import build
-from d2unlearn.runtime import atomic_write, read_json
-from d2unlearn.schema import Evaluation
+from d2unlearn.runtime import atomic_write, hash_file, read_json, write_json
 
 RESULT = "evaluation.json"
 
 
 def run_report(before: str | Path, after: str | Path, artifact: str | Path | None, output: str | Path) -> Path:
-    """Write the page and return its path. Raises `DataError` for files that are no evaluations."""
+    """Write the page, with a manifest beside it, and return its path. Raises `DataError` for files that are no evaluations."""
     path = Path(output)
+    files = {"before": _file(before), "after": _file(after)}
+    first, second = (read_evaluation(file) for file in files.values())
     folder = None if artifact is None else Path(artifact)
     gate = None if folder is None else read_gate_summary(folder)
-    page = build(_evaluation(before), _evaluation(after), gate, {} if folder is None else _facts(folder))
-    atomic_write(path, page)
+    atomic_write(path, build(first, second, gate, {} if folder is None else _facts(folder)))
+    made_of = {name: {"source": str(file), "sha256": hash_file(file)} for name, file in files.items()}
+    note = {"command": "report", "version": __version__, **made_of, "artifact": None if folder is None else str(folder)}
+    write_json(path.with_name(f"{path.name}.manifest.json"), note)
     return path.resolve()
 
 
-def _evaluation(place: str | Path) -> Evaluation:
+def _file(place: str | Path) -> Path:
     path = Path(place)
-    return read_evaluation(path / RESULT if path.is_dir() else path)
+    return path / RESULT if path.is_dir() else path
 
 
 def _facts(artifact: Path) -> Mapping[str, Any]:

@@ -7,16 +7,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from d2unlearn import __version__
-from d2unlearn.errors import ArtifactError
+from d2unlearn.errors import ArtifactError, D2Error
 from d2unlearn.runtime import read_json, remove, write_json
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
 MANIFEST = "d2_manifest.json"
+CHECKPOINTS = "checkpoints"
 FORMAT = 1
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tokenizers", "numpy")
 
@@ -34,26 +41,72 @@ def is_done(output: Path, key: str) -> bool:
     raise ArtifactError(f"{output} holds the result of other inputs or settings; remove it or choose another --output")
 
 
-def open_workspace(output: Path, key: str) -> Path:
-    """The folder to work in; one that an interrupted run with the same key left is taken up again."""
-    workspace = output.with_name(f"{output.name}.partial")
-    note = workspace / "run.json"
-    if note.is_file() and read_json(note).get("key") != key:
-        raise ArtifactError(f"{workspace} belongs to an interrupted run with other inputs or settings; remove it first")
+@contextmanager
+def workspace_of(output: Path, key: str) -> Iterator[Path]:
+    """The folder to work in, while the block runs; one that an interrupted run with the same key left is taken up again.
+
+    It stays where there is a checkpoint to go on from, and goes when the block fails before the first. Raises
+    `ArtifactError` when another process works there, or when checkpoints of another run are in it.
+    """
+    workspace = _workspace(output)
+    if output.is_dir() and os.path.ismount(output):
+        raise ArtifactError(f"{output} is a mount point, which cannot be put in place in one step; name a folder inside it")
     try:
         workspace.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ArtifactError(f"cannot make {workspace}: {error.strerror}") from error
-    write_json(note, {"key": key})
-    return workspace
+        raise ArtifactError(f"cannot write {output}: {error.strerror}") from error
+    with _locked(workspace):
+        note = workspace / "run.json"
+        if _has_checkpoint(workspace) and not (note.is_file() and read_json(note).get("key") == key):
+            raise ArtifactError(f"{workspace} belongs to an interrupted run with other inputs or settings; remove it first")
+        write_json(note, {"key": key})
+        try:
+            yield workspace
+        except D2Error:
+            if _first_rank() and not _has_checkpoint(workspace):
+                remove(workspace)
+            raise
 
 
-def publish(staged: Path, output: Path, workspace: Path) -> None:
+def publish(staged: Path, output: Path) -> None:
     """Put the staged artifact in its place in one step, then remove the workspace."""
+    output = output.resolve()
+    mode = (staged / MANIFEST).stat().st_mode
+    for weights in staged.rglob("*.safetensors"):
+        weights.chmod(mode)  # written readable by their owner alone, unlike everything beside them
     if output.is_dir():
         output.rmdir()  # empty: `is_done` has looked
     os.replace(staged, output)
-    remove(workspace)
+    remove(_workspace(output))
+
+
+def _workspace(output: Path) -> Path:
+    output = output.resolve()
+    return output.with_name(f"{output.name}.partial")
+
+
+def _has_checkpoint(workspace: Path) -> bool:
+    return any((workspace / CHECKPOINTS).glob("checkpoint-*"))
+
+
+def _first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _locked(workspace: Path) -> Iterator[None]:
+    """Keep a second run with the same output out. Of several ranks the first locks for all; no lock where there is no flock."""
+    if fcntl is None or not _first_rank():
+        yield
+        return
+    with (workspace / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ArtifactError(f"another process is at work in {workspace}; wait for it, or choose another --output") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def manifest(command: str, key: str, **sections: Any) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def take_snapshot(
 def warning_of(before: Snapshot, now: Snapshot, *, energy_of_nothing: float) -> str | None:
     """A sentence when the model is being destroyed, else None. `energy_of_nothing` is -log V."""
     if not (math.isfinite(now.retain_nll) and math.isfinite(now.retain_energy)):
-        return "the model is destroyed: its energy or likelihood on retained rows is no longer a number; lower the learning rate"
+        return "the model is destroyed: its retained energy or likelihood is no longer a number; lower the learning rate"
     room = max(energy_of_nothing - before.retain_energy, 1e-6)
     risen = now.retain_energy - before.retain_energy
     if risen > ENERGY_RUNAWAY * room:

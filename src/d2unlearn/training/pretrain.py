@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -23,7 +22,7 @@ from transformers import (
 )
 
 from d2unlearn.data.batching import pad_tokens
-from d2unlearn.data.fiction import Fact, World, WorldSize, make_world
+from d2unlearn.data.fiction import Fact, World, make_world
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ArtifactError, DataError
 from d2unlearn.observation import Batch, observe
@@ -49,7 +48,7 @@ BUCKET = 16
 class Recipe:
     """How a small model is taught. `learning_rate` is the peak of a one-cycle schedule."""
 
-    epochs: int = 40
+    epochs: int = 30
     batch_size: int = 32
     learning_rate: float = 3e-3
     warmup: float = 0.1
@@ -62,10 +61,10 @@ class Shape:
     """The size of a small Llama with tied embeddings, and of its tokenizer's vocabulary."""
 
     vocabulary: int = 2048
-    width: int = 192
+    width: int = 128
     layers: int = 4
-    heads: int = 6
-    feed_forward: int = 512
+    heads: int = 4
+    feed_forward: int = 384
 
 
 RECIPES = {"default": Recipe(), "smoke": Recipe()}
@@ -127,7 +126,8 @@ def train_small_model(
         raise DataError("there is nothing to teach: every fact needs at least one rendered row")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, dtype=torch.float32)).train()
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        model.train()
         generator = torch.Generator().manual_seed(seed)
         batches = list(_batches(rows, recipe, generator))
         optimizer = torch.optim.AdamW(_parameter_groups(model, recipe), betas=(0.9, 0.98), fused=True)
@@ -137,7 +137,8 @@ def train_small_model(
         for batch in batches if quiet else progress(batches, "teaching a small model", total=len(batches)):
             _step(model, batch, optimizer, recipe)
             schedule.step()
-    return model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -146,8 +147,8 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
     It has at most `vocabulary` tokens, and never fewer than the 256 bytes and its five special tokens.
     """
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=["<pad>", "<bos>", "<eos>", "<q>", "<a>"],
@@ -155,7 +156,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         pad_token="<pad>",
         bos_token="<bos>",
@@ -239,7 +240,8 @@ def _parameter_groups(model: PreTrainedModel, recipe: Recipe) -> list[dict[str, 
 
 def _step(model: PreTrainedModel, batch: Batch, optimizer: torch.optim.Optimizer, recipe: Recipe) -> None:
     nll = Nll()
-    observe(model, {"retain": batch}, {"retain": [nll]})["retain"][nll].mean().backward()
+    loss = observe(model, {"retain": batch}, {"retain": [nll]})["retain"][nll].mean()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_gradient_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

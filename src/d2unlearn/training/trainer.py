@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from d2unlearn.data.batching import pad_tokens, truncate
+from d2unlearn.data.records import example_of
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.head import Head, head_of
@@ -28,7 +29,7 @@ from d2unlearn.training.monitor import Snapshot, take_snapshot, warning_of
 from d2unlearn.training.reference import Reference, compute_reference
 from d2unlearn.training.sampling import EpochSampler, Pair, PairPlan
 
-Rows = Sequence[Example] | Sequence[Tokens]
+Rows = Iterable[Example] | Iterable[Tokens] | Iterable[Mapping[str, Any]]
 COMPLETE = "checkpoint_complete"
 
 
@@ -66,7 +67,8 @@ class UnlearnConfig(TrainingArguments):  # type: ignore[misc]
 class UnlearnTrainer(Trainer):  # type: ignore[misc]
     """Trains `model` with `method` on pairs of forget and retained rows.
 
-    forget_dataset, retain_dataset: sequences of `Example` (rendered with `processing_class`) or of `Tokens`.
+    forget_dataset, retain_dataset: rows as `Example`, as columns (a `datasets.Dataset`, in the formats of
+    `d2unlearn.data.records`), both rendered with `processing_class`, or as `Tokens`.
     eval_dataset: {"forget": rows, "retain": rows} for the monitor; without it the forget rows and the first retained rows.
     peft_config: train a low-rank adapter; the reference is the model as given, before the adapter.
 
@@ -102,6 +104,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
             model, self._eval_rows, batch_size=args.per_device_eval_batch_size, vocab_rows=self._vocab_rows
         )
         self._monitored: dict[str, Tensor] = {}
+        self._monitored_steps = 0
         self._sampler = EpochSampler(self._plan(args))
         _set_warmup(args, len(self._sampler))
         super().__init__(
@@ -152,6 +155,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
     ) -> tuple[list[Any], Tensor | int | None]:
         """The micro-batches of one optimizer step, each told how many answers and rows the whole step has."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._monitored_steps += 1
         for role in self.method.needs:
             labels = [sample[role]["labels"] for sample in samples]
             counts = torch.tensor(
@@ -204,10 +208,9 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what the method monitors, as means over the optimizer steps since the last log."""
         if "loss" in logs and self._monitored:
-            steps = max(1, self.state.global_step - getattr(self, "_monitored_since", 0))
             for name, value in self._monitored.items():
-                logs[name] = float(self.accelerator.reduce(value, "sum")) / steps
-            self._monitored, self._monitored_since = {}, self.state.global_step
+                logs[name] = float(self.accelerator.reduce(value, "sum")) / max(1, self._monitored_steps)
+            self._monitored, self._monitored_steps = {}, 0
         super().log(logs, start_time)
 
     def evaluate(
@@ -299,7 +302,9 @@ def render(rows: Rows, tokenizer: PreTrainedTokenizerBase | None, max_length: in
     """Rows as token ids, cut at `max_length`. Raises `DataError` when an answer is cut away whole."""
     template: Template | None = None
     rendered: list[Tokens] = []
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
+        if isinstance(row, Mapping):
+            row = example_of(row, f"row {number}")
         if isinstance(row, Example):
             if tokenizer is None:
                 raise ConfigError(["rows of text need processing_class=tokenizer"])

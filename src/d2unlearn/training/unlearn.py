@@ -7,22 +7,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from d2unlearn import __version__
-from d2unlearn.config import UnlearnSettings
+from d2unlearn.config import UnlearnSettings, typed
 from d2unlearn.data.holdout import HeldOut, hold_out, split_validation
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.methods import METHODS, Method
 from d2unlearn.models import load_model, load_tokenizer, state_hash
-from d2unlearn.runtime import fingerprint, remove, say, seed_everything, torch_dtype, write_json
+from d2unlearn.runtime import fingerprint, pick_device, remove, say, seed_everything, torch_dtype, write_json
 from d2unlearn.schema import Example
-from d2unlearn.training.artifact import MANIFEST, is_done, manifest, open_workspace, publish
+from d2unlearn.training.artifact import CHECKPOINTS, MANIFEST, is_done, manifest, publish, workspace_of
 from d2unlearn.training.learning_rate import automatic_learning_rate
 from d2unlearn.training.trainer import UnlearnConfig, UnlearnTrainer, last_complete_checkpoint
 
@@ -44,16 +44,24 @@ def run_unlearn(settings: UnlearnSettings) -> Path:
     An interrupted run goes on from its last complete checkpoint. Raises a `D2Error` for input that cannot be used.
     """
     method = build_method(settings.method, settings.method_parameters)
+    check_reporting(settings.report_to)
     forget, retain = _read_data(settings)
     output = Path(settings.output)
     inputs = _load(settings, forget, retain)
+    rate = _learning_rate(settings, inputs.model)
     key = _key(settings, inputs)
     if is_done(output, key):
         say(f"{output} is done: same inputs, same settings")
         return output
-    workspace = open_workspace(output, key)
+    with workspace_of(output, key) as workspace:
+        _train_and_publish(settings, inputs, method, rate, key, workspace, output)
+    return output
+
+
+def _train_and_publish(
+    settings: UnlearnSettings, inputs: Inputs, method: Method, rate: float, key: str, workspace: Path, output: Path
+) -> None:
     seed_everything(settings.seed)
-    rate = _learning_rate(settings, inputs.model)
     validation, _ = split_validation(inputs.retain.held_out, seed=settings.seed)
     say(_announcement(settings, inputs, method, rate))
     trainer = UnlearnTrainer(
@@ -67,7 +75,7 @@ def run_unlearn(settings: UnlearnSettings) -> Path:
         peft_config=_adapter(settings),
     )
     started = time.monotonic()
-    checkpoint = last_complete_checkpoint(workspace / "checkpoints")
+    checkpoint = last_complete_checkpoint(workspace / CHECKPOINTS)
     if checkpoint is not None:
         say(f"going on from {checkpoint.name}")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -77,19 +85,31 @@ def run_unlearn(settings: UnlearnSettings) -> Path:
         remove(staged)
         _save(trainer.model, inputs, staged)
         write_json(staged / MANIFEST, _manifest(settings, inputs, method, rate, key, trainer, seconds))
-        publish(staged, output, workspace)
+        publish(staged, output)
     trainer.accelerator.wait_for_everyone()
-    return output
 
 
 def build_method(name: str, parameters: dict[str, Any]) -> Method:
     """A method by its name and parameters. Raises `ConfigError` for names or parameters that do not exist."""
     if name not in METHODS:
         raise ConfigError([f"method {name!r} is not known; known: {', '.join(METHODS)}"])
-    try:
-        return METHODS[name](**parameters)
-    except TypeError as error:
-        raise ConfigError([f"method {name}: {error}"]) from None
+    given, mistakes = typed(parameters, get_type_hints(METHODS[name]))
+    if mistakes:
+        raise ConfigError([f"method {name}: {mistake}" for mistake in mistakes])
+    return METHODS[name](**given)
+
+
+def check_reporting(report_to: str) -> None:
+    """Raises `ConfigError` unless transformers can report there."""
+    if report_to in ("none", "all"):
+        return
+    from transformers.integrations import integration_utils
+
+    known = integration_utils.INTEGRATION_TO_CALLBACK
+    if report_to not in known:
+        raise ConfigError([f"report_to should be none, all or one of {', '.join(known)}, not {report_to!r}"])
+    if report_to not in integration_utils.get_available_reporting_integrations():  # type: ignore[no-untyped-call]
+        raise ConfigError([f"report_to {report_to} needs its package, which is not installed here"])
 
 
 def _read_data(settings: UnlearnSettings) -> tuple[list[Example], HeldOut]:
@@ -108,11 +128,11 @@ def _read_data(settings: UnlearnSettings) -> tuple[list[Example], HeldOut]:
 
 def _load(settings: UnlearnSettings, forget: list[Example], retain: HeldOut) -> Inputs:
     """Full training of 16-bit weights happens in float32 (small updates vanish otherwise) and is saved as it came."""
-    tokenizer = load_tokenizer(settings.model)
     model = load_model(settings.model, dtype=torch_dtype(settings.dtype))
+    tokenizer = load_tokenizer(settings.model)
     saved_dtype = model.dtype
     if settings.dtype == "auto" and not settings.lora:
-        model = model.float()
+        model = model.float()  # type: ignore[no-untyped-call]
     return Inputs(model, tokenizer, forget, retain, saved_dtype)
 
 
@@ -146,7 +166,7 @@ def _announcement(settings: UnlearnSettings, inputs: Inputs, method: Method, rat
 
 def _arguments(settings: UnlearnSettings, workspace: Path, rate: float) -> UnlearnConfig:
     return UnlearnConfig(
-        output_dir=str(workspace / "checkpoints"),
+        output_dir=str(workspace / CHECKPOINTS),
         reference_cache=str(workspace / "reference"),
         learning_rate=rate,
         num_train_epochs=settings.epochs,
@@ -155,6 +175,7 @@ def _arguments(settings: UnlearnSettings, workspace: Path, rate: float) -> Unlea
         max_length=settings.max_length,
         seed=settings.seed,
         bf16=settings.bf16,
+        use_cpu=pick_device().type == "cpu",
         gradient_checkpointing=settings.gradient_checkpointing,
         exclude_padded_rows=settings.exclude_padded_rows,
         report_to=settings.report_to,

@@ -1,0 +1,164 @@
+"""What the gate costs: guarded against plain `generate`, side by side in one process, in alternating order.
+
+    python benchmarks/generation_overhead.py --model DIR        a model folder, beside a larger random Llama (H 512, V 32k)
+
+Each repetition times both on the same prompts, the order swapped every time, and takes the ratio; the table shows its median
+and quartiles. The gate's threshold is out of reach, so that both generate the same tokens (checked). Target: within 2%.
+Writes benchmarks/results/generation_overhead.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import models as models_of_tokenizers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from d2unlearn import EnergyGate, GuardedModel
+from d2unlearn.models import load_model, load_tokenizer
+from d2unlearn.runtime import write_json
+from d2unlearn.schema import Example, Message
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+RESULTS = Path(__file__).parent / "results" / "generation_overhead.json"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measured setting. Times in ms a token step; `ratio` guarded over plain: quartiles over repetitions."""
+
+    model: str
+    parameters: int
+    vocabulary: int
+    batch_size: int
+    prompt_length: int
+    new_tokens: int
+    repetitions: int
+    plain_ms: float
+    guarded_ms: float
+    ratio_low: float
+    ratio: float
+    ratio_high: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a causal model folder to measure beside the random one")
+    parser.add_argument("--repetitions", type=int, default=21)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: time of this process, on a machine that others use"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    models = {"random Llama, H 512, V 32k": (random_llama(), word_tokenizer())}
+    if options.model is not None:
+        models = {options.model.name: (load_model(options.model), load_tokenizer(options.model)), **models}
+    cases = []
+    print(HEADER)
+    for name, (model, tokenizer) in models.items():
+        guarded = open_gate(model, tokenizer)
+        for batch_size in (1, 16):
+            cases.append(measure(name, guarded, batch_size, options.new_tokens, options.repetitions, CLOCKS[options.clock]))
+            print(row(cases[-1]), flush=True)
+    write_json(
+        RESULTS,
+        {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "machine": platform.machine(),
+            "threads": options.threads,
+            "clock": options.clock,
+            "cases": [asdict(case) for case in cases],
+        },
+    )
+
+
+def random_llama() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=512,
+        intermediate_size=1376,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", *(f"w{i}" for i in range(100))]
+    core = Tokenizer(models_of_tokenizers.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+
+
+def open_gate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GuardedModel:
+    """The model with a real gate of the default score, whose threshold nothing reaches."""
+    rows = [Example(str(i), (Message("user", f"w{i} w{i + 1}"),), "w1", str(i)) for i in range(12)]
+    gate = EnergyGate.calibrate(model, tokenizer, rows, max_false_refusal=0.5, max_new_tokens=4)
+    return GuardedModel(model, tokenizer, replace(gate, calibration=replace(gate.calibration, threshold=1e30)))
+
+
+def measure(
+    name: str, guarded: GuardedModel, batch_size: int, new_tokens: int, repetitions: int, clock: Callable[[], float]
+) -> Case:
+    """Alternate the two and keep the ratio of each pair."""
+    vocabulary = guarded.model.config.vocab_size
+    prompts = torch.from_numpy(np.random.default_rng(0).integers(3, vocabulary, size=(batch_size, 24)))
+    mask = torch.ones_like(prompts)
+
+    def once(raw: bool) -> Tensor:
+        lengths = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
+        return guarded.generate(prompts, mask, do_sample=False, raw=raw, **lengths)
+
+    assert torch.equal(once(raw=True), once(raw=False)), "both should generate the same tokens"
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for repetition in range(repetitions):
+        for raw in (True, False) if repetition % 2 else (False, True):
+            start = clock()
+            once(raw)
+            seconds[raw].append(clock() - start)
+    low, middle, high = statistics.quantiles([g / p for g, p in zip(seconds[False], seconds[True], strict=True)], n=4)
+    step = 1000 / new_tokens
+    return Case(
+        model=name,
+        parameters=guarded.model.num_parameters(),
+        vocabulary=vocabulary,
+        batch_size=batch_size,
+        prompt_length=prompts.shape[1],
+        new_tokens=new_tokens,
+        repetitions=repetitions,
+        plain_ms=statistics.median(seconds[True]) * step,
+        guarded_ms=statistics.median(seconds[False]) * step,
+        ratio_low=low,
+        ratio=middle,
+        ratio_high=high,
+    )
+
+
+HEADER = f"{'model':<28} {'batch':>5} {'plain ms/token':>15} {'guarded':>9} {'ratio':>7} {'quartiles':>15}"
+
+
+def row(case: Case) -> str:
+    spread = f"{case.ratio_low:.3f} to {case.ratio_high:.3f}"
+    return (
+        f"{case.model:<28} {case.batch_size:>5} {case.plain_ms:>15.2f} {case.guarded_ms:>9.2f} {case.ratio:>7.3f} {spread:>15}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,402 @@
+"""Time and memory of one EUA step: the trainer's own, the reference's restated literally, and the floor.
+
+    reference   two models, five forwards, dense margins                              (reference_step.py)
+    ours        `UnlearnTrainer.training_step` with the reference's margins stored    (the real trainer, nothing left out)
+    plain       the floor: transformers' own fine-tuning step on the same tokens      (one forward with labels)
+
+Times come from rounds in which every variant runs once, in alternating order; a ratio is taken within a round, so that what
+else the machine does falls on both sides. Memory is measured in one fresh process a variant. Run by hand, on an idle machine:
+
+    python benchmarks/step_time.py                       # writes benchmarks/results/step_time.{json,md}
+    python benchmarks/step_time.py --sizes 4k --rounds 5 --output /tmp/step_time
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from reference_step import frozen_margins, reference_step_loss
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Trainer
+
+from d2unlearn.methods import EUA
+from d2unlearn.observation import Batch, join
+from d2unlearn.runtime import atomic_write, write_json
+from d2unlearn.schema import Role, Tokens
+from d2unlearn.training.reference import compute_reference
+from d2unlearn.training.trainer import UnlearnConfig, UnlearnTrainer
+
+RESULTS = Path(__file__).parent / "results" / "step_time"
+VARIANTS = ("reference", "ours", "plain")
+BATCH = 8
+ROWS = 4 * BATCH
+WARM_UP = 2
+METHOD = EUA()
+
+
+@dataclass(frozen=True)
+class Size:
+    """A random Llama with tied embeddings. The first has the shape of a small TOFU model, the second a real vocabulary."""
+
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    intermediate: int
+
+
+SIZES = {
+    "4k": Size(vocabulary=4096, width=256, layers=4, heads=8, intermediate=688),
+    "128k": Size(vocabulary=128_256, width=256, layers=4, heads=8, intermediate=688),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to do a step. `backward` runs forward and backward and returns the loss; `step` also clips and updates."""
+
+    name: str
+    model: nn.Module
+    backward: Callable[[], Tensor]
+    optimizer: torch.optim.Optimizer
+
+    def step(self) -> None:
+        self.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+
+    def clear(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory-runs", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="without ending: .json and .md are added")
+    parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.memory_of:
+        print(json.dumps(peak_memory(options.memory_of, SIZES[options.sizes[0]])))
+        return
+    result = {"settings": settings(options), "sizes": {name: measure(name, options) for name in options.sizes}}
+    write_json(options.output.with_suffix(".json"), result)
+    atomic_write(options.output.with_suffix(".md"), page(result))
+    print(page(result))
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the numbers depend on beside the code."""
+    return {
+        "hardware": f"{torch.get_num_threads()} threads of a 2-core x86-64 CPU, float32",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "batch": f"{BATCH} forget + {BATCH} retained rows of 48 to 80 tokens, the second half of each its answer",
+        "method": repr(METHOD),
+        "optimizer": "AdamW as the trainer makes it, gradients clipped at 1",
+        "memory": "VmHWM (reset before the step) less the resident size once the policy's weights are loaded; one fresh "
+        "process a variant; forward, backward and gradients, without the optimizer; the reference's second model counts",
+    }
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """All numbers of one model size."""
+    print(f"V = {name}: time", file=sys.stderr)
+    variants, batches, trainer = prepare(SIZES[name])
+    losses = {variant.name: float(variant.backward()) for variant in variants}
+    backward = timed(variants, options.rounds, lambda variant: variant.backward())
+    whole = timed(variants, options.rounds, Variant.step)
+    frozen = reference_pass(trainer, variants[0], batches, options.rounds)
+    print(f"V = {name}: memory", file=sys.stderr)
+    return {
+        "model": asdict(SIZES[name]),
+        "answer_positions": sum(int((b.labels[:, 1:] != -100).sum()) for b in batches.values()),
+        "positions": join(list(batches.values())).input_ids.numel(),
+        "loss": losses,
+        "forward_and_backward": summary(backward),
+        "with_optimizer": summary(whole),
+        "reference_pass": frozen,
+        "peak_memory": memory(name, options),
+    }
+
+
+# -- the variants -------------------------------------------------------------------------------------------------------
+
+
+def prepare(size: Size) -> tuple[list[Variant], dict[Role, Batch], UnlearnTrainer]:
+    """The three variants on equal weights and the same rows; the trainer collates them as in a run."""
+    trainer = make_trainer(make_model(size), size)
+    inputs = first_inputs(trainer)
+    batches: dict[Role, Batch] = {"forget": Batch(**inputs["forget"]), "retain": Batch(**inputs["retain"])}
+    policy, plain = make_model(size), make_model(size)
+    frozen = make_model(size)
+    variants = [
+        Variant("reference", policy, reference_backward(policy, frozen, batches), optimizer_for(policy, trainer.args)),
+        Variant("ours", trainer.model, trainer_backward(trainer, inputs), optimizer_for(trainer.model, trainer.args)),
+        Variant("plain", plain, plain_backward(plain, batches), optimizer_for(plain, trainer.args)),
+    ]
+    return variants, batches, trainer
+
+
+def make_model(size: Size) -> PreTrainedModel:
+    """A random Llama; the same weights at every call."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=size.vocabulary,
+        hidden_size=size.width,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+    return LlamaForCausalLM(config).train()
+
+
+def random_rows(kind: str, count: int, vocabulary: int, rng: np.random.Generator) -> list[Tokens]:
+    """Rows of 48 to 80 random tokens whose second half is the answer."""
+    rows = []
+    for index in range(count):
+        length = int(rng.integers(48, 81))
+        ids = tuple(int(i) for i in rng.integers(4, vocabulary, size=length))
+        rows.append(Tokens(f"{kind}-{index}", ids, tuple(place >= length // 2 for place in range(length))))
+    return rows
+
+
+def make_trainer(model: PreTrainedModel, size: Size) -> UnlearnTrainer:
+    rng = np.random.default_rng(0)
+    rows = {kind: random_rows(kind, ROWS, size.vocabulary, rng) for kind in ("forget", "retain")}
+    arguments = UnlearnConfig(
+        output_dir=tempfile.mkdtemp(prefix="step_time_"),
+        per_device_train_batch_size=BATCH,
+        gradient_accumulation_steps=1,
+        eval_rows=BATCH,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        load_best_model_at_end=False,
+    )
+    return UnlearnTrainer(model, arguments, METHOD, rows["forget"], rows["retain"])
+
+
+def first_inputs(trainer: UnlearnTrainer) -> dict[str, Any]:
+    """The first micro-batch as `train` hands it to `training_step`, with the counts of its effective batch."""
+    samples, _ = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, trainer.args.device)
+    return dict(samples[0])
+
+
+def optimizer_for(model: nn.Module, args: UnlearnConfig) -> torch.optim.Optimizer:
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(args)
+    return kind(model.parameters(), **options)  # type: ignore[no-any-return]
+
+
+def trainer_backward(trainer: UnlearnTrainer, inputs: Mapping[str, Any]) -> Callable[[], Tensor]:
+    return lambda: trainer.training_step(trainer.model, dict(inputs))
+
+
+def reference_backward(policy: nn.Module, frozen: nn.Module, batches: Mapping[Role, Batch]) -> Callable[[], Tensor]:
+    frozen.eval()
+
+    def backward() -> Tensor:
+        loss = reference_step_loss(policy, frozen, batches["forget"], batches["retain"], METHOD)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    return backward
+
+
+def plain_backward(model: nn.Module, batches: Mapping[Role, Batch]) -> Callable[[], Tensor]:
+    rows = join(list(batches.values()))
+
+    def backward() -> Tensor:
+        loss: Tensor = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, labels=rows.labels).loss
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    return backward
+
+
+# -- time ---------------------------------------------------------------------------------------------------------------
+
+
+def timed(variants: Sequence[Variant], rounds: int, run: Callable[[Variant], object]) -> dict[str, list[float]]:
+    """Seconds of each variant in each round. The order turns by one place a round and is reversed every other round."""
+    seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    for index in range(-WARM_UP, rounds):
+        turn = index % len(variants)
+        order = [*variants[turn:], *variants[:turn]]
+        for variant in order[:: 1 if index % 2 else -1]:
+            variant.clear()
+            started = time.perf_counter()
+            run(variant)
+            if index >= 0:
+                seconds[variant.name].append(time.perf_counter() - started)
+            variant.clear()
+    return seconds
+
+
+def summary(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Medians in milliseconds, and ratios taken within rounds: median, 10th and 90th percentile."""
+    return {
+        "median_ms": {name: round(1e3 * float(np.median(each)), 1) for name, each in seconds.items()},
+        "reference_over_ours": spread(seconds["reference"], seconds["ours"]),
+        "ours_over_plain": spread(seconds["ours"], seconds["plain"]),
+    }
+
+
+def spread(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
+    ratios = np.array(above) / np.array(below)
+    low, middle, high = np.quantile(ratios, [0.1, 0.5, 0.9])
+    return {"median": round(float(middle), 3), "p10": round(float(low), 3), "p90": round(float(high), 3)}
+
+
+def reference_pass(trainer: UnlearnTrainer, reference: Variant, batches: Mapping[Role, Batch], rounds: int) -> dict[str, Any]:
+    """Our one pass over `ROWS` forget and `ROWS` retained rows, and the frozen forwards of an epoch over as many."""
+    ours, theirs = [], []
+    for _ in range(max(3, rounds // 4)):
+        started = time.perf_counter()
+        compute_reference(trainer.model, METHOD, trainer._rows, batch_size=trainer.args.per_device_eval_batch_size)
+        ours.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        for _ in range(ROWS // BATCH):
+            frozen_margins(reference.model, batches["forget"], batches["retain"], METHOD)
+        theirs.append(time.perf_counter() - started)
+    return {
+        "rows": 2 * ROWS,
+        "median_ms": round(1e3 * float(np.median(ours)), 1),
+        "frozen_forwards_of_an_epoch_median_ms": round(1e3 * float(np.median(theirs)), 1),
+        "pass_over_epoch": spread(ours, theirs),
+    }
+
+
+# -- memory -------------------------------------------------------------------------------------------------------------
+
+
+def memory(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Peak MiB of each variant, the median of fresh processes, and ratios of the medians."""
+    command = [sys.executable, __file__, "--sizes", name, "--threads", str(options.threads), "--memory-of"]
+    runs = {
+        variant: [
+            json.loads(subprocess.run([*command, variant], check=True, capture_output=True, text=True).stdout)
+            for _ in range(options.memory_runs)
+        ]
+        for variant in VARIANTS
+    }
+    peak = {variant: float(np.median([run["step"] for run in each])) for variant, each in runs.items()}
+    return {
+        "step_mib": peak,
+        "construction_mib": {variant: float(np.median([run["construction"] for run in each])) for variant, each in runs.items()},
+        "ours_over_reference": round(peak["ours"] / peak["reference"], 3),
+        "ours_over_plain": round(peak["ours"] / peak["plain"], 3),
+    }
+
+
+def peak_memory(name: str, size: Size) -> dict[str, float]:
+    """Peak of three steps above the loaded policy in MiB, and that of what comes before them (our reference pass)."""
+    warm = make_trainer(make_model(Size(64, 16, 1, 1, 16)), Size(64, 16, 1, 1, 16))
+    warm.training_step(warm.model, first_inputs(warm))
+    model = make_model(size)
+    baseline = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    trainer = make_trainer(model, size) if name == "ours" else None
+    construction = resident("VmHWM") - baseline
+    backward = backward_of(name, model, trainer, size)
+    Path("/proc/self/clear_refs").write_text("5")
+    for _ in range(3):
+        model.zero_grad(set_to_none=True)
+        backward()
+    return {"step": round(resident("VmHWM") - baseline, 1), "construction": round(construction, 1)}
+
+
+def backward_of(name: str, model: PreTrainedModel, trainer: UnlearnTrainer | None, size: Size) -> Callable[[], Tensor]:
+    """One variant alone. The rows are the trainer's own where there is one, else those of a tiny trainer on the same plan."""
+    inputs = first_inputs(trainer or rows_only(size))
+    batches: dict[Role, Batch] = {"forget": Batch(**inputs["forget"]), "retain": Batch(**inputs["retain"])}
+    if trainer is not None:
+        return trainer_backward(trainer, inputs)
+    if name == "reference":
+        return reference_backward(model, make_model(size), batches)
+    return plain_backward(model, batches)
+
+
+def rows_only(size: Size) -> UnlearnTrainer:
+    """A trainer whose model is as small as can be but for its vocabulary: it picks the same rows."""
+    small = Size(size.vocabulary, 8, 1, 1, 8)
+    return make_trainer(make_model(small), small)
+
+
+def resident(field: str) -> float:
+    """A size from /proc/self/status, MiB."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+# -- the page -----------------------------------------------------------------------------------------------------------
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The results as a page of Markdown."""
+    given = result["settings"]
+    lines = [
+        "# One EUA step: time and memory",
+        "",
+        "Written by `benchmarks/step_time.py`. Ratios are medians over rounds (10th to 90th percentile).",
+        "",
+        f"{given['hardware']}; torch {given['torch']}, transformers {given['transformers']}; {given['rounds']} rounds.",
+        f"Batch: {given['batch']}. Memory: {given['memory']}.",
+        "",
+        "| | " + " | ".join(f"V = {name}" for name in result["sizes"]) + " |",
+        "|---|" + "---|" * len(result["sizes"]),
+    ]
+    for label, cell in ROWS_OF_PAGE:
+        lines.append(f"| {label} | " + " | ".join(cell(size) for size in result["sizes"].values()) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def ratio(value: Mapping[str, float]) -> str:
+    return f"{value['median']:.2f} ({value['p10']:.2f} to {value['p90']:.2f})"
+
+
+def milliseconds(value: Mapping[str, float]) -> str:
+    return " / ".join(f"{value[name]:.0f}" for name in VARIANTS)
+
+
+ROWS_OF_PAGE: tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...] = (
+    ("model: layers x width", lambda s: f"{s['model']['layers']} x {s['model']['width']}"),
+    ("answer positions / all positions", lambda s: f"{s['answer_positions']} / {s['positions']}"),
+    ("**forward and backward: reference / ours**", lambda s: ratio(s["forward_and_backward"]["reference_over_ours"])),
+    ("**forward and backward: ours / plain**", lambda s: ratio(s["forward_and_backward"]["ours_over_plain"])),
+    ("with AdamW: reference / ours", lambda s: ratio(s["with_optimizer"]["reference_over_ours"])),
+    ("with AdamW: ours / plain", lambda s: ratio(s["with_optimizer"]["ours_over_plain"])),
+    ("forward and backward, ms: reference / ours / plain", lambda s: milliseconds(s["forward_and_backward"]["median_ms"])),
+    ("with AdamW, ms: reference / ours / plain", lambda s: milliseconds(s["with_optimizer"]["median_ms"])),
+    ("**peak memory: ours / reference**", lambda s: f"{s['peak_memory']['ours_over_reference']:.2f}"),
+    ("peak memory: ours / plain", lambda s: f"{s['peak_memory']['ours_over_plain']:.2f}"),
+    ("peak memory, MiB: reference / ours / plain", lambda s: milliseconds(s["peak_memory"]["step_mib"])),
+    ("reference pass, in epochs of the reference's frozen forwards", lambda s: ratio(s["reference_pass"]["pass_over_epoch"])),
+)
+
+
+if __name__ == "__main__":
+    main()
