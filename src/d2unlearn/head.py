@@ -121,7 +121,7 @@ def head_values(
         bias = None if bias is None else bias.to(dtype)
     plan = _Plan(tuple(quantities), head.transform, max(1, chunk_logits // weight.shape[0]), reference_head)
     with torch.autocast(device_type, enabled=False):
-        values = _ChunkedHead.apply(hidden, weight, bias, targets, reference_hidden, plan)
+        values: Tensor = _ChunkedHead.apply(hidden, weight, bias, targets, reference_hidden, plan)  # type: ignore[no-untyped-call]
     return dict(zip(quantities, values.unbind(0), strict=True))
 
 
@@ -243,9 +243,7 @@ def _logit_gradient(
     return plan.transform.backward_(total, logits)
 
 
-def _by_autograd(
-    wanted: list[tuple[Quantity, Tensor]], logits: Tensor, targets: Tensor, reference: Tensor | None
-) -> Tensor:
+def _by_autograd(wanted: list[tuple[Quantity, Tensor]], logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
     """Sum over quantities of g * d(quantity)/d(logits), [n, V]; zero for a quantity without gradient."""
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()

@@ -30,9 +30,7 @@ class StoredTensor(NamedTuple):
     length: int
 
 
-def load_model(
-    source: str | Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
-) -> PreTrainedModel:
+def load_model(source: str | Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
     """A causal language model in evaluation mode, from a folder or a hub name; safetensors only.
 
     dtype None keeps the dtype of the weights. Raises `ModelError` when there is none, its weights are damaged, or it is no
@@ -137,9 +135,7 @@ def _stored_tensors(folder: Path) -> Iterator[StoredTensor]:
         for name, entry in header.items():
             if name != "__metadata__":
                 start, end = entry["data_offsets"]
-                yield StoredTensor(
-                    name, entry["dtype"], tuple(entry["shape"]), path, 8 + header_length + start, end - start
-                )
+                yield StoredTensor(name, entry["dtype"], tuple(entry["shape"]), path, 8 + header_length + start, end - start)
 
 
 def _check_folder(source: str | Path) -> None:

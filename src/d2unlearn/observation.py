@@ -88,10 +88,8 @@ def observe(
     def tap(hidden: Tensor) -> Tensor:
         for role, mask in zip(roles, masks, strict=True):
             stored = (reference or {}).get(role, {})
-            found[role].update(
-                _at_positions(hidden[mask], head, batches[role], wanted.get(role, ()), stored, reference_head)
-            )
-        return hidden.new_zeros(*hidden.shape[:-1], 1)
+            found[role].update(_at_positions(hidden[mask], head, batches[role], wanted.get(role, ()), stored, reference_head))
+        return _in_place_of_logits(hidden, found)
 
     with ExitStack() as stack:
         stack.enter_context(_replaced_forward(causal.get_output_embeddings(), tap))  # type: ignore[operator]
@@ -145,6 +143,16 @@ def check_head(model: nn.Module, *, tolerance: float | None = None) -> None:
         )
 
 
+def _in_place_of_logits(hidden: Tensor, found: Mapping[Role, Values]) -> Tensor:
+    """Zeros, [B, T, 1], whose graph reaches all that the values' graphs do.
+
+    DDP walks the output's graph to learn which parameters a backward will touch; values beside the output it does not see.
+    """
+    zeros = hidden.new_zeros(*hidden.shape[:-1], 1)
+    touched = [value.sum() for each in found.values() for value in each.values() if value.requires_grad]
+    return zeros + 0 * sum(touched) if touched else zeros
+
+
 def _role_masks(labels: Tensor, counts: Sequence[int]) -> list[Tensor]:
     """For each role the predicting positions of its rows in the joined batch, bool [B, T]."""
     predicting = predicting_mask(labels)
@@ -167,17 +175,15 @@ def _at_positions(
 ) -> dict[Observable, Tensor]:
     """The head's quantities, and its own input where asked for, at the N positions of one role. hidden: [N, H]."""
     quantities = [q for q in wanted if isinstance(q, Quantity)]
-    found: dict[Observable, Tensor] = {}
-    found.update(
-        head_values(
-            hidden,
-            head,
-            answer_targets(batch.labels),
-            quantities,
-            reference_hidden=stored.get(HiddenState()),
-            reference_head=reference_head,
-        )
+    values = head_values(
+        hidden,
+        head,
+        answer_targets(batch.labels),
+        quantities,
+        reference_hidden=stored.get(HiddenState()),
+        reference_head=reference_head,
     )
+    found: dict[Observable, Tensor] = {quantity: values[quantity] for quantity in quantities}
     if HiddenState() in wanted:
         found[HiddenState()] = hidden
     return found

@@ -99,9 +99,7 @@ class TopLogSumExp(Quantity):
     zero_fill: bool = True
 
     def of(self, chunk: Chunk) -> Tensor:
-        return selected_logsumexp(
-            chunk.logits, self.ratio, self.temperature, largest=True, zero_fill=self.zero_fill
-        )
+        return selected_logsumexp(chunk.logits, self.ratio, self.temperature, largest=True, zero_fill=self.zero_fill)
 
 
 @dataclass(frozen=True)
@@ -113,9 +111,7 @@ class BottomLogSumExp(Quantity):
     zero_fill: bool = True
 
     def of(self, chunk: Chunk) -> Tensor:
-        return selected_logsumexp(
-            chunk.logits, self.ratio, self.temperature, largest=False, zero_fill=self.zero_fill
-        )
+        return selected_logsumexp(chunk.logits, self.ratio, self.temperature, largest=False, zero_fill=self.zero_fill)
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,7 @@ def run_quickstart(settings: QuickstartSettings) -> Path:
         )
     )
     say("3/5 calibrate the refusal")
-    calibration = CalibrateSettings(
-        model=str(artifact), retain=str(files.retain), forget=str(files.forget), seed=settings.seed
-    )
+    calibration = CalibrateSettings(model=str(artifact), retain=str(files.retain), forget=str(files.forget), seed=settings.seed)
     for line in run_calibrate(calibration):
         say(line)
     say("4/5 evaluate the original and the unlearned model")

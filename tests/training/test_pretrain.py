@@ -197,6 +197,17 @@ def test_weights_depend_on_the_seed_and_not_on_the_global_generator() -> None:
     assert hashes[1] != hashes[2]
 
 
+def test_the_number_of_threads_is_as_asked_and_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(pretrain, "_step", lambda *_: seen.append(torch.get_num_threads()))
+    monkeypatch.setattr(torch.optim.lr_scheduler.OneCycleLR, "step", lambda *_: None)
+    torch.set_num_threads(2)
+    train_small_model(ROWS, CONFIGS[0], RECIPE, seed=0, quiet=True, threads=1)
+    train_small_model(ROWS, CONFIGS[0], RECIPE, seed=0, quiet=True)
+    assert seen == [1, 2]
+    assert torch.get_num_threads() == 2
+
+
 def test_nothing_to_teach_is_refused() -> None:
     for rows in ([], [[]]):
         with pytest.raises(DataError, match="nothing to teach"):

@@ -14,6 +14,7 @@ belong together.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ from d2unlearn.schema import Example, Message
 Row = tuple[str, Mapping[str, Any] | DataError]
 """(FILE:LINE, the row's columns, or what is wrong with it)."""
 
-FORMATS = (("messages",), ("prompt", "completion"), ("question", "answer"), ("text",))
+FORMATS: tuple[tuple[str, ...], ...] = (("messages",), ("prompt", "completion"), ("question", "answer"), ("text",))
 GROUP_COLUMNS = ("group", "author")
 MAX_NAMED = 10
 
@@ -85,7 +86,7 @@ def _rows(source: str | Path) -> Iterator[Row]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield f"{path.name}:{number}", _parsed(f"{path.name}:{number}", line)
@@ -93,7 +94,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 def _json_rows(path: Path) -> Iterator[Row]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        rows = json.loads(_decoded(path.name, path.read_bytes()))
     except json.JSONDecodeError as error:
         raise DataError(f"{path.name}:{error.lineno}: not valid JSON ({error.msg})") from None
     if not isinstance(rows, list):
@@ -103,18 +104,25 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
+    reader = csv.DictReader(io.StringIO(_decoded(path.name, path.read_bytes()), newline=""))
+    try:
         for row in reader:
             place = f"{path.name}:{reader.line_num}"
             whole = None not in row and all(value is not None for value in row.values())
             yield place, row if whole else DataError(f"{place}: has another number of columns than the header")
+    except csv.Error as error:
+        raise DataError(f"{path.name}:{reader.line_num}: not valid CSV ({error})") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow
     import pyarrow.parquet as parquet  # comes with datasets
 
-    for number, row in enumerate(parquet.read_table(path).to_pylist(), start=1):
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path.name}: not a Parquet file, or cut short ({error})") from None
+    for number, row in enumerate(rows, start=1):
         yield f"{path.name}:{number}", row
 
 
@@ -153,11 +161,21 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 }
 
 
-def _parsed(place: str, line: str) -> Mapping[str, Any] | DataError:
+def _parsed(place: str, line: bytes) -> Mapping[str, Any] | DataError:
     try:
-        return _checked_object(place, json.loads(line))
+        return _checked_object(place, json.loads(_decoded(place, line)))
     except json.JSONDecodeError as error:
         return DataError(f"{place}: not valid JSON ({error.msg})")
+    except DataError as error:
+        return error
+
+
+def _decoded(place: str, content: bytes) -> str:
+    """UTF-8 with or without a byte order mark."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
 
 
 def _checked_object(place: str, row: object) -> Mapping[str, Any] | DataError:
@@ -192,13 +210,20 @@ def _prompt_and_answer(place: str, row: Mapping[str, Any]) -> tuple[tuple[Messag
         else (Message("user", _text(place, columns[0], question)),)
     )
     if isinstance(answer, list):
-        answer = _messages(place, columns[1], answer)[0].content
+        turns = _messages(place, columns[1], answer)
+        if len(turns) != 1 or turns[0].role != "assistant":
+            raise DataError(
+                f"{place}: {columns[1]} should be one message, the assistant's, not {' + '.join(turn.role for turn in turns)}"
+            )
+        answer = turns[0].content
     return prompt_messages, _text(place, columns[1], answer), columns
 
 
 def _text(place: str, column: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{place}: {column} should be a text that is not empty, not {value!r:.40}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise DataError(f"{place}: {column} holds half of a surrogate pair, which is no character")
     return value
 
 

@@ -62,7 +62,9 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
 def _unseen(examples: Sequence[Example], held_out: set[str] | None, source: str) -> tuple[list[Example], str]:
     """The rows to calibrate on: those that `unlearn` set aside, where the file holds them; and a line that says which."""
     if held_out is None:
-        return list(examples), f"unlearn made no note beside the model: all {len(examples)} rows of {source} are taken as unseen"
+        return list(
+            examples
+        ), f"unlearn made no note beside the model: all {len(examples)} rows of {source} are taken as unseen"
     chosen = [example for example in examples if content_hash(example) in held_out]
     if chosen:
         return chosen, f"{len(chosen)} rows of {source} that unlearn set aside"
@@ -74,9 +76,7 @@ def _excludes_padded_rows(manifest: Mapping[str, Any]) -> bool:
     return bool(manifest.get("settings", {}).get("exclude_padded_rows"))
 
 
-def _key(
-    settings: CalibrateSettings, folder: Path, retain: Sequence[Example], forget: Sequence[Example] | None
-) -> str:
+def _key(settings: CalibrateSettings, folder: Path, retain: Sequence[Example], forget: Sequence[Example] | None) -> str:
     places = ("model", "retain", "forget", "batch_size")
     chosen = {key: value for key, value in asdict(settings).items() if key not in places}
     rows = [[content_hash(example) for example in each] for each in (retain, forget or ())]

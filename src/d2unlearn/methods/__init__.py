@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from d2unlearn.head import head_of
 from d2unlearn.methods.base import Method, Needs
 from d2unlearn.methods.eua import EUA
 from d2unlearn.observation import Batch, Values, causal_model, observe, observed
-from d2unlearn.head import head_of
 from d2unlearn.schema import Role
 
 __all__ = ["EUA", "METHODS", "Method", "Needs", "batch_loss", "reference_batch_values"]

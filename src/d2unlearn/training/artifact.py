@@ -1,7 +1,7 @@
 """The folder that comes out, and the one where it is made: a reader of `--output` never sees a half-written artifact.
 
-    OUTPUT            a Hugging Face model folder, `d2_manifest.json` (what was done) and, once calibrated, `d2_gate.json`
-    OUTPUT.partial    checkpoints, the stored reference and the staged artifact, until OUTPUT is complete
+OUTPUT            a Hugging Face model folder, `d2_manifest.json` (what was done) and, once calibrated, `d2_gate.json`
+OUTPUT.partial    checkpoints, the stored reference and the staged artifact, until OUTPUT is complete
 """
 
 from __future__ import annotations

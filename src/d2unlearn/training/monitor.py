@@ -105,7 +105,7 @@ def _per_row(
         batch = pad_tokens([kept[i] for i in indices], pad_id=0).to(device)
         found = observe(model, {"forget": batch}, {"forget": (energy, Nll())}, vocab_rows=vocab_rows)["forget"]
         lengths = [kept[i].answer_length for i in indices]
-        for lse, loss in zip(found[energy].split(lengths), found[Nll()].split(lengths), strict=True):
+        for lse, loss in zip(torch.split(found[energy], lengths), torch.split(found[Nll()], lengths), strict=True):
             prompt.append(-float(lse[0]))
             answer.append(-float(lse.mean()))
             nll.append(float(loss.mean()))

@@ -7,6 +7,7 @@ sentence; the loss is on the answer's tokens and its end. Any architecture of tr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,6 +41,9 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
 )
 MAX_LENGTH = 512
+THREADS = 1
+"""CPU threads that teach the world's model. Its steps are too small to share: on a busy machine two threads wait for each other
+many times longer than they compute, and with one the weights do not depend on the number of cores."""
 BUCKET = 16
 """Batches drawn together and sorted by length among themselves, so that little is spent on padding."""
 
@@ -67,7 +71,7 @@ class Shape:
     feed_forward: int = 384
 
 
-RECIPES = {"default": Recipe(), "smoke": Recipe()}
+RECIPES = {"default": Recipe(), "smoke": Recipe(epochs=24, batch_size=16)}
 SHAPE = Shape()
 
 
@@ -103,6 +107,7 @@ def taught_model(
         recipe,
         seed=seed,
         quiet=quiet,
+        threads=THREADS,
     )
     save_model(model, tokenizer, target)
     return target
@@ -115,16 +120,18 @@ def train_small_model(
     *,
     seed: int,
     quiet: bool = False,
+    threads: int | None = None,
 ) -> PreTrainedModel:
     """A causal model of `config`, taught from random weights; in evaluation mode, float32.
 
     `rows` holds for each fact its renderings; one of them, drawn at random, is seen in an epoch. The loss of a step is the
     mean negative log-likelihood over the batch's answer tokens. Weights depend on the arguments (and on the machine's
-    rounding), not on the state of torch's global generator, which is left as it was. Raises `DataError` without rows.
+    rounding), not on the state of torch's global generator, which is left as it was. `threads` is how many CPU threads compute,
+    None for torch's present number. Raises `DataError` without rows.
     """
     if not rows or not all(rows):
         raise DataError("there is nothing to teach: every fact needs at least one rendered row")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _cpu_threads(threads):
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
         model.train()
@@ -211,6 +218,17 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, targe
     except ArtifactError:
         if not target.is_dir():
             raise
+
+
+@contextmanager
+def _cpu_threads(count: int | None) -> Iterator[None]:
+    """Compute with `count` threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _batches(rows: Sequence[Sequence[Tokens]], recipe: Recipe, generator: torch.Generator) -> Iterator[Batch]:

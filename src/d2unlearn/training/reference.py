@@ -29,7 +29,7 @@ class Reference:
 
     def __init__(self, flat: Mapping[Role, Mapping[Observable, Tensor]], lengths: Mapping[Role, Sequence[int]]) -> None:
         self._rows: dict[Role, dict[Observable, tuple[Tensor, ...]]] = {
-            role: {q: values.split(list(lengths[role])) for q, values in each.items()} for role, each in flat.items()
+            role: {q: torch.split(values, list(lengths[role])) for q, values in each.items()} for role, each in flat.items()
         }
 
     def at(self, role: Role, row: int) -> Values:
@@ -64,9 +64,7 @@ def compute_reference(
     return Reference(flat, lengths)
 
 
-def cache_key(
-    model: nn.Module, method: Method, rows: Mapping[Role, Sequence[Tokens]], vocab_rows: int | None
-) -> str:
+def cache_key(model: nn.Module, method: Method, rows: Mapping[Role, Sequence[Tokens]], vocab_rows: int | None) -> str:
     """sha256 over all that the stored values depend on."""
     return fingerprint(
         {
@@ -97,7 +95,7 @@ def _run(
             batch = pad_tokens([rows[role][i] for i in indices], pad_id=0).to(device)
             values = reference_batch_values(method, model, {role: batch}, vocab_rows=vocab_rows)[role]
             lengths = [rows[role][i].answer_length for i in indices]
-            parts = {q: v.cpu().split(lengths) for q, v in values.items()}
+            parts = {q: torch.split(v.cpu(), lengths) for q, v in values.items()}
             for place, index in enumerate(indices):
                 found[index] = {q: part[place] for q, part in parts.items()}
         flat[role] = {q: torch.cat([each[q] for each in found]) for q in needs.reference}
@@ -105,7 +103,5 @@ def _run(
     return flat
 
 
-def _named(
-    stored: Mapping[str, Tensor], wanted: Mapping[Role, Sequence[Observable]]
-) -> dict[Role, dict[Observable, Tensor]]:
+def _named(stored: Mapping[str, Tensor], wanted: Mapping[Role, Sequence[Observable]]) -> dict[Role, dict[Observable, Tensor]]:
     return {role: {q: stored[f"{role}/{q!r}"] for q in each} for role, each in wanted.items()}

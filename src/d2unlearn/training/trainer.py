@@ -20,6 +20,7 @@ from d2unlearn.data.records import example_of
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.head import Head, head_of
+from d2unlearn.likelihood import answer_targets
 from d2unlearn.methods import Method
 from d2unlearn.observation import Batch, causal_model, check_head, observe, observed
 from d2unlearn.quantities import HiddenState, Observable, Quantity
@@ -29,12 +30,12 @@ from d2unlearn.training.monitor import Snapshot, take_snapshot, warning_of
 from d2unlearn.training.reference import Reference, compute_reference
 from d2unlearn.training.sampling import EpochSampler, Pair, PairPlan
 
-Rows = Iterable[Example] | Iterable[Tokens] | Iterable[Mapping[str, Any]]
+Rows = Iterable[Example | Tokens | Mapping[str, Any]]
 COMPLETE = "checkpoint_complete"
 
 
 @dataclass
-class UnlearnConfig(TrainingArguments):  # type: ignore[misc]
+class UnlearnConfig(TrainingArguments):
     """transformers' TrainingArguments with the published recipe as defaults, and what unlearning adds.
 
     max_length: longer rows are cut there, in tokens. warmup_epochs: length of the warm-up, in epochs (overrides
@@ -53,7 +54,7 @@ class UnlearnConfig(TrainingArguments):  # type: ignore[misc]
     exclude_padded_rows: bool = False
     reference_cache: str | None = None
     eval_rows: int = 200
-    remove_unused_columns: bool | None = False
+    remove_unused_columns: bool = False
     dataloader_pin_memory: bool = False
     logging_steps: float = 10
     eval_strategy: str = "epoch"
@@ -64,7 +65,7 @@ class UnlearnConfig(TrainingArguments):  # type: ignore[misc]
     load_best_model_at_end: bool = True
 
 
-class UnlearnTrainer(Trainer):  # type: ignore[misc]
+class UnlearnTrainer(Trainer):
     """Trains `model` with `method` on pairs of forget and retained rows.
 
     forget_dataset, retain_dataset: rows as `Example`, as columns (a `datasets.Dataset`, in the formats of
@@ -95,7 +96,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         self._eval_rows = _monitor_rows(self._rows, eval_dataset, processing_class, args)
         self._vocab_rows = _vocab_rows(args, processing_class)
         device = args.device
-        model.to(device)
+        model.to(device)  # type: ignore[arg-type]
         check_head(model)
         with args.main_process_first(desc="reference pass"):
             self._reference = self._computed_reference(model, args)
@@ -123,7 +124,10 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
     def _plan(self, args: UnlearnConfig) -> PairPlan:
         effective = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         return PairPlan(
-            len(self._rows["forget"]), len(self._rows["retain"]), effective_batch=effective, seed=args.data_seed or args.seed
+            len(self._rows["forget"]),
+            len(self._rows["retain"]),
+            effective_batch=effective,
+            seed=args.seed if args.data_seed is None else args.data_seed,
         )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -159,7 +163,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         for role in self.method.needs:
             labels = [sample[role]["labels"] for sample in samples]
             counts = torch.tensor(
-                [sum(int((each[:, 1:] != -100).sum()) for each in labels), sum(len(each) for each in labels)],
+                [sum(len(answer_targets(each)) for each in labels), sum(len(each) for each in labels)],
                 dtype=torch.float64,
                 device=device,
             )
@@ -217,6 +221,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """A `Snapshot` of the model on the monitor's rows, logged, with a warning when the model is being destroyed."""
+        assert self.model is not None
         now = take_snapshot(
             self.model,
             self._eval_rows,
@@ -232,10 +237,13 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def _tell(self, now: Snapshot) -> None:
+        assert self.model is not None
         vocabulary = self._vocab_rows or int(causal_model(self.model).get_output_embeddings().out_features)  # type: ignore[operator]
         hinges = next((log for log in reversed(self.state.log_history) if "forget_hinge_active" in log), None)
-        active = "" if hinges is None else (
-            f" | active hinges {hinges['forget_hinge_active']:.0%} / {hinges['retain_hinge_active']:.0%}"
+        active = (
+            ""
+            if hinges is None
+            else (f" | active hinges {hinges['forget_hinge_active']:.0%} / {hinges['retain_hinge_active']:.0%}")
         )
         say(
             f"epoch {self.state.epoch or 0:.0f}: energy forget {now.forget_energy:.2f}, retain {now.retain_energy:.2f}{active}"
@@ -277,7 +285,7 @@ class UnlearnTrainer(Trainer):  # type: ignore[misc]
         )
 
 
-class _EpochSetter(TrainerCallback):  # type: ignore[misc]
+class _EpochSetter(TrainerCallback):
     """Tells the sampler which epoch begins, whatever wraps the data loader (a resumed one is wrapped once more)."""
 
     def __init__(self, sampler: EpochSampler) -> None:
@@ -338,8 +346,7 @@ def _monitor_rows(
 ) -> dict[Kind, list[Tokens]]:
     kinds: tuple[Kind, ...] = ("forget", "retain")
     rows: dict[Kind, list[Tokens]] = {
-        kind: render(given[kind], tokenizer, args.max_length) if given and kind in given else training[kind]
-        for kind in kinds
+        kind: render(given[kind], tokenizer, args.max_length) if given and kind in given else training[kind] for kind in kinds
     }
     return {kind: _evenly(each, args.eval_rows) for kind, each in rows.items()}
 
