@@ -115,7 +115,7 @@ def tokenizer(*, chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokeniz
     vocabulary = {name: index for index, name in enumerate(dict.fromkeys(names))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     known = "|".join(sorted(words, key=len, reverse=True))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(rf" ?\b(?:{known})\b|(?s:.)"), "isolated")
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(rf" ?\b(?:{known})\b|[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()
     made = PreTrainedTokenizerFast(
         tokenizer_object=core,
