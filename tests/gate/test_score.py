@@ -12,6 +12,7 @@ from d2unlearn.errors import GateError
 from d2unlearn.gate.score import (
     CANDIDATES,
     FirstTokens,
+    Highest,
     MaxOf,
     MaxOverLooks,
     RunningScore,
@@ -42,6 +43,8 @@ def naive(score: Score, energies: list[float]) -> float:
     if isinstance(score, TrailingWindow):
         width = min(score.width, n)
         return max(float(np.mean(energies[t : t + width])) for t in range(n - width + 1))
+    if isinstance(score, Highest):
+        return float(np.mean(sorted(energies, reverse=True)[: score.count]))
     assert isinstance(score, MaxOf)
     values = [naive(part, energies) for part in score.parts]
     return max((v - c) / s for v, c, s in zip(values, score.centre, score.scale, strict=True))
@@ -81,6 +84,9 @@ def test_hand_worked() -> None:
     assert running_scores(FirstTokens(2), energies) == [-math.inf, -15.0, -15.0, -15.0]
     assert running_scores(FirstTokens(9), energies) == [-math.inf] * 3 + [-10.0]
     assert running_scores(TrailingWindow(2), energies) == [-math.inf, -15.0, -13.0, -5.0]
+    assert running_scores(Highest(1), energies) == [-10.0, -10.0, -6.0, -4.0]
+    assert running_scores(Highest(2), energies) == [-math.inf, -15.0, -8.0, -5.0]
+    assert running_scores(Highest(9), energies) == [-math.inf] * 3 + [-10.0]
     looks = MaxOverLooks(0, 1, centre=(-12.0, -17.0), scale=(2.0, 1.0))
     assert running_scores(looks, energies) == [1.0, 2.0, 2.0, 2.0]
     both = MaxOf((FirstTokens(1), TrailingWindow(2)), centre=(-12.0, -9.0), scale=(1.0, 2.0))
@@ -92,6 +98,13 @@ def test_what_starts_half_way_is_seen_by_the_window_and_not_by_the_first_tokens(
     answer = [-25.0] * 20 + [-6.0] * 4 + [-25.0] * 5
     assert request_scores(TrailingWindow(4), [answer])[0] == -6.0
     assert request_scores(FirstTokens(8), [answer])[0] == -25.0
+
+
+def test_a_lone_high_position_is_no_refusal_and_two_apart_are() -> None:
+    uncertain_once = [-9.0, -13.0, -19.0, -24.0]
+    lost_twice = [-8.0, *[-25.0] * 12, -9.0, -25.0]
+    assert request_scores(Highest(2), [uncertain_once, lost_twice]).tolist() == [-11.0, -8.5]
+    assert request_scores(TrailingWindow(2), [uncertain_once, lost_twice]).tolist() == [-11.0, -16.5]
 
 
 def test_an_ended_row_stays_as_it_is() -> None:

@@ -120,6 +120,25 @@ class TrailingWindow(Score):
 
 
 @dataclass(frozen=True)
+class Highest(Score):
+    """Mean of the `count` highest energies of the answer, wherever they lie; looked at from position `count` - 1 on.
+
+    What was unlearned shows as single positions near the energy of a model that knows nothing, between stretches of fluent
+    talk about something else that a mean would dilute. One such position is also what a retained answer may have (the
+    first digit of a year); `count` of them are not.
+    """
+
+    count: int
+
+    @property
+    def held_back(self) -> int:
+        return self.count
+
+    def start(self, n_rows: int) -> Looks:
+        return _HighestLooks(self.count, n_rows)
+
+
+@dataclass(frozen=True)
 class MaxOf(Score):
     """Largest of several scores, each standardised (median, 1.4826 MAD) by its own values over retained requests."""
 
@@ -176,6 +195,23 @@ class _WindowLooks(Looks):
     def end(self) -> Floats | None:
         total = sum(self.kept[1:], self.kept[0])  # in this order for any number of rows, so that a batch changes no bit
         return total / len(self.kept)
+
+
+class _HighestLooks(Looks):
+    """Mean of the `count` highest energies so far; of all there are when the answer ends earlier."""
+
+    def __init__(self, count: int, n_rows: int) -> None:
+        self.highest = np.full((count, n_rows), -math.inf)
+        self.positions = 0
+
+    def look(self, energies: Floats) -> Floats | None:
+        self.positions += 1
+        self.highest = np.sort(np.concatenate([self.highest, energies[np.newaxis]]), axis=0)[1:]
+        return self.end() if self.positions >= len(self.highest) else None
+
+    def end(self) -> Floats | None:
+        kept = self.highest[-self.positions :]
+        return np.asarray(sum(kept[1:], kept[0]) / len(kept))  # in this order for any number of rows, as above
 
 
 class _PartLooks(Looks):
@@ -266,10 +302,12 @@ def robust(values: Floats) -> tuple[float, float]:
     return centre, max(1.4826 * float(np.median(np.abs(values - centre))), SMALLEST_SCALE)
 
 
-DEFAULT = "early-or-window"
+DEFAULT = "highest-2"
 """The score without forget prompts to choose by, and where none is measurably better."""
 
 CANDIDATES: Mapping[str, Score] = {
+    "highest-2": Highest(2),
+    "highest-3": Highest(3),
     "early-or-window": MaxOf((MaxOverLooks(first=1, last=9), TrailingWindow(4))),
     "window-4": TrailingWindow(4),
     "window-8": TrailingWindow(8),
@@ -286,6 +324,7 @@ KINDS: Mapping[str, type[Score]] = {
     "first_tokens": FirstTokens,
     "max_over_looks": MaxOverLooks,
     "trailing_window": TrailingWindow,
+    "highest": Highest,
     "max_of": MaxOf,
 }
 """The names of the statistics in the gate file."""
