@@ -63,7 +63,7 @@ def workspace_of(output: Path, key: str) -> Iterator[Path]:
         try:
             yield workspace
         except D2Error:
-            if _first_rank() and not _has_checkpoint(workspace):
+            if first_rank() and not _has_checkpoint(workspace):
                 remove(workspace)
             raise
 
@@ -77,6 +77,11 @@ def publish(staged: Path, output: Path) -> None:
     if output.is_dir():
         output.rmdir()  # empty: `is_done` has looked
     os.replace(staged, output)
+    clear(output)
+
+
+def clear(output: Path) -> None:
+    """Remove the workspace, which a run that was killed after its artifact was in place has left."""
     remove(_workspace(output))
 
 
@@ -89,14 +94,15 @@ def _has_checkpoint(workspace: Path) -> bool:
     return any((workspace / CHECKPOINTS).glob("checkpoint-*"))
 
 
-def _first_rank() -> bool:
+def first_rank() -> bool:
+    """Whether this is the first of several processes, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def _locked(workspace: Path) -> Iterator[None]:
     """Keep a second run with the same output out. Of several ranks the first locks for all; no lock where there is no flock."""
-    if fcntl is None or not _first_rank():
+    if fcntl is None or not first_rank():
         yield
         return
     with (workspace / "lock").open("w") as file:

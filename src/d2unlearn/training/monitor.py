@@ -17,7 +17,9 @@ from d2unlearn.schema import Kind, Tokens
 from d2unlearn.stats import auroc, harmonic_mean
 
 ENERGY_RUNAWAY = 0.5
-"""Warn when the retained energy has risen by this share of its distance from where it began to -log V."""
+"""Warn when the retained energy has risen by this share of the distance between where it began and -log V."""
+SMALLEST_ROOM = 2.0
+"""That distance is taken as this many nats at least: near -log V a share of it would be noise."""
 NLL_RUNAWAY = 1.0
 """Warn when the retained NLL has grown by this many nats a token."""
 
@@ -75,15 +77,18 @@ def take_snapshot(
 
 
 def warning_of(before: Snapshot, now: Snapshot, *, energy_of_nothing: float) -> str | None:
-    """A sentence when the model is being destroyed, else None. `energy_of_nothing` is -log V."""
+    """A sentence when the model is being destroyed, else None. `energy_of_nothing` is -log V.
+
+    Some models (GPT-2) begin *above* -log V, since all their logits lie far below zero: there the distance is a scale only.
+    """
     if not (math.isfinite(now.retain_nll) and math.isfinite(now.retain_energy)):
         return "the model is destroyed: its retained energy or likelihood is no longer a number; lower the learning rate"
-    room = max(energy_of_nothing - before.retain_energy, 1e-6)
+    room = max(abs(energy_of_nothing - before.retain_energy), SMALLEST_ROOM)
     risen = now.retain_energy - before.retain_energy
     if risen > ENERGY_RUNAWAY * room:
         return (
             f"the model is being destroyed: retained energy rose from {before.retain_energy:.2f} to {now.retain_energy:.2f} "
-            "nats, towards that of a model that knows nothing; lower the learning rate or raise alpha"
+            "nats, away from what it knows; lower the learning rate or raise alpha"
         )
     if now.retain_nll > before.retain_nll + NLL_RUNAWAY:
         return (

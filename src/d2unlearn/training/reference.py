@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,12 +17,21 @@ from torch import Tensor, nn
 from d2unlearn.data.batching import by_length, pad_tokens
 from d2unlearn.methods import Method, reference_batch_values
 from d2unlearn.models import state_hash
-from d2unlearn.observation import Values
+from d2unlearn.observation import Values, causal_model
 from d2unlearn.quantities import Observable
 from d2unlearn.runtime import atomic_path, fingerprint, progress
 from d2unlearn.schema import Role, Tokens
 
-FORMAT = 1
+FORMAT = 2
+SILENT = (
+    "_name_or_path",
+    "architectures",
+    "base_model_name_or_path",
+    "inference_mode",
+    "revision",
+    "transformers_version",
+    "use_cache",
+)
 
 
 class Reference:
@@ -70,11 +80,26 @@ def cache_key(model: nn.Module, method: Method, rows: Mapping[Role, Sequence[Tok
         {
             "format": FORMAT,
             "weights": state_hash(model),
+            "settings": _model_settings(model),
             "rows": {role: fingerprint([[row.input_ids, row.answer_mask] for row in each]) for role, each in rows.items()},
             "quantities": {role: [repr(q) for q in needs.reference] for role, needs in method.needs.items()},
             "vocab_rows": vocab_rows,
         }
     )
+
+
+def _model_settings(model: nn.Module) -> dict[str, Any]:
+    """What a model computes beside its weights: its configuration, and that of its adapters (their scale is no weight)."""
+    config = causal_model(model).config.to_dict()  # type: ignore[union-attr, operator]
+    adapters = {name: _plain(each.to_dict()) for name, each in (getattr(model, "peft_config", None) or {}).items()}
+    active = [str(name) for name in getattr(model, "active_adapters", ())] if adapters else []
+    return {"config": _plain(config), "adapters": adapters, "active": active}
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what says nothing of the values (names, places, versions, special tokens), and with sets in order."""
+    kept = {key: value for key, value in settings.items() if key not in SILENT and not key.endswith("_token_id")}
+    return {key: sorted(map(str, value)) if isinstance(value, set) else value for key, value in kept.items()}
 
 
 def _run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,25 +12,26 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from d2unlearn.data.batching import pad_tokens, truncate
-from d2unlearn.data.records import example_of
-from d2unlearn.data.template import Template
-from d2unlearn.errors import ConfigError, DataError
+from d2unlearn.data.batching import pad_tokens
+from d2unlearn.errors import ConfigError
 from d2unlearn.head import Head, head_of
 from d2unlearn.likelihood import answer_targets
 from d2unlearn.methods import Method
 from d2unlearn.observation import Batch, causal_model, check_head, observe, observed
 from d2unlearn.quantities import HiddenState, Observable, Quantity
-from d2unlearn.runtime import remove, say
-from d2unlearn.schema import Example, Kind, Role, Tokens
+from d2unlearn.runtime import remove, seed_everything
+from d2unlearn.schema import Kind, Role, Tokens
+from d2unlearn.training.adapter import adapted
+from d2unlearn.training.artifact import first_rank
+from d2unlearn.training.bar import TrainingBar, tell
 from d2unlearn.training.monitor import Snapshot, take_snapshot, warning_of
 from d2unlearn.training.reference import Reference, compute_reference
+from d2unlearn.training.rows import KINDS, Rows, monitor_rows, training_rows
 from d2unlearn.training.sampling import EpochSampler, Pair, PairPlan
 
-Rows = Iterable[Example | Tokens | Mapping[str, Any]]
 COMPLETE = "checkpoint_complete"
 
 
@@ -64,14 +65,21 @@ class UnlearnConfig(TrainingArguments):
     greater_is_better: bool | None = True
     load_best_model_at_end: bool = True
 
+    def __post_init__(self) -> None:
+        """Without evaluations or checkpoints there is no best one to load."""
+        if "no" in (self.eval_strategy, self.save_strategy):
+            self.load_best_model_at_end = False
+        super().__post_init__()  # type: ignore[no-untyped-call]
+
 
 class UnlearnTrainer(Trainer):
     """Trains `model` with `method` on pairs of forget and retained rows.
 
     forget_dataset, retain_dataset: rows as `Example`, as columns (a `datasets.Dataset`, in the formats of
     `d2unlearn.data.records`), both rendered with `processing_class`, or as `Tokens`.
-    eval_dataset: {"forget": rows, "retain": rows} for the monitor; without it the forget rows and the first retained rows.
-    peft_config: train a low-rank adapter; the reference is the model as given, before the adapter.
+    eval_dataset: {"forget": rows, "retain": rows} for the monitor; without it the rows trained on.
+    peft_config: train a low-rank adapter; the reference is the model as given, before the adapter (one that came with an
+    adapter has that merged into its weights).
 
     The loss is a mean over answer tokens of the *effective* batch: 8 x 1, 2 x 4 accumulation and two processes give the same
     step. Source of the fault this avoids: open-unlearning issues 139 and 144.
@@ -92,11 +100,11 @@ class UnlearnTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.method = method
-        self._rows = _training_rows(forget_dataset, retain_dataset, processing_class, args.max_length)
-        self._eval_rows = _monitor_rows(self._rows, eval_dataset, processing_class, args)
+        self._rows = training_rows(forget_dataset, retain_dataset, processing_class, args.max_length)
+        self._eval_rows = monitor_rows(eval_dataset, self._rows, processing_class, args.max_length, args.eval_rows)
         self._vocab_rows = _vocab_rows(args, processing_class)
-        device = args.device
-        model.to(device)  # type: ignore[arg-type]
+        _one_device(args)
+        model.to(args.device)  # type: ignore[arg-type]
         check_head(model)
         with args.main_process_first(desc="reference pass"):
             self._reference = self._computed_reference(model, args)
@@ -106,10 +114,14 @@ class UnlearnTrainer(Trainer):
         )
         self._monitored: dict[str, Tensor] = {}
         self._monitored_steps = 0
+        self._last_monitored: dict[str, float] = {}
         self._sampler = EpochSampler(self._plan(args))
         _set_warmup(args, len(self._sampler))
+        seed_everything(args.seed)  # the adapter's first weights
+        config: Any = causal_model(model).config
+        use_cache = getattr(config, "use_cache", True)
         super().__init__(
-            model=_adapted(model, peft_config, args),
+            model=adapted(model, peft_config, checkpointing=bool(args.gradient_checkpointing)),
             args=args,
             data_collator=self._collate,
             train_dataset=self._sampler.plan,
@@ -117,7 +129,10 @@ class UnlearnTrainer(Trainer):
             processing_class=processing_class,
             callbacks=[_EpochSetter(self._sampler), *(callbacks or [])],
         )
+        config.use_cache = use_cache  # transformers switches it off, and saves it so
         self.remove_callback(PrinterCallback)
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(TrainingBar)
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -164,7 +179,6 @@ class UnlearnTrainer(Trainer):
             labels = [sample[role]["labels"] for sample in samples]
             counts = torch.tensor(
                 [sum(len(answer_targets(each)) for each in labels), sum(len(each) for each in labels)],
-                dtype=torch.float64,
                 device=device,
             )
             positions, rows = self.accelerator.reduce(counts, "sum").tolist()
@@ -194,11 +208,12 @@ class UnlearnTrainer(Trainer):
             reference_head=self._reference_head,
             vocab_rows=self._vocab_rows,
         )
-        totals = inputs.get("totals", {})
-        seen = {
-            role: observed(batches[role], policy[role], inputs["reference"][role], **_totals(totals.get(role)))
-            for role in roles
-        }
+        seen = {}
+        for role in roles:
+            positions, rows = inputs.get("totals", {}).get(role, (None, None))
+            seen[role] = observed(
+                batches[role], policy[role], inputs["reference"][role], total_positions=positions, total_rows=rows
+            )
         for name, value in self.method.monitor(seen).items():
             self._monitored[name] = self._monitored.get(name, torch.zeros_like(value)) + value.detach()
         return self.method.loss(seen) * self.args.world_size
@@ -211,48 +226,60 @@ class UnlearnTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what the method monitors, as means over the optimizer steps since the last log."""
-        if "loss" in logs and self._monitored:
-            for name, value in self._monitored.items():
-                logs[name] = float(self.accelerator.reduce(value, "sum")) / max(1, self._monitored_steps)
+        if "loss" in logs:
+            logs.update(self._monitored_means())
             self._monitored, self._monitored_steps = {}, 0
         super().log(logs, start_time)
+
+    def _monitored_means(self) -> dict[str, float]:
+        """What the method monitors, over the optimizer steps since the last log; the last log's where there was none since."""
+        if self._monitored:
+            self._last_monitored = {
+                name: float(self.accelerator.reduce(value, "sum")) / max(1, self._monitored_steps)
+                for name, value in self._monitored.items()
+            }
+        return self._last_monitored
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """A `Snapshot` of the model on the monitor's rows, logged, with a warning when the model is being destroyed."""
+        """A `Snapshot` of the model on the monitor's rows, logged, with a warning when the model is being destroyed.
+
+        eval_dataset: other rows, as `UnlearnTrainer` takes them.
+        """
         assert self.model is not None
         now = take_snapshot(
             self.model,
-            self._eval_rows,
+            self._eval_rows if eval_dataset is None else self._rows_to_look_at(eval_dataset),
             batch_size=self.args.per_device_eval_batch_size,
             before=self.before,
             vocab_rows=self._vocab_rows,
         )
         metrics = now.metrics(metric_key_prefix)
         self.log(dict(metrics))
+        monitored = self._monitored_means()
         if self.is_world_process_zero():
-            self._tell(now)
+            self._tell(now, monitored)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _tell(self, now: Snapshot) -> None:
+    def _rows_to_look_at(self, given: Mapping[Kind, Rows]) -> dict[Kind, list[Tokens]]:
+        args: Any = self.args
+        return monitor_rows(given, self._rows, self.processing_class, args.max_length, args.eval_rows)  # type: ignore[arg-type]
+
+    def _tell(self, now: Snapshot, monitored: Mapping[str, float]) -> None:
         assert self.model is not None
         vocabulary = self._vocab_rows or int(causal_model(self.model).get_output_embeddings().out_features)  # type: ignore[operator]
-        hinges = next((log for log in reversed(self.state.log_history) if "forget_hinge_active" in log), None)
-        active = (
-            ""
-            if hinges is None
-            else (f" | active hinges {hinges['forget_hinge_active']:.0%} / {hinges['retain_hinge_active']:.0%}")
-        )
-        say(
-            f"epoch {self.state.epoch or 0:.0f}: energy forget {now.forget_energy:.2f}, retain {now.retain_energy:.2f}{active}"
+        active = [f"{monitored[f'{kind}_hinge_active']:.0%}" for kind in KINDS if f"{kind}_hinge_active" in monitored]
+        tell(
+            f"epoch {self.state.epoch or 0:.0f}: energy forget {now.forget_energy:.2f}, retain {now.retain_energy:.2f}"
+            f"{' | active hinges ' + ' / '.join(active) if active else ''}"
             f" | answer probability {now.forget_probability:.3f} / {now.retain_probability:.3f}"
             f" | retain NLL {now.retain_nll:.3f} | AUROC {now.auroc:.4f} | selection {now.selection:.4f}"
         )
         warning = warning_of(self.before, now, energy_of_nothing=-math.log(vocabulary))
         if warning:
-            say(f"warning: {warning}")
+            tell(f"warning: {warning}")
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -296,66 +323,17 @@ class _EpochSetter(TrainerCallback):
 
 
 def last_complete_checkpoint(folder: str | Path) -> Path | None:
-    """The newest checkpoint whose writing was finished; half-written ones are removed. None when there is none."""
+    """The newest checkpoint whose writing was finished; half-written ones are removed. None when there is none.
+
+    Of several processes the first removes, and none of them looks at what is removed.
+    """
     complete = []
     for path in Path(folder).glob("checkpoint-*"):
         if (path / COMPLETE).is_file():
             complete.append(path)
-        else:
+        elif first_rank():
             remove(path)
     return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
-
-
-def render(rows: Rows, tokenizer: PreTrainedTokenizerBase | None, max_length: int) -> list[Tokens]:
-    """Rows as token ids, cut at `max_length`. Raises `DataError` when an answer is cut away whole."""
-    template: Template | None = None
-    rendered: list[Tokens] = []
-    for number, row in enumerate(rows, start=1):
-        if isinstance(row, Mapping):
-            row = example_of(row, f"row {number}")
-        if isinstance(row, Example):
-            if tokenizer is None:
-                raise ConfigError(["rows of text need processing_class=tokenizer"])
-            template = template or Template(tokenizer)
-            row = template.tokens(row)
-        cut = truncate(row, max_length)
-        if row.answer_length and not cut.answer_length:
-            raise DataError(f"{row.example_id}: the prompt alone is longer than max_length = {max_length} tokens")
-        rendered.append(cut)
-    return rendered
-
-
-def _training_rows(
-    forget: Rows, retain: Rows, tokenizer: PreTrainedTokenizerBase | None, max_length: int
-) -> dict[Role, list[Tokens]]:
-    rows: dict[Role, list[Tokens]] = {
-        "forget": render(forget, tokenizer, max_length),
-        "retain": render(retain, tokenizer, max_length),
-    }
-    for role, each in rows.items():
-        if not any(row.answer_length for row in each):
-            raise DataError(f"the {role} set holds no answer tokens to train on")
-    return rows
-
-
-def _monitor_rows(
-    training: Mapping[Role, list[Tokens]],
-    given: Mapping[Kind, Rows] | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    args: UnlearnConfig,
-) -> dict[Kind, list[Tokens]]:
-    kinds: tuple[Kind, ...] = ("forget", "retain")
-    rows: dict[Kind, list[Tokens]] = {
-        kind: render(given[kind], tokenizer, args.max_length) if given and kind in given else training[kind] for kind in kinds
-    }
-    return {kind: _evenly(each, args.eval_rows) for kind, each in rows.items()}
-
-
-def _evenly(rows: list[Tokens], count: int) -> list[Tokens]:
-    """At most `count` rows, spread evenly over the list, so that every author or document is among them."""
-    if len(rows) <= count:
-        return rows
-    return [rows[index * len(rows) // count] for index in range(count)]
 
 
 def _vocab_rows(args: UnlearnConfig, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
@@ -382,8 +360,11 @@ def _reads_logits(quantities: Sequence[Observable]) -> bool:
     return any(isinstance(q, Quantity) and q.reads_reference_logits for q in quantities)
 
 
-def _totals(counts: tuple[float, float] | None) -> dict[str, float]:
-    return {} if counts is None else {"total_positions": counts[0], "total_rows": counts[1]}
+def _one_device(args: UnlearnConfig) -> None:
+    """Several accelerators in one process: transformers would use DataParallel, whose replicas answer in the wrong order."""
+    if args.n_gpu > 1:
+        tell(f"{args.n_gpu} devices are here and one is used: start with torchrun to use them all")
+        args._n_gpu = 1
 
 
 def _set_warmup(args: UnlearnConfig, visits_per_epoch: int) -> None:
@@ -391,14 +372,3 @@ def _set_warmup(args: UnlearnConfig, visits_per_epoch: int) -> None:
     effective = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     if args.warmup_epochs:
         args.warmup_steps = round(args.warmup_epochs * visits_per_epoch / effective)
-
-
-def _adapted(model: nn.Module, peft_config: Any, args: UnlearnConfig) -> nn.Module:
-    """The model with a fresh adapter, when one is asked for; adapters behind checkpointing need inputs with gradients."""
-    if peft_config is not None:
-        from peft import get_peft_model
-
-        model = get_peft_model(model, peft_config)
-    if args.gradient_checkpointing and hasattr(model, "peft_config"):
-        causal_model(model).enable_input_require_grads()  # type: ignore[operator]
-    return model

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -22,9 +23,12 @@ from d2unlearn.methods import METHODS, Method
 from d2unlearn.models import load_model, load_tokenizer, state_hash
 from d2unlearn.runtime import fingerprint, pick_device, remove, say, seed_everything, torch_dtype, write_json
 from d2unlearn.schema import Example
-from d2unlearn.training.artifact import CHECKPOINTS, MANIFEST, is_done, manifest, publish, workspace_of
+from d2unlearn.training.artifact import CHECKPOINTS, MANIFEST, clear, is_done, manifest, publish, workspace_of
 from d2unlearn.training.learning_rate import automatic_learning_rate
 from d2unlearn.training.trainer import UnlearnConfig, UnlearnTrainer, last_complete_checkpoint
+
+CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(UnlearnConfig, name))
+"""The field's name: newer versions of transformers warn of the older one."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ def run_unlearn(settings: UnlearnSettings) -> Path:
     key = _key(settings, inputs)
     if is_done(output, key):
         say(f"{output} is done: same inputs, same settings")
+        clear(output)
         return output
     with workspace_of(output, key) as workspace:
         _train_and_publish(settings, inputs, method, rate, key, workspace, output)
@@ -80,6 +85,10 @@ def _train_and_publish(
         say(f"going on from {checkpoint.name}")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     seconds = time.monotonic() - started
+    if trainer.state.best_model_checkpoint is None:
+        if trainer.is_world_process_zero():
+            remove(workspace / CHECKPOINTS)
+        raise ConfigError([f"learning_rate {rate:g} destroys the model: no evaluation gave numbers; choose a lower one"])
     if trainer.is_world_process_zero():
         staged = workspace / "artifact"
         remove(staged)
@@ -165,6 +174,7 @@ def _announcement(settings: UnlearnSettings, inputs: Inputs, method: Method, rat
 
 
 def _arguments(settings: UnlearnSettings, workspace: Path, rate: float) -> UnlearnConfig:
+    checkpointing: dict[str, Any] = {CHECKPOINTING: settings.gradient_checkpointing}
     return UnlearnConfig(
         output_dir=str(workspace / CHECKPOINTS),
         reference_cache=str(workspace / "reference"),
@@ -176,7 +186,7 @@ def _arguments(settings: UnlearnSettings, workspace: Path, rate: float) -> Unlea
         seed=settings.seed,
         bf16=settings.bf16,
         use_cpu=pick_device().type == "cpu",
-        gradient_checkpointing=settings.gradient_checkpointing,
+        **checkpointing,
         exclude_padded_rows=settings.exclude_padded_rows,
         report_to=settings.report_to,
         disable_tqdm=not sys.stderr.isatty(),
@@ -203,6 +213,11 @@ def _save(model: Any, inputs: Inputs, folder: Path) -> None:
         model = model.merge_and_unload()
     model.to(inputs.saved_dtype).save_pretrained(folder)
     inputs.tokenizer.save_pretrained(folder)
+
+
+def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
+    """The values, null where one is not a number: the model was broken at that time."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _manifest(
@@ -236,7 +251,7 @@ def _manifest(
             "steps": trainer.state.global_step,
             "kept_checkpoint": None if best is None else Path(best).name,
             "kept_by": "largest selection = harmonic mean of erased, kept and AUROC (d2unlearn.training.monitor.Snapshot)",
-            "before": asdict(trainer.before),
-            "history": [log for log in trainer.state.log_history if "eval_selection" in log],
+            "before": _numbers(asdict(trainer.before)),
+            "history": [_numbers(log) for log in trainer.state.log_history if "eval_selection" in log],
         },
     )
