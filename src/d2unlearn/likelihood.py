@@ -22,10 +22,16 @@ def predicting_mask(labels: Tensor) -> Tensor:
     return mask
 
 
+def next_labels(labels: Tensor) -> Tensor:
+    """What each position should predict; `IGNORE` where no answer token follows. [B, T] -> [B, T] int64."""
+    shifted = torch.full_like(labels, IGNORE)
+    shifted[:, :-1] = labels[:, 1:]
+    return shifted
+
+
 def answer_targets(labels: Tensor) -> Tensor:
     """The answer tokens that are predicted, row by row, in the order of `predicting_mask`. [B, T] -> [N] int64."""
-    shifted = labels[:, 1:]
-    return shifted[shifted != IGNORE]
+    return next_labels(labels)[predicting_mask(labels)]
 
 
 def answer_rows(labels: Tensor) -> Tensor:

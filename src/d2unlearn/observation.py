@@ -1,4 +1,4 @@
-"""One forward pass of a model over the batches of a step, observed at the answer positions only.
+"""One forward pass of a model over the batches of a step, observed at the answer positions only (or where a method says).
 
 The forward goes through the model as it was wrapped (DDP, PEFT): its LM head is replaced for the length of the pass by a tap
 that picks the answer positions of the last hidden states and computes the declared quantities there. So hooks of the wrapper
@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from d2unlearn.errors import ModelError
+from d2unlearn.errors import ConfigError, ModelError
 from d2unlearn.head import Head, head_of, head_values
-from d2unlearn.likelihood import IGNORE, answer_rows, answer_targets, predicting_mask
-from d2unlearn.quantities import HiddenState, LogSumExp, Observable, Quantity
+from d2unlearn.likelihood import IGNORE, next_labels
+from d2unlearn.positions import Positions, Predicting
+from d2unlearn.quantities import Correct, HiddenState, LogSumExp, Nll, Observable, Quantity
 from d2unlearn.schema import Role
 
 Values = Mapping[Observable, Tensor]
@@ -37,11 +38,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Observed:
-    """What one role of a step looks like to a method's loss: N answer positions in B rows.
+    """What one role of a step looks like to a method's loss: N answer positions (or those it asked for) in B rows.
 
     policy, reference: {quantity: [N]} ({HiddenState: [N, H]}); rows: [N] int64, the row of each position.
-    `total_positions` and `total_rows` count the whole effective batch (all accumulation steps and ranks), so that the means
-    below add up to the mean over that batch, however it was cut. Both means of nothing are zero.
+    `total_positions` and `total_rows` (rows that have a position) count the whole effective batch (all accumulation steps and
+    ranks), so that the means below add up to the mean over that batch, however it was cut. Both means of nothing are zero.
     """
 
     policy: Values
@@ -52,16 +53,25 @@ class Observed:
     total_rows: float
 
     def mean(self, values: Tensor) -> Tensor:
-        """This batch's share of the mean over answer positions. values: [N]. Returns a scalar."""
+        """This batch's share of the mean over positions. values: [N]. Returns a scalar."""
         return values.sum() / max(self.total_positions, 1.0)
 
     def mean_rows(self, values: Tensor) -> Tensor:
-        """This batch's share of the mean over rows. values: [B]. Returns a scalar."""
-        return values.sum() / max(self.total_rows, 1.0)
+        """This batch's share of the mean over the rows that have a position. values: [B]. Returns a scalar."""
+        return torch.where(self.lengths > 0, values, 0.0).sum() / max(self.total_rows, 1.0)
 
     def sum_by_row(self, values: Tensor) -> Tensor:
         """Sum over the positions of each row. values: [N]. Returns [B]."""
         return values.new_zeros(self.n_rows).index_add(0, self.rows, values)
+
+    def mean_by_row(self, values: Tensor) -> Tensor:
+        """Mean over the positions of each row, zero where it has none. values: [N]. Returns [B]."""
+        return self.sum_by_row(values) / self.lengths.clamp(min=1)
+
+    @property
+    def lengths(self) -> Tensor:
+        """How many positions each row has, [B] int64."""
+        return torch.bincount(self.rows, minlength=self.n_rows)
 
 
 def observe(
@@ -69,26 +79,32 @@ def observe(
     batches: Mapping[Role, Batch],
     wanted: Mapping[Role, Sequence[Observable]],
     *,
+    positions: Mapping[Role, Positions] | None = None,
     reference: Mapping[Role, Values] | None = None,
     reference_head: Head | None = None,
     vocab_rows: int | None = None,
 ) -> dict[Role, dict[Observable, Tensor]]:
-    """Run all batches in one forward and return each role's quantities at its answer positions.
+    """Run all batches in one forward and return each role's quantities at its positions: `Predicting`, unless given.
 
     Returns {role: {quantity: [N]}}, positions row by row. Gradients flow where grad mode is on. `reference` holds the stored
-    values of the frozen reference, for quantities that read its logits. Raises `ModelError` for a head that is not linear.
+    values of the frozen reference, for quantities that read its logits. Raises `ModelError` for a head that is not linear,
+    `ConfigError` for a likelihood asked for where no answer token follows.
     """
     causal = causal_model(model)
     head = head_of(causal, vocab_rows=vocab_rows)
     roles = list(batches)
     joined = join([batches[role] for role in roles])
     found: dict[Role, dict[Observable, Tensor]] = {role: {} for role in roles}
-    masks = _role_masks(joined.labels, [len(batches[role].labels) for role in roles])
+    places = {role: (positions or {}).get(role, Predicting()) for role in roles}
+    _check_targets(wanted, places)
+    own = {role: places[role].mask(batches[role].labels) for role in roles}
+    targets = {role: next_labels(batches[role].labels)[own[role]] for role in roles}
+    masks = _in_joined(joined.labels, list(own.values()))
 
     def tap(hidden: Tensor) -> Tensor:
         for role, mask in zip(roles, masks, strict=True):
             stored = (reference or {}).get(role, {})
-            found[role].update(_at_positions(hidden[mask], head, batches[role], wanted.get(role, ()), stored, reference_head))
+            found[role].update(_at_positions(hidden[mask], head, targets[role], wanted.get(role, ()), stored, reference_head))
         return _in_place_of_logits(hidden, found)
 
     with ExitStack() as stack:
@@ -153,22 +169,29 @@ def _in_place_of_logits(hidden: Tensor, found: Mapping[Role, Values]) -> Tensor:
     return zeros + 0 * sum(touched) if touched else zeros
 
 
-def _role_masks(labels: Tensor, counts: Sequence[int]) -> list[Tensor]:
-    """For each role the predicting positions of its rows in the joined batch, bool [B, T]."""
-    predicting = predicting_mask(labels)
+def _check_targets(wanted: Mapping[Role, Sequence[Observable]], places: Mapping[Role, Positions]) -> None:
+    """Raises `ConfigError` for a quantity of the next token at positions that no answer token follows."""
+    for role, place in places.items():
+        asked = [q for q in wanted.get(role, ()) if isinstance(q, Nll | Correct)]
+        if asked and not place.has_targets:
+            raise ConfigError([f"{asked[0]} cannot be asked for at {place}: not every position there predicts an answer token"])
+
+
+def _in_joined(labels: Tensor, own: Sequence[Tensor]) -> list[Tensor]:
+    """Each role's mask, bool [b, t], as one over the joined batch, bool [B, T]: its rows stand one role after another."""
     masks, start = [], 0
-    for count in counts:
-        mask = torch.zeros_like(predicting)
-        mask[start : start + count] = predicting[start : start + count]
+    for each in own:
+        mask = torch.zeros_like(labels, dtype=torch.bool)
+        mask[start : start + each.shape[0], : each.shape[1]] = each
         masks.append(mask)
-        start += count
+        start += each.shape[0]
     return masks
 
 
 def _at_positions(
     hidden: Tensor,
     head: Head,
-    batch: Batch,
+    targets: Tensor,
     wanted: Sequence[Observable],
     stored: Values,
     reference_head: Head | None,
@@ -178,7 +201,7 @@ def _at_positions(
     values = head_values(
         hidden,
         head,
-        answer_targets(batch.labels),
+        targets,
         quantities,
         reference_hidden=stored.get(HiddenState()),
         reference_head=reference_head,
@@ -202,7 +225,7 @@ def _captured(
     wanted: Mapping[Role, Sequence[Observable]],
     found: dict[Role, dict[Observable, Tensor]],
 ) -> Iterator[None]:
-    """Keep the output of the submodule `name` at the answer positions of the roles that ask for it."""
+    """Keep the output of the submodule `name` at the positions of the roles that ask for it."""
     key = HiddenState(name)
 
     def hook(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
@@ -237,15 +260,21 @@ def _replaced_forward(module: nn.Module, forward: Callable[[Tensor], Tensor]) ->
 
 
 def observed(
-    batch: Batch, policy: Values, reference: Values, *, total_positions: float | None = None, total_rows: float | None = None
+    batch: Batch,
+    policy: Values,
+    reference: Values,
+    *,
+    positions: Positions | None = None,
+    total_positions: float | None = None,
+    total_rows: float | None = None,
 ) -> Observed:
     """Bundle one role's values for a method's loss. Totals default to this batch's own counts."""
-    rows = answer_rows(batch.labels)
+    mask = (positions or Predicting()).mask(batch.labels)
     return Observed(
         policy=policy,
         reference=reference,
-        rows=rows,
-        n_rows=len(batch.labels),
-        total_positions=float(len(rows)) if total_positions is None else total_positions,
-        total_rows=float(len(batch.labels)) if total_rows is None else total_rows,
+        rows=mask.nonzero(as_tuple=True)[0],
+        n_rows=len(mask),
+        total_positions=float(mask.sum()) if total_positions is None else total_positions,
+        total_rows=float(mask.any(dim=1).sum()) if total_rows is None else total_rows,
     )

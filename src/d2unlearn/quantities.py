@@ -8,6 +8,7 @@ method uses, have a closed form in `head.py`).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +34,8 @@ class HiddenState:
 class Chunk:
     """The logits of n answer positions in float32 (float64 stays), with the tokens that they should predict.
 
-    logits: [n, V]; targets: [n] int64; reference_logits: [n, V], there when a quantity asks for them.
+    logits: [n, V]; targets: [n] int64, `IGNORE` where a method asks for positions that predict no answer token;
+    reference_logits: [n, V], there when a quantity asks for them.
     """
 
     def __init__(self, logits: Tensor, targets: Tensor, reference_logits: Tensor | None = None) -> None:
@@ -167,3 +169,45 @@ class KlFromReference(Quantity):
         log_p = chunk.logits - chunk.logsumexp.unsqueeze(1)
         log_r = torch.log_softmax(chunk.reference_logits, dim=-1)
         return (log_r.exp() * (log_r - log_p)).sum(dim=-1)
+
+
+@dataclass(frozen=True)
+class KlFromUniform(Quantity):
+    """KL(uniform || softmax(z)) = logsumexp(z) - mean(z) - log V, nats: 0 where every token is equally likely."""
+
+    def of(self, chunk: Chunk) -> Tensor:
+        return chunk.logsumexp - chunk.logits.mean(dim=-1) - math.log(chunk.logits.shape[-1])
+
+
+@dataclass(frozen=True)
+class TargetlessCrossEntropy(Quantity):
+    """Cross-entropy of softmax(z) with itself after the target was taken out and the rest normalised, nats.
+
+    That distribution is a constant to the gradient: q = softmax(z with z_y = -inf), and the value is -sum_v q_v log p_v.
+    """
+
+    def of(self, chunk: Chunk) -> Tensor:
+        others = chunk.logits.detach().scatter(1, chunk.targets.unsqueeze(1), -math.inf)
+        return _cross_entropy(others, chunk)
+
+
+@dataclass(frozen=True)
+class LoweredReferenceCrossEntropy(Quantity):
+    """Cross-entropy of softmax(z) with the reference's distribution after its target logit was lowered by `beta`, nats.
+
+    A target of `IGNORE` counts from the end of the vocabulary: it lowers the logit of token V - 100, as in the reference
+    implementation of UNDIAL; at answer positions there is none.
+    """
+
+    reads_reference_logits: ClassVar[bool] = True
+    beta: float
+
+    def of(self, chunk: Chunk) -> Tensor:
+        target = chunk.targets.remainder(chunk.logits.shape[-1]).unsqueeze(1)
+        lowering = chunk.reference_logits.new_full(target.shape, -self.beta)
+        return _cross_entropy(chunk.reference_logits.scatter_add(1, target, lowering), chunk)
+
+
+def _cross_entropy(soft_logits: Tensor, chunk: Chunk) -> Tensor:
+    """-sum_v softmax(soft_logits)_v log softmax(z)_v at each position. soft_logits: [n, V]. Returns [n]."""
+    return chunk.logsumexp - (torch.softmax(soft_logits, dim=-1) * chunk.logits).sum(dim=-1)

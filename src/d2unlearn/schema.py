@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-Role = Literal["forget", "retain", "alternate"]
+Role = Literal["forget", "retain", "alternate", "retain_alternate"]
+"""What a row is to a method. `alternate`: a forgotten question with another answer; `retain_alternate`: a retained one."""
 Kind = Literal["forget", "retain"]
 
 

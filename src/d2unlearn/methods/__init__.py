@@ -8,15 +8,45 @@ import torch
 from torch import Tensor, nn
 
 from d2unlearn.head import head_of
-from d2unlearn.methods.base import Method, Needs
+from d2unlearn.methods.altpo import AltPO
+from d2unlearn.methods.base import AdaptiveMethod, Method, Needs
+from d2unlearn.methods.ce_u import CEU
+from d2unlearn.methods.dpo import DPO
 from d2unlearn.methods.eua import EUA
+from d2unlearn.methods.gradient_ascent import GradientAscent
+from d2unlearn.methods.gradient_difference import GradientDifference
+from d2unlearn.methods.idk import IDK
+from d2unlearn.methods.idk_ap import IDKAP
+from d2unlearn.methods.max_entropy import MaxEntropy
+from d2unlearn.methods.npo import NPO
+from d2unlearn.methods.pdu import PDU
+from d2unlearn.methods.rmu import RMU
+from d2unlearn.methods.satimp import SatImp
+from d2unlearn.methods.simnpo import SimNPO
+from d2unlearn.methods.undial import UNDIAL
+from d2unlearn.methods.wga import WGA
 from d2unlearn.observation import Batch, Values, causal_model, observe, observed
 from d2unlearn.schema import Role
 
-__all__ = ["EUA", "METHODS", "Method", "Needs", "batch_loss", "reference_batch_values"]
+__all__ = ["EUA", "METHODS", "AdaptiveMethod", "Method", "Needs", "batch_loss", "reference_batch_values"]
 
 METHODS: dict[str, Callable[..., Method]] = {
     "eua": EUA,
+    "gradient_ascent": GradientAscent,
+    "gradient_difference": GradientDifference,
+    "npo": NPO,
+    "simnpo": SimNPO,
+    "wga": WGA,
+    "satimp": SatImp,
+    "ce_u": CEU,
+    "undial": UNDIAL,
+    "rmu": RMU,
+    "max_entropy": MaxEntropy,
+    "pdu": PDU,
+    "altpo": AltPO,
+    "idk": IDK,
+    "dpo": DPO,
+    "idk_ap": IDKAP,
 }
 
 
@@ -32,6 +62,7 @@ def batch_loss(
     batch: {role: {"input_ids", "attention_mask", "labels"}}, each [B, T] as a tensor or nested lists, labels -100 outside
     the answer. Returns the scalar loss, with gradients to `model` only. Both models run in the mode they are in.
     """
+    method = method.for_model(model)
     device = next(model.parameters()).device
     batches: dict[Role, Batch] = {
         role: Batch(**{key: torch.as_tensor(batch[role][key], device=device) for key in Batch.__annotations__})
@@ -39,9 +70,10 @@ def batch_loss(
     }
     stored = reference_batch_values(method, reference, batches)
     wanted = {role: needs.policy for role, needs in method.needs.items()}
+    places = {role: needs.positions for role, needs in method.needs.items()}
     reference_head = head_of(causal_model(reference))
-    policy = observe(model, batches, wanted, reference=stored, reference_head=reference_head)
-    return method.loss({role: observed(batches[role], policy[role], stored[role]) for role in batches})
+    policy = observe(model, batches, wanted, positions=places, reference=stored, reference_head=reference_head)
+    return method.loss({role: observed(batches[role], policy[role], stored[role], positions=places[role]) for role in batches})
 
 
 @torch.no_grad()
@@ -50,8 +82,9 @@ def reference_batch_values(
 ) -> Mapping[Role, Values]:
     """What the method reads of the frozen reference on these batches: {role: {quantity: [N]}}, without gradients."""
     wanted = {role: needs.reference for role, needs in method.needs.items()}
+    places = {role: needs.positions for role, needs in method.needs.items()}
     asked = {role: batch for role, batch in batches.items() if wanted[role]}
     found: dict[Role, Values] = {role: {} for role in batches}
     if asked:
-        found.update(observe(reference, asked, wanted, vocab_rows=vocab_rows))
+        found.update(observe(reference, asked, wanted, positions=places, vocab_rows=vocab_rows))
     return found

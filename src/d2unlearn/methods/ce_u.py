@@ -1,0 +1,42 @@
+"""CE-U: teach the model its own answer distribution with the true token left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from d2unlearn.methods.base import Method, Needs, check_parameters
+from d2unlearn.methods.forget_retain import Convention
+from d2unlearn.observation import Observed
+from d2unlearn.positions import Predicting
+from d2unlearn.quantities import TargetlessCrossEntropy
+from d2unlearn.schema import Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class CEU(Method):
+    """L = mean -sum_v q_v log p_v, with q = softmax(z with z_y = -inf) a constant to the gradient; there is no retain term.
+
+    Parameters (defaults: 1)
+        ignore_first_n_answer_tokens   so many answer tokens of each row are left as they are
+        convention                     makes no difference here
+
+    Source: Yang 2025, arXiv 2503.01224; open-unlearning, src/trainer/unlearn/ceu.py.
+    """
+
+    ignore_first_n_answer_tokens: int = 1
+    convention: Convention = "d2unlearn"
+
+    def __post_init__(self) -> None:
+        check_parameters(self, not_negative=("ignore_first_n_answer_tokens",))
+
+    @property
+    def needs(self) -> Mapping[Role, Needs]:
+        places = Predicting(skip=self.ignore_first_n_answer_tokens)
+        return {"forget": Needs(policy=(TargetlessCrossEntropy(),), positions=places)}
+
+    def loss(self, batch: Mapping[Role, Observed]) -> Tensor:
+        forget = batch["forget"]
+        return forget.mean(forget.policy[TargetlessCrossEntropy()])

@@ -1,0 +1,44 @@
+"""NPO, negative preference optimisation: ascent that weakens as an answer becomes unlikely."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from d2unlearn.methods.base import Needs, check_parameters
+from d2unlearn.methods.forget_retain import ForgetRetain
+from d2unlearn.observation import Observed
+from d2unlearn.quantities import Nll
+from d2unlearn.schema import Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class NPO(ForgetRetain):
+    """L_forget = -(2 / beta) mean_rows log sigmoid( beta (l - l_ref) ), with l the summed NLL of a row's answer.
+
+    The gradient of a row is that of gradient ascent, times 2 sigmoid(-beta (l - l_ref)): it fades once the row is forgotten.
+
+    Parameters (defaults: beta 0.1, gamma 1, alpha 1, NLL)
+        beta   how soon the gradient fades
+        those of `ForgetRetain`
+
+    Source: Zhang et al. 2024, arXiv 2404.05868; open-unlearning, src/trainer/unlearn/npo.py.
+    """
+
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_parameters(self, positive=("beta",))
+
+    @property
+    def forget_needs(self) -> Mapping[Role, Needs]:
+        return {"forget": Needs(policy=(Nll(),), reference=(Nll(),))}
+
+    def forget_loss(self, batch: Mapping[Role, Observed]) -> Tensor:
+        forget = batch["forget"]
+        risen = forget.sum_by_row(forget.policy[Nll()] - forget.reference[Nll()])
+        return -2 / self.beta * forget.mean_rows(logsigmoid(self.beta * risen))

@@ -1,0 +1,45 @@
+"""SatImp: ascent weighted by how well a token is known (saturation) and how much there is left to learn of it (importance)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from d2unlearn.methods.base import Needs, check_parameters
+from d2unlearn.methods.forget_retain import ForgetRetain
+from d2unlearn.observation import Observed
+from d2unlearn.quantities import Nll
+from d2unlearn.schema import Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class SatImp(ForgetRetain):
+    """L_forget = -mean p^beta1 (1 - p)^beta2 NLL over answer positions, p, the target's probability, constant to the gradient.
+
+    Parameters (defaults: beta1 5, beta2 1, gamma 0.1, alpha 1, NLL)
+        beta1   weight of what is known
+        beta2   weight of what is not known for certain
+        those of `ForgetRetain`
+
+    Source: Yang et al. 2025, arXiv 2505.11953; open-unlearning, src/trainer/unlearn/satimp.py.
+    """
+
+    beta1: float = 5.0
+    beta2: float = 1.0
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_parameters(self, not_negative=("beta1", "beta2"))
+
+    @property
+    def forget_needs(self) -> Mapping[Role, Needs]:
+        return {"forget": Needs(policy=(Nll(),))}
+
+    def forget_loss(self, batch: Mapping[Role, Observed]) -> Tensor:
+        forget = batch["forget"]
+        nll = forget.policy[Nll()]
+        p = (-nll.detach()).exp()
+        return -forget.mean(p**self.beta1 * (1 - p) ** self.beta2 * nll)
