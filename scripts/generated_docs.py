@@ -1,7 +1,8 @@
 """The pages that are made from the code and from results: written with --write, otherwise checked for being up to date.
 
-docs/cli.md (the commands' own help), docs/results.md (from benchmarks/results/tofu) and the table in README.md between the
-`results` marks. Ends with exit code 1 and the names of stale pages.
+docs/cli.md (the commands' own help), docs/results.md (from benchmarks/results/tofu), the table in README.md between the
+`results` marks, the tables in docs/method.md and benchmarks/README.md between theirs, and the figures of docs/method.md. Ends
+with exit code 1 and the names of stale pages.
 """
 
 from __future__ import annotations
@@ -10,19 +11,25 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 os.environ.update(COLUMNS="100", TERM="dumb", NO_COLOR="1")
 
 from typer.testing import CliRunner
 
+from benchmark_page import benchmark_blocks
 from d2unlearn.cli.main import app
+from method_figures import figure_files
+from method_numbers import number_blocks
 from tofu_page import readme_table, results_page
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "tofu"
+KEPT = ROOT / "benchmarks" / "results"
+RESULTS = KEPT / "tofu"
 COMMANDS = ("quickstart", "unlearn", "calibrate", "generate", "chat", "evaluate", "report", "data check")
 MARKS = re.compile(r"(<!-- results: scripts/generated_docs.py -->\n).*?(<!-- end of results -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- made by `make docs`: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
@@ -34,6 +41,7 @@ def main() -> None:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             stale.append(str(path.relative_to(ROOT)))
             if write:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
     if stale:
         print(f"{'written' if write else 'stale, run make docs'}: {', '.join(stale)}")
@@ -49,7 +57,19 @@ def pages() -> dict[Path, str]:
         ROOT / "docs" / "cli.md": cli_page(),
         ROOT / "docs" / "results.md": results_page(RESULTS),
         readme: MARKS.sub(lambda m: m[1] + readme_table(RESULTS) + m[2], text),
+        **filled(ROOT / "docs" / "method.md", number_blocks()),
+        **filled(ROOT / "benchmarks" / "README.md", benchmark_blocks(KEPT)),
+        **figure_files(),
     }
+
+
+def filled(page: Path, blocks: Mapping[str, str]) -> dict[Path, str]:
+    """A page written by hand whose marked blocks are made: {page: its text with every block as it should be}."""
+    text = page.read_text(encoding="utf-8")
+    marked = [found[2] for found in BLOCK.finditer(text)]
+    if sorted(marked) != sorted(blocks):
+        sys.exit(f"{page.relative_to(ROOT)} should have the marks {', '.join(sorted(blocks))}; it has {', '.join(marked)}")
+    return {page: BLOCK.sub(lambda found: f"{found[1]}{blocks[found[2]]}\n{found[3]}", text)}
 
 
 def cli_page() -> str:

@@ -1,0 +1,113 @@
+"""The tables of benchmarks/README.md, from the committed results alone: no number in them is typed by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tofu_page import VARIANTS, read_runs, spread, table, targets
+
+Result = dict[str, Any]
+OVERHEAD = 1.02
+"""What guarded generation may cost, as a multiple of plain generation."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A ratio that the project set itself for each vocabulary size: `limits` by the size's name."""
+
+    text: str
+    limits: dict[str, float]
+    at_most: bool
+    measure: Callable[[Result], tuple[float, str]]
+
+    def row(self, sizes: dict[str, Result]) -> list[str]:
+        return [self.text, *(self._cell(sizes[name], self.limits.get(name)) for name in sizes)]
+
+    def _cell(self, size: Result, limit: float | None) -> str:
+        value, shown = self.measure(size)
+        if limit is None:
+            return shown
+        sign, holds = ("≤", value <= limit) if self.at_most else ("≥", value >= limit)
+        return f"{shown}; aim {sign} {limit:g}: {'reached' if holds else '**not reached**'}"
+
+
+def ratio(part: str, name: str) -> Callable[[Result], tuple[float, str]]:
+    """A ratio taken within rounds: its median, and the 10th to the 90th percentile."""
+
+    def read(size: Result) -> tuple[float, str]:
+        found = size[part][name]
+        return found["median"], f"{found['median']:.2f} ({found['p10']:.2f} to {found['p90']:.2f})"
+
+    return read
+
+
+def peak(name: str) -> Callable[[Result], tuple[float, str]]:
+    return lambda size: (size["peak_memory"][name], f"{size['peak_memory'][name]:.2f}")
+
+
+GOALS = (
+    Goal(
+        "forward and backward: the reference's time / ours",
+        {"4k": 2.9, "128k": 6.0},
+        False,
+        ratio("forward_and_backward_cpu", "reference_over_ours"),
+    ),
+    Goal("the same with the optimizer", {}, False, ratio("with_optimizer_cpu", "reference_over_ours")),
+    Goal(
+        "forward and backward: ours / a plain fine-tuning step",
+        {"4k": 1.03, "128k": 0.75},
+        True,
+        ratio("forward_and_backward_cpu", "ours_over_plain"),
+    ),
+    Goal("peak memory: ours / the reference's", {"128k": 0.17}, True, peak("ours_over_reference")),
+    Goal("peak memory: ours / a plain fine-tuning step", {}, True, peak("ours_over_plain")),
+    Goal("our one pass over the reference / its forwards in one epoch", {}, True, ratio("reference_pass", "pass_over_epoch")),
+)
+
+
+def benchmark_blocks(results: Path) -> dict[str, str]:
+    """Every table of the page, by the name of its mark."""
+    return {
+        "step-time": step_table(read(results / "step_time.json")),
+        "generation-overhead": overhead_table(read(results / "generation_overhead.json")),
+        "tofu": tofu_table(results / "tofu"),
+    }
+
+
+def step_table(result: Result) -> str:
+    sizes, given = result["sizes"], result["settings"]
+    rows = [goal.row(sizes) for goal in GOALS]
+    note = f"{given['hardware']}, {given['threads']} thread, torch {given['torch']}, transformers {given['transformers']}."
+    return table(["CPU time and memory", *(f"V = {name}" for name in sizes)], rows, "l" + "r" * len(sizes)) + f"\n{note}\n"
+
+
+def overhead_table(result: Result) -> str:
+    rows = []
+    for case in result["cases"]:
+        verdict = "reached" if case["ratio"] <= OVERHEAD else "**not reached**"
+        spans = f"{case['ratio']:.3f} ({case['ratio_low']:.3f} to {case['ratio_high']:.3f})"
+        times = [f"{case[name]:.2f}" for name in ("plain_ms", "guarded_ms")]
+        rows.append([case["model"], f"{case['parameters'] / 1e6:.1f}M", str(case["batch_size"]), *times, spans, verdict])
+    head = ["model", "parameters", "batch", "plain, ms a token", "guarded", "ratio (quartiles)", f"aim ≤ {OVERHEAD:g}"]
+    note = f"{result['clock']} time, {result['threads']} thread, {result['machine']}, torch {result['torch']}, "
+    return table(head, rows, "lrrrrrl") + f"\n{note}transformers {result['transformers']}.\n"
+
+
+def tofu_table(folder: Path) -> str:
+    """How many of the targets each variant's runs reach; docs/results.md says which."""
+    rows = []
+    for variant, runs in read_runs(folder).items():
+        held = ", ".join(str(sum(target.holds(run) for target in targets())) for run in runs)
+        minutes = [sum(run["seconds"].values()) / 60 for run in runs]
+        seeds = ", ".join(str(run["seed"]) for run in runs)
+        rows.append([VARIANTS[variant], seeds, held, str(len(targets())), spread(minutes, digits=1)])
+    return table(["variant", "seeds", "targets reached", "of", "minutes for `unlearn` and `calibrate`"], rows, "llrrr")
+
+
+def read(path: Path) -> Result:
+    found: Result = json.loads(path.read_text(encoding="utf-8"))
+    return found
