@@ -9,7 +9,7 @@ else the machine does falls on both sides. Elapsed time and CPU time are both ke
 what other processes took. Memory is measured in one fresh process a variant. Run by hand, on a machine as idle as can be:
 
     python benchmarks/step_time.py                       # writes benchmarks/results/step_time.{json,md}
-    python benchmarks/step_time.py --sizes 4k --rounds 5 --output /tmp/step_time
+    python benchmarks/step_time.py --sizes 4k --rounds 5 --output runs/step_time
 """
 
 from __future__ import annotations
