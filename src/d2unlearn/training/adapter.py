@@ -20,7 +20,7 @@ def adapted(model: nn.Module, peft_config: Any, *, checkpointing: bool) -> nn.Mo
     nothing is left to train.
     """
     if peft_config is not None:
-        model = _with_fresh_adapter(_merged(model), peft_config)
+        model = with_fresh_adapter(_merged(model), peft_config)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
             ["the model has no trainable parameters; load its adapter with is_trainable=True, or give peft_config"]
@@ -30,11 +30,12 @@ def adapted(model: nn.Module, peft_config: Any, *, checkpointing: bool) -> nn.Mo
     return model
 
 
-def _with_fresh_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
+def with_fresh_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
+    """`peft.get_peft_model` without the warning that peft itself causes in newer transformers."""
     from peft import get_peft_model
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft's own call
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         adapted_model: nn.Module = get_peft_model(model, peft_config)
     return adapted_model
 
