@@ -82,10 +82,10 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
-def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     """The ids that end an answer: the generation configuration's, else the tokenizer's; empty when neither has one."""
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
-    if configured is None:
+    if configured is None and tokenizer is not None:
         configured = tokenizer.eos_token_id
     if configured is None:
         return []

@@ -15,9 +15,12 @@ from d2unlearn.schema import Tokens
 T = TypeVar("T")
 
 
-def pad_tokens(rows: Sequence[Tokens], pad_id: int) -> Batch:
-    """Right-padded batch of rendered rows; labels are `IGNORE` outside the answer. Each tensor: [B, T]."""
-    width = max(len(row.input_ids) for row in rows)
+def pad_tokens(rows: Sequence[Tokens], pad_id: int, *, width: int | None = None) -> Batch:
+    """Right-padded batch of rendered rows; labels are `IGNORE` outside the answer. Each tensor: [B, T].
+
+    T is the longest row's length, or `width`.
+    """
+    width = width or max(len(row.input_ids) for row in rows)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, IGNORE)

@@ -1,7 +1,8 @@
 """Everything that training needs of the frozen reference, computed once, before the first step.
 
-Margins and log-probabilities depend on the frozen weights and the data alone: one float per answer token and quantity. They
-are stored under a key of weights, token ids and quantities; with them at hand no second model stays in memory.
+Margins and log-probabilities depend on the frozen weights and the data alone: one float per answer token and quantity (H of
+them for a hidden state). They are stored under a key of weights, token ids and quantities; with them at hand no second model
+stays in memory.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from d2unlearn.data.batching import by_length, pad_tokens
 from d2unlearn.methods import Method, reference_batch_values
 from d2unlearn.models import state_hash
 from d2unlearn.observation import Values, causal_model
+from d2unlearn.positions import Positions, Predicting
 from d2unlearn.quantities import Observable
 from d2unlearn.runtime import atomic_path, fingerprint, progress
 from d2unlearn.schema import Role, Tokens
@@ -35,7 +37,7 @@ SILENT = (
 
 
 class Reference:
-    """The stored values of a frozen reference: for each role and row, {quantity: [answer tokens]}."""
+    """The stored values of a frozen reference: for each role and row, {quantity: [positions]}."""
 
     def __init__(self, flat: Mapping[Role, Mapping[Observable, Tensor]], lengths: Mapping[Role, Sequence[int]]) -> None:
         self._rows: dict[Role, dict[Observable, tuple[Tensor, ...]]] = {
@@ -43,7 +45,11 @@ class Reference:
         }
 
     def at(self, role: Role, row: int) -> Values:
-        """What the reference says of one row: {quantity: [answer tokens]} ([answer tokens, H] for hidden states)."""
+        """What the reference says of one row: {quantity: [positions]} ([positions, H] for hidden states).
+
+        The positions are those that the method asks for; where padding counts, as many as in a batch as wide as the longest
+        row, of which a narrower batch has the first.
+        """
         return {quantity: values[row] for quantity, values in self._rows[role].items()}
 
 
@@ -61,13 +67,13 @@ def compute_reference(
     With `cache`, a folder, values are stored there and read back when weights, token ids and quantities are the same.
     """
     wanted = {role: needs.reference for role, needs in method.needs.items()}
-    lengths: dict[Role, list[int]] = {role: [row.answer_length for row in each] for role, each in rows.items()}
     if not any(wanted.values()):
-        return Reference({role: {} for role in rows}, lengths)
+        return Reference({role: {} for role in rows}, {role: [] for role in rows})
+    lengths = {role: _lengths(rows[role], needs.positions) for role, needs in method.needs.items()}
     path = None if cache is None else cache / f"reference-{cache_key(model, method, rows, vocab_rows)[:32]}.safetensors"
     if path is not None and path.is_file():
         return Reference(_named(load_file(path), wanted), lengths)
-    flat = _run(model, method, rows, batch_size, vocab_rows)
+    flat = _run(model, method, rows, lengths, batch_size, vocab_rows)
     if path is not None:
         with atomic_path(path) as staged:
             save_file({f"{r}/{q!r}": v.contiguous() for r, each in flat.items() for q, v in each.items()}, staged)
@@ -83,6 +89,7 @@ def cache_key(model: nn.Module, method: Method, rows: Mapping[Role, Sequence[Tok
             "settings": _model_settings(model),
             "rows": {role: fingerprint([[row.input_ids, row.answer_mask] for row in each]) for role, each in rows.items()},
             "quantities": {role: [repr(q) for q in needs.reference] for role, needs in method.needs.items()},
+            "positions": {role: repr(needs.positions) for role, needs in method.needs.items()},
             "vocab_rows": vocab_rows,
         }
     )
@@ -106,6 +113,7 @@ def _run(
     model: nn.Module,
     method: Method,
     rows: Mapping[Role, Sequence[Tokens]],
+    lengths: Mapping[Role, Sequence[int]],
     batch_size: int,
     vocab_rows: int | None,
 ) -> dict[Role, dict[Observable, Tensor]]:
@@ -117,15 +125,28 @@ def _run(
         found: list[Values] = [{}] * len(rows[role])
         batches = list(by_length([len(row.input_ids) for row in rows[role]], batch_size)) if needs.reference else []
         for indices in progress(batches, f"reference pass, {role}"):
-            batch = pad_tokens([rows[role][i] for i in indices], pad_id=0).to(device)
+            batch = pad_tokens([rows[role][i] for i in indices], pad_id=0, width=_width(rows[role], needs.positions)).to(device)
             values = reference_batch_values(method, model, {role: batch}, vocab_rows=vocab_rows)[role]
-            lengths = [rows[role][i].answer_length for i in indices]
-            parts = {q: torch.split(v.cpu(), lengths) for q, v in values.items()}
+            parts = {q: torch.split(v.cpu(), [lengths[role][i] for i in indices]) for q, v in values.items()}
             for place, index in enumerate(indices):
                 found[index] = {q: part[place] for q, part in parts.items()}
         flat[role] = {q: torch.cat([each[q] for each in found]) for q in needs.reference}
     model.train(was_training)
     return flat
+
+
+def _width(rows: Sequence[Tokens], positions: Positions) -> int | None:
+    """The width of the reference pass's batches: the longest row's where padding counts, else each batch's own (None)."""
+    return max(len(row.input_ids) for row in rows) if positions.counts_padding else None
+
+
+def _lengths(rows: Sequence[Tokens], positions: Positions) -> list[int]:
+    """How many positions each row has in the reference pass."""
+    if positions == Predicting():
+        return [row.answer_length for row in rows]
+    width = _width(rows, positions)
+    masks = (positions.mask(pad_tokens([row], pad_id=0, width=width).labels) for row in rows)
+    return [int(mask.sum()) for mask in masks]
 
 
 def _named(stored: Mapping[str, Tensor], wanted: Mapping[Role, Sequence[Observable]]) -> dict[Role, dict[Observable, Tensor]]:

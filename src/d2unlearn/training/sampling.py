@@ -16,12 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
+from d2unlearn.schema import Role
+
 
 class Pair(NamedTuple):
     """Positions in the forget and the retained rows that are trained on together."""
 
     forget: int
     retain: int
+
+    def row_of(self, role: Role) -> int:
+        """The position among the rows of a role; other answers are counted like the rows they belong to."""
+        return self.forget if role in ("forget", "alternate") else self.retain
 
 
 class PairPlan(Dataset[Pair]):
@@ -35,6 +41,7 @@ class PairPlan(Dataset[Pair]):
         self.n_forget = n_forget
         self.n_retain = n_retain
         self.seed = seed
+        self.effective_batch = effective_batch
         self._length = math.ceil(n_forget / effective_batch) * effective_batch
 
     def __len__(self) -> int:

@@ -18,19 +18,22 @@ from transformers.trainer_utils import rotate_checkpoints
 from d2unlearn.data.batching import pad_tokens
 from d2unlearn.errors import ConfigError
 from d2unlearn.head import Head, head_of
-from d2unlearn.likelihood import answer_targets
-from d2unlearn.methods import Method
+from d2unlearn.methods import AdaptiveMethod, Method
 from d2unlearn.observation import Batch, causal_model, check_head, observe, observed
 from d2unlearn.quantities import HiddenState, Observable, Quantity
 from d2unlearn.runtime import remove, seed_everything
 from d2unlearn.schema import Kind, Role, Tokens
+from d2unlearn.training.adaptation import Adaptation
 from d2unlearn.training.adapter import adapted
+from d2unlearn.training.alternates import Asked, alternate_rows
 from d2unlearn.training.artifact import first_rank
 from d2unlearn.training.bar import TrainingBar, tell
+from d2unlearn.training.frozen import train_only_named
 from d2unlearn.training.monitor import Snapshot, take_snapshot, warning_of
 from d2unlearn.training.reference import Reference, compute_reference
 from d2unlearn.training.rows import KINDS, Rows, monitor_rows, training_rows
 from d2unlearn.training.sampling import EpochSampler, Pair, PairPlan
+from d2unlearn.training.self_written import Writer
 
 COMPLETE = "checkpoint_complete"
 
@@ -41,8 +44,8 @@ class UnlearnConfig(TrainingArguments):
 
     max_length: longer rows are cut there, in tokens. warmup_epochs: length of the warm-up, in epochs (overrides
     warmup_steps). exclude_padded_rows: leave vocabulary rows that the tokenizer does not have out of energies.
-    reference_cache: folder for what is computed of the frozen model; None computes it anew. eval_rows: at most so many rows
-    of each kind are looked at in an evaluation.
+    reference_cache: folder for what is computed of the frozen model or written by it; None computes it anew. eval_rows: at
+    most so many rows of each kind are looked at in an evaluation.
     """
 
     learning_rate: float = 1e-5
@@ -78,6 +81,8 @@ class UnlearnTrainer(Trainer):
     forget_dataset, retain_dataset: rows as `Example`, as columns (a `datasets.Dataset`, in the formats of
     `d2unlearn.data.records`), both rendered with `processing_class`, or as `Tokens`.
     eval_dataset: {"forget": rows, "retain": rows} for the monitor; without it the rows trained on.
+    alternate_dataset, retain_alternate_dataset: for methods that read other answers to the forget and the retained questions,
+    a row for each row. Without them a method has refusals, drawn by `seed`, or what the model writes itself before training.
     peft_config: train a low-rank adapter; the reference is the model as given, before the adapter (one that came with an
     adapter has that merged into its weights).
 
@@ -98,17 +103,26 @@ class UnlearnTrainer(Trainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: Any = None,
         callbacks: list[TrainerCallback] | None = None,
+        *,
+        alternate_dataset: Rows | None = None,
+        retain_alternate_dataset: Rows | None = None,
     ) -> None:
-        self.method = method
-        self._rows = training_rows(forget_dataset, retain_dataset, processing_class, args.max_length)
+        self.method = method.for_model(model)
+        forget, retain = list(forget_dataset), list(retain_dataset)
+        self._rows = training_rows(forget, retain, processing_class, args.max_length)
         self._eval_rows = monitor_rows(eval_dataset, self._rows, processing_class, args.max_length, args.eval_rows)
         self._vocab_rows = _vocab_rows(args, processing_class)
         _one_device(args)
         model.to(args.device)  # type: ignore[arg-type]
         check_head(model)
         with args.main_process_first(desc="reference pass"):
+            asked: dict[Kind, Asked] = {
+                "forget": Asked(forget, self._rows["forget"], alternate_dataset),
+                "retain": Asked(retain, self._rows["retain"], retain_alternate_dataset),
+            }
+            self._rows |= self._alternates(model, args, asked, processing_class)
             self._reference = self._computed_reference(model, args)
-        self._reference_head = _frozen_head(model, method, self._vocab_rows)
+        self._reference_head = _frozen_head(model, self.method, self._vocab_rows)
         self.before: Snapshot = take_snapshot(
             model, self._eval_rows, batch_size=args.per_device_eval_batch_size, vocab_rows=self._vocab_rows
         )
@@ -121,7 +135,7 @@ class UnlearnTrainer(Trainer):
         config: Any = causal_model(model).config
         use_cache = getattr(config, "use_cache", True)
         super().__init__(
-            model=adapted(model, peft_config, checkpointing=bool(args.gradient_checkpointing)),
+            model=train_only_named(adapted(model, peft_config, checkpointing=bool(args.gradient_checkpointing)), self.method),
             args=args,
             data_collator=self._collate,
             train_dataset=self._sampler.plan,
@@ -130,6 +144,10 @@ class UnlearnTrainer(Trainer):
             callbacks=[_EpochSetter(self._sampler), *(callbacks or [])],
         )
         config.use_cache = use_cache  # transformers switches it off, and saves it so
+        self._adaptation: Adaptation | None = None
+        if isinstance(self.method, AdaptiveMethod):
+            self._adaptation = Adaptation(self, len(self._sampler) // self._sampler.plan.effective_batch)
+            self.add_callback(self._adaptation)
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TrainingBar)
@@ -162,23 +180,27 @@ class UnlearnTrainer(Trainer):
     def _collate(self, pairs: Sequence[Pair]) -> dict[str, Any]:
         """{role: {input_ids, attention_mask, labels}} with {"reference": {role: {quantity: [N]}}} beside."""
         inputs: dict[str, Any] = {"reference": {}}
-        for role in self.method.needs:
-            chosen = [getattr(pair, role) for pair in pairs]
-            inputs[role] = vars(pad_tokens([self._rows[role][i] for i in chosen], pad_id=0))
+        for role, needs in self.method.needs.items():
+            chosen = [pair.row_of(role) for pair in pairs]
+            batch = pad_tokens([self._rows[role][i] for i in chosen], pad_id=0)
+            inputs[role] = vars(batch)
             stored = [self._reference.at(role, i) for i in chosen]
-            inputs["reference"][role] = {q: torch.cat([row[q] for row in stored]) for q in stored[0]}
+            lengths = needs.positions.mask(batch.labels).sum(dim=1).tolist()
+            inputs["reference"][role] = {
+                q: torch.cat([row[q][:length] for row, length in zip(stored, lengths, strict=True)]) for q in stored[0]
+            }
         return inputs
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """The micro-batches of one optimizer step, each told how many answers and rows the whole step has."""
+        """The micro-batches of one optimizer step, each told how many positions and rows the whole step has."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._monitored_steps += 1
-        for role in self.method.needs:
-            labels = [sample[role]["labels"] for sample in samples]
+        for role, needs in self.method.needs.items():
+            masks = [needs.positions.mask(sample[role]["labels"]) for sample in samples]
             counts = torch.tensor(
-                [sum(len(answer_targets(each)) for each in labels), sum(len(each) for each in labels)],
+                [sum(int(mask.sum()) for mask in masks), sum(int(mask.any(dim=1).sum()) for mask in masks)],
                 device=device,
             )
             positions, rows = self.accelerator.reduce(counts, "sum").tolist()
@@ -198,24 +220,33 @@ class UnlearnTrainer(Trainer):
         """This micro-batch's share of the effective batch's loss, times the number of processes (DDP averages)."""
         if return_outputs:
             raise ConfigError(["the unlearning loss has no model outputs to return"])
-        roles: list[Role] = list(self.method.needs)
-        batches = {role: Batch(**inputs[role]) for role in roles}
+        needs = self.method.needs
+        batches = {role: Batch(**inputs[role]) for role in needs}
         policy = observe(
             model,
             batches,
-            {role: needs.policy for role, needs in self.method.needs.items()},
+            {role: each.policy for role, each in needs.items()},
+            positions={role: each.positions for role, each in needs.items()},
             reference=inputs["reference"],
             reference_head=self._reference_head,
             vocab_rows=self._vocab_rows,
         )
         seen = {}
-        for role in roles:
+        for role, each in needs.items():
             positions, rows = inputs.get("totals", {}).get(role, (None, None))
             seen[role] = observed(
-                batches[role], policy[role], inputs["reference"][role], total_positions=positions, total_rows=rows
+                batches[role],
+                policy[role],
+                inputs["reference"][role],
+                positions=each.positions,
+                total_positions=positions,
+                total_rows=rows,
             )
-        for name, value in self.method.monitor(seen).items():
+        monitored = self.method.monitor(seen)
+        for name, value in monitored.items():
             self._monitored[name] = self._monitored.get(name, torch.zeros_like(value)) + value.detach()
+        if self._adaptation is not None:
+            self._adaptation.see(monitored)
         return self.method.loss(seen) * self.args.world_size
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -300,6 +331,15 @@ class UnlearnTrainer(Trainer):
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
+
+    def _alternates(
+        self, model: nn.Module, args: UnlearnConfig, asked: Mapping[Kind, Asked], tokenizer: PreTrainedTokenizerBase | None
+    ) -> dict[Role, list[Tokens]]:
+        how = self.method.self_written
+        cache = None if args.reference_cache is None else Path(args.reference_cache)
+        batch_size = args.per_device_eval_batch_size
+        writer = None if how is None else Writer(model, tokenizer, how, batch_size, args.seed, cache)
+        return alternate_rows(self.method, asked, writer, tokenizer, max_length=args.max_length, seed=args.seed)
 
     def _computed_reference(self, model: nn.Module, args: UnlearnConfig) -> Reference:
         return compute_reference(
