@@ -6,30 +6,36 @@ Formats, told by the columns of a row:
     messages                a conversation that ends with the assistant's answer
     text                    plain text: there is no prompt, all of it is the answer
 
-Files: JSONL, JSON (a list of rows), CSV, Parquet, a folder written by `datasets.save_to_disk`, or a name on the Hugging Face
-hub (`hf:OWNER/NAME`, `hf:OWNER/NAME:CONFIG`, `hf:OWNER/NAME:CONFIG:SPLIT`). A column `group` or `author` says which rows
-belong together.
+Files: JSONL, JSON (a list of rows, or JSON lines under that name), CSV, Parquet, a folder written by `datasets.save_to_disk`,
+or a name on the Hugging Face hub (`hf:OWNER/NAME`, `hf:OWNER/NAME:CONFIG`, `hf:OWNER/NAME:CONFIG:SPLIT`). A column `group` or
+`author` says which rows belong together. A row's line is where it begins; rows of a table without lines are counted from 1.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from d2unlearn.errors import DataError
-from d2unlearn.runtime import fingerprint
+from d2unlearn.runtime import fingerprint, is_text
 from d2unlearn.schema import Example, Message
 
+T = TypeVar("T")
 Row = tuple[str, Mapping[str, Any] | DataError]
 """(FILE:LINE, the row's columns, or what is wrong with it)."""
 
 FORMATS: tuple[tuple[str, ...], ...] = (("messages",), ("prompt", "completion"), ("question", "answer"), ("text",))
 GROUP_COLUMNS = ("group", "author")
 MAX_NAMED = 10
+NOT_JSON = (ValueError, RecursionError)
+"""What `json` raises: for a mistake, a number of thousands of digits, brackets in brackets without end."""
+BETWEEN_ITEMS = re.compile(r"[\s,]*")
 
 
 def read_examples(source: str | Path, *, group_size: int | None = None) -> list[Example]:
@@ -39,22 +45,20 @@ def read_examples(source: str | Path, *, group_size: int | None = None) -> list[
     file has no group column. Raises `DataError` for a file that is missing, empty or of no known format, and for bad rows,
     all of them named.
     """
-    examples: list[Example] = []
-    mistakes: list[str] = []
-    for index, (place, row) in enumerate(_rows(source)):
-        group = None if group_size is None else f"block-{index // group_size}"
-        try:
-            if isinstance(row, DataError):
-                raise row
-            examples.append(_example(place, row, group))
-        except DataError as error:
-            mistakes.append(str(error))
-    if mistakes:
-        more = f"; and {len(mistakes) - MAX_NAMED} more" if len(mistakes) > MAX_NAMED else ""
-        raise DataError("; ".join(mistakes[:MAX_NAMED]) + more)
-    if not examples:
-        raise DataError(f"{source} holds no rows")
-    return examples
+
+    def example(index: int, place: str, row: Mapping[str, Any]) -> Example:
+        return _example(place, row, None if group_size is None else f"block-{index // group_size}")
+
+    return _all_or_every_mistake(source, _rows(source), example)
+
+
+def read_prompts(path: Path) -> list[tuple[Mapping[str, Any], str]]:
+    """(columns, prompt) of every row of a JSONL file, in order. Raises `DataError` as `read_examples` does."""
+
+    def prompt(_: int, place: str, row: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+        return row, _text(place, "prompt", row.get("prompt"))
+
+    return _all_or_every_mistake(path, _jsonl_rows(path), prompt)
 
 
 def example_of(row: Mapping[str, Any], place: str = "row") -> Example:
@@ -65,6 +69,25 @@ def example_of(row: Mapping[str, Any], place: str = "row") -> Example:
 def content_hash(example: Example) -> str:
     """sha256 of prompt and answer: the same row has the same hash wherever it stands."""
     return fingerprint([[list(message) for message in example.prompt], example.answer])
+
+
+def _all_or_every_mistake(source: str | Path, rows: Iterator[Row], make: Callable[[int, str, Mapping[str, Any]], T]) -> list[T]:
+    """`make(index, place, columns)` of every row. Raises `DataError` for bad rows, all of them named, and for no rows."""
+    made: list[T] = []
+    mistakes: list[str] = []
+    for index, (place, row) in enumerate(rows):
+        try:
+            if isinstance(row, DataError):
+                raise row
+            made.append(make(index, place, row))
+        except DataError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        more = f"; and {len(mistakes) - MAX_NAMED} more" if len(mistakes) > MAX_NAMED else ""
+        raise DataError("; ".join(mistakes[:MAX_NAMED]) + more)
+    if not made:
+        raise DataError(f"{source} holds no rows")
+    return made
 
 
 def _rows(source: str | Path) -> Iterator[Row]:
@@ -88,30 +111,61 @@ def _rows(source: str | Path) -> Iterator[Row]:
 def _jsonl_rows(path: Path) -> Iterator[Row]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if line.strip():
+            if line.removeprefix(codecs.BOM_UTF8).strip():
                 yield f"{path.name}:{number}", _parsed(f"{path.name}:{number}", line)
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
+    text = _decoded(path.name, path.read_bytes())
     try:
-        rows = json.loads(_decoded(path.name, path.read_bytes()))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path.name}:{error.lineno}: not valid JSON ({error.msg})") from None
+        rows = json.loads(text)
+    except NOT_JSON as error:
+        if getattr(error, "msg", "") == "Extra data" and text.lstrip().startswith("{"):
+            yield from _jsonl_rows(path)
+            return
+        raise _not_json(f"{path.name}:{getattr(error, 'lineno', 1)}", error) from None
     if not isinstance(rows, list):
         raise DataError(f"{path.name}: should hold a list of rows, not {type(rows).__name__}")
-    for number, row in enumerate(rows, start=1):
-        yield f"{path.name}:{number}", _checked_object(f"{path.name}:{number}", row)
+    for line, row in zip(_lines_of_items(text), rows, strict=True):
+        yield f"{path.name}:{line}", _checked_object(f"{path.name}:{line}", row)
+
+
+def _lines_of_items(text: str) -> Iterator[int]:
+    """The line on which each item of a JSON list begins. text: known to be a JSON list."""
+    decoder, end, line = json.JSONDecoder(), text.index("[") + 1, 1 + text[: text.index("[")].count("\n")
+    while text[start := BETWEEN_ITEMS.match(text, end).end()] != "]":  # type: ignore[union-attr]
+        line += text.count("\n", end, start)
+        yield line
+        _, end = decoder.raw_decode(text, start)
+        line += text.count("\n", start, end)
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    reader = csv.DictReader(io.StringIO(_decoded(path.name, path.read_bytes()), newline=""))
+    text = _decoded(path.name, path.read_bytes())
+    limit = csv.field_size_limit(len(text) + 1)  # a field may be a whole document
     try:
-        for row in reader:
-            place = f"{path.name}:{reader.line_num}"
-            whole = None not in row and all(value is not None for value in row.values())
-            yield place, row if whole else DataError(f"{place}: has another number of columns than the header")
-    except csv.Error as error:
-        raise DataError(f"{path.name}:{reader.line_num}: not valid CSV ({error})") from None
+        yield from _csv_records(path.name, csv.reader(io.StringIO(text, newline=""), strict=True))
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _csv_records(name: str, reader: Any) -> Iterator[Row]:
+    """Each record under the header's names, and the line where it begins; empty lines are none."""
+    header: list[str] = []
+    while True:
+        place = f"{name}:{reader.line_num + 1}"
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            raise DataError(f"{place}: not valid CSV ({error})") from None
+        if values is None:
+            return
+        if not header:
+            header = values
+        elif values and len(values) == len(header):
+            yield place, dict(zip(header, values, strict=True))
+        elif values:
+            yield place, DataError(f"{place}: has another number of columns than the header")
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
@@ -131,7 +185,7 @@ def _saved_rows(path: Path) -> Iterator[Row]:
 
     try:
         loaded = datasets.load_from_disk(str(path))
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is a folder, but not one that datasets.save_to_disk wrote ({error})") from None
     if isinstance(loaded, datasets.DatasetDict):
         raise DataError(f"{path} holds the splits {', '.join(loaded)}; name one, e.g. {path / next(iter(loaded))}")
@@ -164,10 +218,14 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 def _parsed(place: str, line: bytes) -> Mapping[str, Any] | DataError:
     try:
         return _checked_object(place, json.loads(_decoded(place, line)))
-    except json.JSONDecodeError as error:
-        return DataError(f"{place}: not valid JSON ({error.msg})")
     except DataError as error:
         return error
+    except NOT_JSON as error:
+        return _not_json(place, error)
+
+
+def _not_json(place: str, error: Exception) -> DataError:
+    return DataError(f"{place}: not valid JSON ({getattr(error, 'msg', error)})")
 
 
 def _decoded(place: str, content: bytes) -> str:
@@ -202,6 +260,8 @@ def _prompt_and_answer(place: str, row: Mapping[str, Any]) -> tuple[tuple[Messag
         *prompt, last = _messages(place, "messages", row["messages"])
         if last.role != "assistant":
             raise DataError(f"{place}: messages should end with the assistant's answer, not with {last.role}")
+        if not prompt:
+            raise DataError(f"{place}: messages should hold a question before the answer (plain text goes under text)")
         return tuple(prompt), last.content, columns
     question, answer = (row[name] for name in columns)
     prompt_messages = (
@@ -222,14 +282,14 @@ def _prompt_and_answer(place: str, row: Mapping[str, Any]) -> tuple[tuple[Messag
 def _text(place: str, column: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{place}: {column} should be a text that is not empty, not {value!r:.40}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if not is_text(value):
         raise DataError(f"{place}: {column} holds half of a surrogate pair, which is no character")
     return value
 
 
 def _messages(place: str, column: str, value: object) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
-        raise DataError(f"{place}: {column} should be a list of messages, not {value!r:.40}")
+        raise DataError(f"{place}: {column} should be a list of messages that is not empty, not {value!r:.40}")
     turns = []
     for turn in value:
         if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):

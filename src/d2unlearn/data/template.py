@@ -5,7 +5,8 @@ A tokenizer's chat template is used when it has one; otherwise the plain format
     <bos>Question: {user}\\nAnswer: {assistant}<eos>            (a system message stands before it, on a line of its own)
 
 with <bos> only where the tokenizer has one. Rows of plain `text` are <bos>{text}<eos>. What a person typed never becomes a
-special token: `<eos>` inside a message is tokenised as the five letters it is.
+special token: `<eos>` inside a message is tokenised as the five letters it is. (The two private-use characters that mark such
+places meanwhile, U+E000 and U+E001, are left out of messages.)
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from d2unlearn.errors import DataError
@@ -56,8 +58,11 @@ class Template:
         """
         if not example.prompt:
             return self._plain_text(example)
-        prompt = self.prompt_ids(example.prompt)
-        whole = self._ids((*example.prompt, Message("assistant", example.answer)), open_answer=False)
+        try:
+            prompt = self.prompt_ids(example.prompt)
+            whole = self._ids((*example.prompt, Message("assistant", example.answer)), open_answer=False)
+        except DataError as error:
+            raise DataError(f"{example.source}: {error}") from None
         if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
             raise DataError(
                 f"{example.source}: the chat template does not continue the prompt with the answer, so the answer's "
@@ -91,6 +96,7 @@ class Template:
 
     def _mark(self, content: str, typed: list[str]) -> str:
         """The content with each special token's spelling replaced by a mark; appends the spellings to `typed`."""
+        content = content.replace("\ue000", "").replace("\ue001", "")
         if self._typed is None:
             return content
 
@@ -98,12 +104,16 @@ class Template:
             typed.append(match.group())
             return MARK.format(len(typed) - 1)
 
-        return self._typed.sub(replace, content.replace("\ue000", "").replace("\ue001", ""))
+        return self._typed.sub(replace, content)
 
     def _rendered(self, messages: list[dict[str, str]], open_answer: bool) -> str:
         if self.tokenizer.chat_template is not None:
             options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": open_answer}
-            return str(self.tokenizer.apply_chat_template(messages, **options))
+            try:
+                return str(self.tokenizer.apply_chat_template(messages, **options))
+            except TemplateError as error:
+                roles = ", ".join(message["role"] for message in messages)
+                raise DataError(f"the chat template does not take the roles {roles}: {error}") from None
         unknown = {m["role"] for m in messages} - set(PLAIN_ROLES)
         if unknown:
             raise DataError(f"the plain format has no role {', '.join(sorted(unknown))}; give the tokenizer a chat template")

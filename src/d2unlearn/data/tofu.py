@@ -1,7 +1,7 @@
 """TOFU (Maini et al. 2024): fictitious authors, 20 questions each, with forget and retain splits.
 
-From a folder with `<split>.jsonl` files, or from the hub (`locuslab/TOFU`, one configuration a split). Splits named
-`*_perturbed` carry a paraphrased question and answer and wrong answers beside each row.
+From a folder with `<split>.jsonl` files (or `.json`, as the hub names them), or from the hub (`locuslab/TOFU`, one
+configuration a split). Splits named `*_perturbed` carry a paraphrased question and answer and wrong answers beside each row.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from d2unlearn.errors import DataError
 from d2unlearn.schema import Example, Message
 
 QUESTIONS_PER_AUTHOR = 20
+SUFFIXES = (".json", ".jsonl")
 HUB = "hf:locuslab/TOFU"
 GENERAL = ("real_authors_perturbed", "world_facts_perturbed")
 
@@ -26,11 +27,10 @@ def read_tofu(split: str, folder: str | Path | None = None) -> list[Example]:
     size = None if split in GENERAL else QUESTIONS_PER_AUTHOR
     if folder is None:
         return read_examples(f"{HUB}:{split}", group_size=size)
-    path = Path(folder) / f"{split}.jsonl"
-    if not path.is_file():
-        there = ", ".join(sorted(each.stem for each in Path(folder).glob("*.jsonl"))) or "none"
-        raise DataError(f"{path} does not exist; splits in {folder}: {there}")
-    return read_examples(path, group_size=size)
+    files = {path.stem: path for suffix in SUFFIXES for path in sorted(Path(folder).glob(f"*{suffix}"))}
+    if split not in files:
+        raise DataError(f"{folder} has no {split}{SUFFIXES[-1]}; splits there: {', '.join(sorted(files)) or 'none'}")
+    return read_examples(files[split], group_size=size)
 
 
 def paraphrased(examples: list[Example]) -> list[Example]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from d2unlearn import __version__
 from d2unlearn.config import GenerateSettings
+from d2unlearn.data.records import read_prompts
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.generation.guarded import Answer, GuardedModel
 from d2unlearn.runtime import atomic_write, check_writable, fingerprint, hash_file, read_json, say, torch_dtype, write_json
@@ -58,7 +59,7 @@ def describe(answer: Answer) -> str:
 
 
 def _answer_file(settings: GenerateSettings, source: Path, output: Path) -> Iterator[str]:
-    rows = list(_read_rows(source))
+    rows = _read_rows(source)
     check_writable(output)
     if output.is_dir() or (output.exists() and output.samefile(source)):
         raise ConfigError([f"--output {output} is {'a folder' if output.is_dir() else 'the input'}; name another file"])
@@ -70,9 +71,8 @@ def _answer_file(settings: GenerateSettings, source: Path, output: Path) -> Iter
     if output.is_file() and note.is_file() and read_json(note).get("key") == key:
         yield f"{output} is done: same inputs, same settings"
         return
-    answers = _answers(guarded, [str(row["prompt"]) for row in rows], settings)
-    lines = [json.dumps({**row, **_columns(a)}, ensure_ascii=False) for row, a in zip(rows, answers, strict=True)]
-    atomic_write(output, "".join(line + "\n" for line in lines))
+    answers = _answers(guarded, [prompt for _, prompt in rows], settings)
+    atomic_write(output, "".join(_line({**row, **_columns(a)}) for (row, _), a in zip(rows, answers, strict=True)))
     write_json(note, {"command": "generate", "key": key, "version": __version__, "settings": asdict(settings)})
     refused = sum(answer.refused for answer in answers)
     yield f"{output}: {len(answers)} answers, {refused} refused{' (raw: nothing was guarded)' if settings.raw else ''}"
@@ -96,30 +96,13 @@ def _columns(answer: Answer) -> dict[str, Any]:
     return {"text": answer.text, "refused": answer.refused, "energy": answer.energy, "threshold": answer.threshold}
 
 
-def _read_rows(source: Path) -> Iterator[dict[str, Any]]:
-    """Rows with a prompt, every bad one named at once."""
+def _line(row: Mapping[str, Any]) -> str:
+    """A row as a line of JSON. Half of a surrogate pair in a kept field stays the escape that it was, `\\ud83d`."""
+    return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace").decode() + "\n"
+
+
+def _read_rows(source: Path) -> list[tuple[Mapping[str, Any], str]]:
+    """(row, prompt) of each line, every bad one named at once."""
     if not source.is_file():
         raise DataError(f"{source} {'is a folder' if source.is_dir() else 'does not exist'}; --input takes a JSONL file")
-    try:
-        lines = source.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        raise DataError(f"{source} is no text file; --input takes a JSONL file") from None
-    mistakes: list[str] = []
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            mistakes.append(f"{source.name}:{number}: not valid JSON ({error.msg})")
-            continue
-        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-            mistakes.append(f"{source.name}:{number}: needs a `prompt` with text")
-        else:
-            rows.append(row)
-    if mistakes:
-        raise DataError("; ".join(mistakes[:10]) + (f"; and {len(mistakes) - 10} more" if len(mistakes) > 10 else ""))
-    if not rows:
-        raise DataError(f"{source} holds no rows")
-    yield from rows
+    return read_prompts(source)
