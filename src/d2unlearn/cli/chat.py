@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
@@ -30,6 +31,8 @@ def chat(
     quiet_transformers()
     guarded = open_model(settings)
     shown = settings.show_energy
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text are asked as a replacement mark
     typer.echo("Ask something. /energy shows or hides energies; an empty line ends.", err=True)
     while True:
         typer.echo("> ", nl=False, err=True)

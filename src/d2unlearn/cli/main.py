@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import warnings
 from typing import TextIO
@@ -23,6 +24,9 @@ from d2unlearn.runtime import say
 
 STOPPED = 130
 """Exit code after Ctrl-C."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "unexpected pos", "iostream error")
+"""Words of `torch.save` when a write did not go through; it does not say why."""
 
 app = typer.Typer(
     name="d2unlearn",
@@ -75,11 +79,16 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, D2Error):
         return " ".join(str(error).split())
     if _disk_full(error):
-        return "the disk is full; nothing half-written was kept in the output: free some space and run the command again"
+        return (
+            "the disk is full, or a quota or a limit on file sizes is reached; nothing half-written was kept in the output: "
+            "free some space and run the command again"
+        )
     if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
         return "out of memory: choose a smaller --batch-size"
     if type(error).__name__ == "NoArgsIsHelpError":
         return ""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename} cannot be used: {error.strerror}"
     if hasattr(error, "format_message"):  # typer's own: an unknown option, a value that is no number
         return f"{' '.join(error.format_message().split()).rstrip('.')} (see --help)"
     return None
@@ -100,7 +109,10 @@ def _show_warning(
 def _disk_full(error: BaseException | None) -> bool:
     """Whether a full disk is behind an error, whichever library met it."""
     while error is not None:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+        said = str(error)
+        if getattr(error, "errno", None) in FULL or any(os.strerror(code) in said for code in FULL):
+            return True
+        if isinstance(error, RuntimeError) and any(words in said for words in TORCH_CANNOT_WRITE):
             return True
         error = error.__cause__ or error.__context__
     return False

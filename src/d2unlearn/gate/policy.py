@@ -249,7 +249,12 @@ class EnergyGate:
         """The gate of a model folder. Raises `GateError` when there is none, or it is damaged or of other weights."""
         path = Path(folder) / GATE_FILE
         if not path.is_file():
-            raise GateError(f"{folder} has no gate ({GATE_FILE}); make one with `d2unlearn calibrate --model {folder}`")
+            if not Path(folder).is_dir():
+                raise GateError(f"{folder} is not a folder; --model takes an artifact with a gate")
+            raise GateError(
+                f"{folder} has no gate ({GATE_FILE}): make one with `d2unlearn calibrate --model {folder}`, or ask for answers "
+                "that nothing guards with --raw"
+            )
         try:
             gate = gate_from_json(read_json(path))
         except (ArtifactError, GateError) as error:
