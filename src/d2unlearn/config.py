@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_ty
 import yaml
 
 from d2unlearn.errors import ConfigError
+from d2unlearn.runtime import is_text
 
 Settings = TypeVar("Settings")
 
@@ -245,6 +246,8 @@ def _as(kind: Any, value: Any) -> Any:
         return None if None in entries.values() else entries
     if origin in (int, float):
         return _as_number(origin, value)
+    if isinstance(value, str) and not is_text(value):
+        return None
     return value if isinstance(value, origin) else None
 
 
