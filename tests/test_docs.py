@@ -38,6 +38,11 @@ def test_every_link_within_the_repository_leads_somewhere(page: Path) -> None:
     assert broken == []
 
 
+def test_no_formula_is_broken_over_two_lines() -> None:
+    text = FENCED.sub("", (ROOT / "docs" / "method.md").read_text(encoding="utf-8"))
+    assert [line for line in text.splitlines() if line.count("$") % 2] == []
+
+
 def test_every_figure_is_drawn_for_light_and_for_dark_pages_in_the_same_shape() -> None:
     drawn = sorted(path.name for path in (ROOT / "docs" / "figures").glob("*.svg"))
     light = [name for name in drawn if not name.endswith("-dark.svg")]
