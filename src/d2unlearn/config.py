@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -29,6 +29,7 @@ class UnlearnSettings:
     forget: str
     retain: str
     output: str
+    alternate: str | None = None
     method: str = "eua"
     method_parameters: dict[str, Any] = field(default_factory=dict)
     learning_rate: float | str = "auto"
@@ -238,6 +239,8 @@ def _as(kind: Any, value: Any) -> Any:
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if origin is Any:
         return value
+    if origin is Literal:
+        return value if value in inner else None
     if origin is list and isinstance(value, list):
         items = [_as(inner[0], item) for item in value]
         return None if None in items else items
@@ -264,5 +267,7 @@ def _as_number(kind: type, value: Any) -> int | float | None:
 def _name(kind: Any) -> str:
     words = {list: "list", dict: "mapping", str: "text", int: "a whole number", float: "a number", bool: "true or false"}
     origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin is Literal:
+        return " or ".join(map(str, inner))
     of = f" of {words.get(inner[-1], 'values')}" if inner and inner[-1] is not Any else ""
     return f"{words.get(origin, getattr(origin, '__name__', str(origin)))}{of}"

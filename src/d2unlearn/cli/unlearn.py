@@ -13,8 +13,13 @@ def unlearn(
     forget: str = typer.Option(None, help="What to remove: JSONL, JSON, CSV, Parquet, a saved data set, or hf:NAME."),
     retain: str = typer.Option(None, help="What to keep; a seeded tenth is set aside for validation and calibration."),
     output: str = typer.Option(None, help="Folder for the artifact."),
-    method: str = typer.Option(None, help="Unlearning method.  [default: eua]"),
-    parameters: list[str] = typer.Option(None, "--set", metavar="KEY=VALUE", help="A parameter of the method; repeatable."),
+    method: str = typer.Option(None, help="Unlearning method (docs/methods.md).  [default: eua]"),
+    alternate: str = typer.Option(
+        None, help="Other answers, for methods that train them: refusals as .txt, or rows with the same questions."
+    ),
+    parameters: list[str] = typer.Option(
+        None, "--set", metavar="KEY=VALUE", help="A parameter of the method (in a file: method_parameters); repeatable."
+    ),
     learning_rate: str = typer.Option(None, help="A number, or auto: from the model's size.  [default: auto]"),
     epochs: float = typer.Option(None, help="Passes over the forget rows.  [default: 10]"),
     batch_size: int = typer.Option(None, help="Forget rows a step and device, with as many retained.  [default: 8]"),

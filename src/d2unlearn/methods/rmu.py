@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from d2unlearn.energy import at_least_float32
 from d2unlearn.errors import ConfigError
 from d2unlearn.methods.base import Needs, check_parameters
 from d2unlearn.methods.forget_retain import ForgetRetain
@@ -88,7 +89,7 @@ class RMU(ForgetRetain):
         states = forget.policy[self._state]
         direction = None if self.control_direction is None else tuple(self.control_direction)
         target = self.steering_coeff * _unit_vector(direction, self.control_seed, states.shape[1])
-        return self._distance(forget, states, target.to(states))
+        return self._distance(forget, states, target)
 
     @property
     def retain_needs(self) -> Mapping[Role, Needs]:
@@ -104,7 +105,8 @@ class RMU(ForgetRetain):
 
     def _distance(self, seen: Observed, states: Tensor, target: Tensor) -> Tensor:
         """D. states: [N, H]; target: [N, H] or [H]. Returns this batch's share, a scalar."""
-        squares = ((states - target) ** 2).float().mean(dim=1)
+        states = at_least_float32(states)
+        squares = ((states - target.to(states)) ** 2).mean(dim=1)
         if not self.as_published:
             return seen.mean_rows(seen.mean_by_row(squares))
         lengths = seen.lengths[seen.lengths > 0]

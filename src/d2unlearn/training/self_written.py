@@ -17,7 +17,7 @@ from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.methods.base import SelfWritten
 from d2unlearn.models import end_token_ids, pad_token_id, state_hash
 from d2unlearn.observation import causal_model
-from d2unlearn.runtime import fingerprint, progress, read_json, write_json
+from d2unlearn.runtime import fingerprint, progress, read_json, say, write_json
 from d2unlearn.schema import Example, Tokens
 
 FORMAT = 1
@@ -46,9 +46,13 @@ class Writer:
         prompts = [_prompt(row) for row in rendered]
         true = [row.input_ids[len(prompt) :] for row, prompt in zip(rendered, prompts, strict=True)]
         questions = prompts if self.how.instruction is None else self._instructed(self.how.instruction, examples)
+        answers = self._stored(questions, true)
+        same = sum(list(a) == list(b) for a, b in zip(answers, true, strict=True))
+        if same:
+            say(f"note: {same} of {len(true)} alternate answers are the true ones; raise alternate_temperature for others")
         return [
             Tokens(row.example_id, (*prompt, *answer), (False,) * len(prompt) + (True,) * len(answer))
-            for row, prompt, answer in zip(rendered, prompts, self._stored(questions, true), strict=True)
+            for row, prompt, answer in zip(rendered, prompts, answers, strict=True)
         ]
 
     def _instructed(self, instruction: str, examples: Sequence[Example] | None) -> list[Ids]:

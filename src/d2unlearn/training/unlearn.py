@@ -22,7 +22,8 @@ from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.methods import METHODS, Method
 from d2unlearn.models import load_model, load_tokenizer, state_hash
 from d2unlearn.runtime import fingerprint, pick_device, remove, say, seed_everything, torch_dtype, write_json
-from d2unlearn.schema import Example
+from d2unlearn.schema import Example, Role
+from d2unlearn.training.alternates import read_alternates
 from d2unlearn.training.artifact import CHECKPOINTS, MANIFEST, clear, is_done, manifest, publish, workspace_of
 from d2unlearn.training.learning_rate import automatic_learning_rate
 from d2unlearn.training.trainer import UnlearnConfig, UnlearnTrainer, last_complete_checkpoint
@@ -39,6 +40,7 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     forget: list[Example]
     retain: HeldOut
+    alternates: Mapping[Role, list[Example]]
     saved_dtype: torch.dtype
 
 
@@ -50,8 +52,9 @@ def run_unlearn(settings: UnlearnSettings) -> Path:
     method = build_method(settings.method, settings.method_parameters)
     check_reporting(settings.report_to)
     forget, retain = _read_data(settings)
+    alternates = _read_alternates(settings, method, forget, retain)
     output = Path(settings.output)
-    inputs = _load(settings, forget, retain)
+    inputs = _load(settings, forget, retain, alternates)
     rate = _learning_rate(settings, inputs.model)
     key = _key(settings, inputs)
     if is_done(output, key):
@@ -78,6 +81,8 @@ def _train_and_publish(
         {"forget": inputs.forget, "retain": validation or inputs.retain.train},
         processing_class=inputs.tokenizer,
         peft_config=_adapter(settings),
+        alternate_dataset=inputs.alternates.get("alternate"),
+        retain_alternate_dataset=inputs.alternates.get("retain_alternate"),
     )
     started = time.monotonic()
     checkpoint = last_complete_checkpoint(workspace / CHECKPOINTS)
@@ -135,20 +140,36 @@ def _read_data(settings: UnlearnSettings) -> tuple[list[Example], HeldOut]:
     return forget, retain
 
 
-def _load(settings: UnlearnSettings, forget: list[Example], retain: HeldOut) -> Inputs:
+def _read_alternates(
+    settings: UnlearnSettings, method: Method, forget: list[Example], retain: HeldOut
+) -> dict[Role, list[Example]]:
+    """Other answers from the file that the settings name, for the roles that the method reads; none without a file."""
+    if settings.alternate is None:
+        return {}
+    asked: dict[Role, list[Example]] = {"alternate": forget, "retain_alternate": retain.train}
+    read = {role: examples for role, examples in asked.items() if role in method.needs}
+    if not read:
+        raise ConfigError([f"method {settings.method} reads no other answers: leave --alternate out"])
+    return {role: read_alternates(settings.alternate, examples, seed=settings.seed) for role, examples in read.items()}
+
+
+def _load(
+    settings: UnlearnSettings, forget: list[Example], retain: HeldOut, alternates: Mapping[Role, list[Example]]
+) -> Inputs:
     """Full training of 16-bit weights happens in float32 (small updates vanish otherwise) and is saved as it came."""
     model = load_model(settings.model, dtype=torch_dtype(settings.dtype))
     tokenizer = load_tokenizer(settings.model)
     saved_dtype = model.dtype
     if settings.dtype == "auto" and not settings.lora:
         model = model.float()  # type: ignore[no-untyped-call]
-    return Inputs(model, tokenizer, forget, retain, saved_dtype)
+    return Inputs(model, tokenizer, forget, retain, alternates, saved_dtype)
 
 
 def _key(settings: UnlearnSettings, inputs: Inputs) -> str:
     """What the result depends on: settings without the places of things, content of model and data, version."""
-    chosen = {k: v for k, v in asdict(settings).items() if k not in ("model", "forget", "retain", "output", "report_to")}
-    rows = [inputs.forget, inputs.retain.train, inputs.retain.held_out]
+    places = ("model", "forget", "retain", "alternate", "output", "report_to")
+    chosen = {k: v for k, v in asdict(settings).items() if k not in places}
+    rows = [inputs.forget, inputs.retain.train, inputs.retain.held_out, *inputs.alternates.values()]
     return fingerprint([__version__, chosen, state_hash(inputs.model), [_rows_hash(each) for each in rows]])
 
 
@@ -243,6 +264,10 @@ def _manifest(
                 "rows_trained_on": len(inputs.retain.train),
                 "rows_held_out": len(inputs.retain.held_out),
                 "sha256": _rows_hash(inputs.retain.train),
+            },
+            **{
+                role: {"source": settings.alternate, "rows": len(rows), "sha256": _rows_hash(rows)}
+                for role, rows in inputs.alternates.items()
             },
         },
         held_out=[content_hash(row) for row in inputs.retain.held_out],

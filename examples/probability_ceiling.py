@@ -1,0 +1,54 @@
+"""An unlearning method of one's own, whole: a ceiling on how likely a forgotten answer token may be.
+
+python examples/probability_ceiling.py MODEL FORGET RETAIN OUTPUT
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from d2unlearn.config import UnlearnSettings
+from d2unlearn.methods import METHODS, Method, Needs
+from d2unlearn.methods.base import check_parameters
+from d2unlearn.observation import Observed
+from d2unlearn.quantities import Nll
+from d2unlearn.schema import Role
+from d2unlearn.training.unlearn import run_unlearn
+
+
+@dataclass(frozen=True)
+class ProbabilityCeiling(Method):
+    """L = mean_forget relu(log p - log ceiling)^2 + alpha NLL(retain).
+
+    A forgotten token that is less likely than the ceiling is left alone, so that nothing runs away as in gradient ascent.
+
+    Parameters
+        ceiling   how likely a forgotten answer token may be
+        alpha     weight of the retained likelihood
+    """
+
+    ceiling: float = 0.01
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_parameters(self, positive=("ceiling",), not_negative=("alpha",))
+
+    @property
+    def needs(self) -> Mapping[Role, Needs]:
+        return {"forget": Needs(policy=(Nll(),)), "retain": Needs(policy=(Nll(),))}
+
+    def loss(self, batch: Mapping[Role, Observed]) -> Tensor:
+        forget, retain = batch["forget"], batch["retain"]
+        above = (-forget.policy[Nll()] - math.log(self.ceiling)).relu()
+        return forget.mean(above**2) + self.alpha * retain.mean(retain.policy[Nll()])
+
+
+if __name__ == "__main__":
+    METHODS["probability_ceiling"] = ProbabilityCeiling  # or, inside the package, a line in `METHODS`
+    model, forget, retain, output = sys.argv[1:]
+    run_unlearn(UnlearnSettings(model, forget, retain, output, method="probability_ceiling"))
