@@ -314,6 +314,15 @@ class UnlearnTrainer(Trainer):
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; True goes on from the last checkpoint whose writing was finished."""
+        if resume_from_checkpoint is True:
+            found = last_complete_checkpoint(self.args.output_dir or "")
+            if found is None:
+                raise ConfigError([f"{self.args.output_dir} holds no complete checkpoint to resume from"])
+            resume_from_checkpoint = str(found)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save, mark as complete, and only then delete older ones: a kill at any moment leaves one to resume from."""
         limit, self.args.save_total_limit = self.args.save_total_limit, None
