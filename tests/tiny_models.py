@@ -41,9 +41,12 @@ CHAT_TEMPLATE = (
 )
 
 
-def llama(*, tied: bool = False, seed: int = 0) -> LlamaForCausalLM:
+def llama(*, tied: bool = False, seed: int = 0, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(**SIZES, **IDS, **WIDE, num_key_value_heads=2, tie_word_embeddings=tied)).eval()
+    config = LlamaConfig(
+        **SIZES, **(IDS | {"vocab_size": vocabulary}), **WIDE, num_key_value_heads=2, tie_word_embeddings=tied
+    )
+    return LlamaForCausalLM(config).eval()
 
 
 def qwen2(*, seed: int = 0) -> Qwen2ForCausalLM:

@@ -119,7 +119,8 @@ class Template:
             raise DataError(f"the plain format has no role {', '.join(sorted(unknown))}; give the tokenizer a chat template")
         eos = self.tokenizer.eos_token or ""
         bos = self.tokenizer.bos_token or ""
-        return bos + "".join(PLAIN_ROLES[m["role"]].format(content=m["content"], eos=eos) for m in messages)
+        turns = "".join(PLAIN_ROLES[m["role"]].format(content=m["content"], eos=eos) for m in messages)
+        return bos + (turns if open_answer else turns.removesuffix("\n"))
 
     def _cut_after_end(self, ids: list[int], start: int) -> list[int]:
         """Drop what a template writes after the answer's end token (often a line break)."""
