@@ -50,7 +50,10 @@ class UnlearnSettings:
 
 @dataclass(frozen=True)
 class CalibrateSettings:
-    """`d2unlearn calibrate`: the gate of an artifact, from retained prompts that training never saw."""
+    """`d2unlearn calibrate`: the gate of an artifact, from retained prompts that training never saw.
+
+    seed None: the one that the artifact was made with.
+    """
 
     model: str
     retain: str
@@ -61,7 +64,7 @@ class CalibrateSettings:
     batch_size: int = 32
     refusal: list[str] = field(default_factory=list)
     score: str = "auto"
-    seed: int = 0
+    seed: int | None = None
     group_size: int | None = None
 
 

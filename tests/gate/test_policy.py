@@ -181,3 +181,13 @@ def test_refusal_texts_are_drawn_by_the_prompt(gate: EnergyGate) -> None:
     assert drawn == [natural.refusal([i, i + 1]) for i in range(200)]
     assert set(drawn) == set(REFUSAL_TEXTS)
     assert [replace(natural, seed=1).refusal([i, i + 1]) for i in range(200)] != drawn
+
+
+def test_a_model_left_in_training_mode_is_calibrated_without_dropout(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny.model()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    quiet = EnergyGate.calibrate(model, tokenizer, tiny.examples(1, 20), max_false_refusal=0.2, max_new_tokens=2)
+    loud = EnergyGate.calibrate(model.train(), tokenizer, tiny.examples(1, 20), max_false_refusal=0.2, max_new_tokens=2)
+    assert loud.threshold == quiet.threshold
+    assert loud.probes == quiet.probes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from d2unlearn.cli.options import CONFIG, GROUP_SIZE, SEED
+from d2unlearn.cli.options import CONFIG, GROUP_SIZE
 from d2unlearn.config import CalibrateSettings, load_settings
 
 
@@ -22,7 +22,7 @@ def calibrate(
     batch_size: int = typer.Option(None, help="Prompts at once.  [default: 32]"),
     refusal: list[str] = typer.Option(None, help="What a refusal says; repeatable.  [default: a set of natural ones]"),
     score: str = typer.Option(None, help="The request's score; auto measures which is best.  [default: auto]"),
-    seed: int = SEED,
+    seed: int = typer.Option(None, help="Seed of everything that is drawn.  [default: the one `unlearn` had, else 0]"),
     group_size: int = GROUP_SIZE,
     config: str = CONFIG,
 ) -> None:

@@ -132,17 +132,18 @@ class EnergyGate:
     ) -> EnergyGate:
         """Generate answers to held-out retained prompts (and forget prompts, if any), and set the threshold by them.
 
-        `retain`: rows that the model was not trained on since unlearning began; a seeded 35% of them choose and standardise
-        the score, the rest set the threshold. Answers in the rows are not used. `folder`: where the model's weight files
-        lie, to bind the gate to them. `score`: a name of `CANDIDATES`, or `auto`: chosen by what forget prompts show. Raises
-        `GateError` for rows without a prompt, for too few rows (before anything is generated), and for a model whose
-        energies are not finite.
+        `retain`: rows that the model was not trained on since unlearning began; a seeded 35% of them choose and standardise the
+        score, the rest set the threshold. Answers in the rows are not used. The model is put in evaluation mode. `folder`:
+        where the model's weight files lie, to bind the gate to them. `score`: a name of `CANDIDATES`, or `auto`: chosen by what
+        forget prompts show. Raises `GateError` for rows without a prompt, for too few rows (before anything is generated), and
+        for a model whose energies are not finite.
         """
         candidates, default = _candidates(score)
         texts = _checked_texts(REFUSAL_TEXTS if refusal_texts is None else refusal_texts)
         validation_rows, calibration_rows = split_validation(_with_prompts(retain, "retain"), seed=seed)
         forget_rows = _with_prompts(forget or (), "forget")
         conformal_rank(len(calibration_rows), max_false_refusal, confidence)
+        model.eval()  # type: ignore[no-untyped-call]
         template = Template(tokenizer)
 
         def traces(rows: Sequence[Example], kind: str) -> list[Trace]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
         raise GateError(f"{settings.model} is not a folder: the gate is written beside the weights it belongs to")
     check_writable(folder / GATE_FILE)
     manifest = read_manifest(folder) or {}
+    seed = _seed(settings, manifest)
+    settings = replace(settings, seed=seed)
     held_out = set(manifest["held_out"]) if "held_out" in manifest else None
     retain, note = _unseen(read_examples(settings.retain, group_size=settings.group_size), held_out, settings.retain)
     forget = None
@@ -49,7 +51,7 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
         refusal_texts=settings.refusal or None,
         score=settings.score,
         vocab_rows=len(tokenizer) if _excludes_padded_rows(manifest) else None,
-        seed=settings.seed,
+        seed=seed,
         folder=folder,
     )
     gate.save(folder)
@@ -69,6 +71,11 @@ def _unseen(examples: Sequence[Example], held_out: set[str] | None, source: str)
     if chosen:
         return chosen, f"{len(chosen)} rows of {source} that unlearn set aside"
     return list(examples), f"none of the rows that unlearn set aside are in {source}: all {len(examples)} are taken as unseen"
+
+
+def _seed(settings: CalibrateSettings, manifest: Mapping[str, Any]) -> int:
+    """The seed given, else that of `unlearn`: the validation rows that chose its checkpoint then never set the threshold."""
+    return int(manifest.get("settings", {}).get("seed") or 0) if settings.seed is None else settings.seed
 
 
 def _excludes_padded_rows(manifest: Mapping[str, Any]) -> bool:

@@ -1,0 +1,71 @@
+"""`calibrate` on a folder: which rows it uses, and by which seed it splits them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from d2unlearn.config import CalibrateSettings
+from d2unlearn.data.records import content_hash, read_examples
+from d2unlearn.gate import EnergyGate
+from d2unlearn.gate.run import run_calibrate
+from d2unlearn.runtime import write_json
+from d2unlearn.training.artifact import MANIFEST, manifest
+
+from . import tiny
+
+UNLEARN_SEED = 5
+
+
+@pytest.fixture
+def retain(tmp_path: Path) -> Path:
+    path = tmp_path / "retain.jsonl"
+    path.write_text("".join(json.dumps({"question": q, "answer": "w1 w2"}) + "\n" for q in tiny.questions(1, 40)))
+    return path
+
+
+@pytest.fixture
+def artifact(tmp_path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, retain: Path) -> Path:
+    """A folder as `unlearn` leaves it: it set the first 30 rows aside."""
+    folder = tmp_path / "artifact"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    held_out = [content_hash(row) for row in read_examples(retain)[:30]]
+    write_json(folder / MANIFEST, manifest("unlearn", "key", settings={"seed": UNLEARN_SEED}, held_out=held_out))
+    return folder
+
+
+def settings(artifact: Path, retain: Path, seed: int | None = None) -> CalibrateSettings:
+    return CalibrateSettings(str(artifact), str(retain), max_false_refusal=0.2, max_new_tokens=2, seed=seed)
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, UNLEARN_SEED), (0, 0)])
+def test_the_rows_set_aside_are_split_by_the_seed_of_unlearn_unless_another_is_given(
+    given: int | None,
+    used: int,
+    artifact: Path,
+    retain: Path,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    lines = list(run_calibrate(settings(artifact, retain, given)))
+    assert lines[0] == f"30 rows of {retain} that unlearn set aside"
+    gate = EnergyGate.from_pretrained(artifact)
+    expected = EnergyGate.calibrate(
+        model, tokenizer, read_examples(retain)[:30], max_false_refusal=0.2, max_new_tokens=2, seed=used
+    )
+    assert gate.seed == used
+    assert gate.calibration.calibration_scores == pytest.approx(expected.calibration.calibration_scores, abs=1e-4)
+    other = EnergyGate.calibrate(
+        model, tokenizer, read_examples(retain)[:30], max_false_refusal=0.2, max_new_tokens=2, seed=used + 1
+    )
+    assert gate.calibration.calibration_scores != pytest.approx(other.calibration.calibration_scores, abs=1e-4)
+
+
+def test_saying_the_seed_of_unlearn_is_the_same_as_saying_none(artifact: Path, retain: Path) -> None:
+    list(run_calibrate(settings(artifact, retain)))
+    (line,) = run_calibrate(settings(artifact, retain, UNLEARN_SEED))
+    assert line.endswith("is done: same inputs, same settings")
