@@ -1,0 +1,144 @@
+"""Every method through the command line on a tiny model, other answers included, and a method from outside the package."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner, Result
+
+import tiny_models
+from d2unlearn.cli.main import app
+from d2unlearn.errors import ConfigError
+from d2unlearn.methods import METHODS, batch_loss
+from d2unlearn.training.artifact import MANIFEST
+
+from .naive import Scene
+from .test_against_naive import ROWS, batches
+from .tiny_run import model_and_data, moved, trainer, weights
+
+OUTSIDE = Path(__file__).resolve().parents[2] / "examples" / "probability_ceiling.py"
+Data = tuple[str, str, str]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer: PreTrainedTokenizerFast) -> Data:
+    return model_and_data(tmp_path_factory.mktemp("data"), chat_tokenizer)
+
+
+def invoke(data: Data, output: Path, method: str, *further: str) -> Result:
+    model, forget, retain = data
+    options = ["--model", model, "--forget", forget, "--retain", retain, "--output", str(output), "--method", method]
+    short = ["--epochs", "3", "--batch-size", "2", "--accumulation", "2", "--learning-rate", "0.001"]
+    return CliRunner().invoke(app, ["unlearn", *options, *short, *further])
+
+
+def unlearn(data: Data, output: Path, method: str, *further: str) -> str:
+    result = invoke(data, output, method, *further)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def manifest(output: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((output / MANIFEST).read_text())
+    return found
+
+
+@pytest.mark.parametrize("key", list(METHODS))
+def test_every_method_makes_an_artifact(key: str, data: Data, tmp_path: Path) -> None:
+    """Three steps, the first of which warms up: the model looks different at the end, and nothing it says is no number."""
+    output = tmp_path / "artifact"
+    assert unlearn(data, output, key).splitlines()[-1] == str(output)
+    written = manifest(output)
+    assert written["method"]["name"] == key
+    assert written["training"]["steps"] == 3
+    history = [{name: value for name, value in log.items() if name != "epoch"} for log in written["training"]["history"]]
+    assert len(history) == 3
+    assert history[0] != history[2]
+    assert None not in history[2].values()
+
+
+def test_refusals_from_a_file_are_other_rows_and_so_another_result(data: Data, tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("it was born in a city\n")
+    unlearn(data, tmp_path / "ours", "idk_ap")
+    unlearn(data, tmp_path / "theirs", "idk_ap", "--alternate", str(words))
+    assert manifest(tmp_path / "ours")["key"] != manifest(tmp_path / "theirs")["key"]
+    rows = {role: each["rows"] for role, each in manifest(tmp_path / "theirs")["data"].items() if "alternate" in role}
+    assert rows == {"alternate": 3, "retain_alternate": 8}
+    assert manifest(tmp_path / "ours")["training"]["history"] != manifest(tmp_path / "theirs")["training"]["history"]
+
+
+def test_other_answers_that_nobody_reads_are_a_mistake(data: Data, tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("No.\n")
+    result = invoke(data, tmp_path / "x", "npo", "--alternate", str(words))
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception) == "method npo reads no other answers: leave --alternate out"
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("retain_loss_type=CE", "method gradient_difference: retain_loss_type should be NLL or KL, not 'CE'"),
+        ("beta=1", "method gradient_difference: unknown key beta"),
+        ("gamma=-1", "gamma must not be negative, not -1.0"),
+    ],
+)
+def test_a_parameter_that_cannot_be_is_said_in_one_sentence(setting: str, said: str, data: Data, tmp_path: Path) -> None:
+    result = invoke(data, tmp_path / "x", "gradient_difference", "--set", setting)
+    assert isinstance(result.exception, ConfigError)
+    assert said in str(result.exception)
+
+
+# -- a method from outside the package ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outside() -> Iterator[ModuleType]:
+    """The file that docs/methods.md shows."""
+    specification = importlib.util.spec_from_file_location("probability_ceiling", OUTSIDE)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module
+    specification.loader.exec_module(module)
+    yield module
+    del sys.modules[specification.name]
+
+
+def test_a_method_from_outside_has_the_loss_that_it_says(outside: ModuleType) -> None:
+    reference = tiny_models.llama().double()
+    model = tiny_models.llama(seed=1).double()
+    scene = Scene(model, reference, ROWS)
+    log_p = -torch.cat([row.nll for row in scene.new("forget")])
+    by_hand = ((log_p - math.log(0.02)).relu() ** 2).mean() + 0.5 * scene.nll("retain")
+    ours = batch_loss(outside.ProbabilityCeiling(ceiling=0.02, alpha=0.5), model, batches(), reference=reference)
+    torch.testing.assert_close(ours, by_hand, rtol=1e-9, atol=1e-9)
+
+
+def test_a_method_from_outside_is_trained_by_the_trainer(outside: ModuleType, tmp_path: Path) -> None:
+    model = tiny_models.llama()
+    before = weights(model)
+    made = trainer(tmp_path, model, outside.ProbabilityCeiling(ceiling=1e-4), num_train_epochs=6)
+    made.train()
+    losses = [log["loss"] for log in made.state.log_history if "loss" in log]
+    assert losses[-1] < losses[0]
+    assert moved(before, weights(model)) == set(before)
+
+
+def test_a_method_from_outside_becomes_a_key_of_the_command_line(
+    outside: ModuleType, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "probability_ceiling", outside.ProbabilityCeiling)
+    unlearn(data, tmp_path / "artifact", "probability_ceiling", "--set", "ceiling=0.05")
+    assert manifest(tmp_path / "artifact")["method"] == {"name": "probability_ceiling", "ceiling": 0.05, "alpha": 1.0}
