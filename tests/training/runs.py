@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import tiny_models
 from d2unlearn import UnlearnConfig, UnlearnTrainer
+from d2unlearn.config import UnlearnSettings
 from d2unlearn.methods import METHODS, Method
 from d2unlearn.schema import Tokens
 from d2unlearn.training.sampling import PairPlan
@@ -86,6 +90,42 @@ def step_gradient(made: UnlearnTrainer) -> tuple[float, dict[str, Tensor]]:
     loss = sum(made.compute_loss(made.model, batch) for batch in micro_batches(made))
     loss.backward()
     return loss.item(), {name: p.grad.clone() for name, p in made.model.named_parameters() if p.grad is not None}
+
+
+def lora(**changes: Any) -> LoraConfig:
+    return LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **changes)
+
+
+WORDS = ["What", "is", "the", "capital", "of", "France", "Paris", "Berlin", "it", "he", "she", "was", "born", "in", "a", "city"]
+
+
+def write_rows(path: Path, seed: int, n: int) -> Path:
+    rng = np.random.default_rng(seed)
+    rows = [{"question": " ".join(rng.choice(WORDS, 6)), "answer": " ".join(rng.choice(WORDS, 5))} for _ in range(n)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def unlearn_settings(folder: Path, model: PreTrainedModel | None = None) -> UnlearnSettings:
+    """A model with a tokenizer and two files in `folder`, and settings for four epochs of two steps on them.
+
+    The learning rate is large enough for the best checkpoint not to be the first.
+    """
+    tokenizer = tiny_models.tokenizer()
+    model = tiny_models.llama() if model is None else model
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return UnlearnSettings(
+        model=str(folder / "model"),
+        forget=str(write_rows(folder / "forget.jsonl", 0, 8)),
+        retain=str(write_rows(folder / "retain.jsonl", 1, 24)),
+        output=str(folder / "artifact"),
+        learning_rate=1e-2,
+        epochs=4,
+        batch_size=4,
+        accumulation=1,
+    )
 
 
 def naive_eua(

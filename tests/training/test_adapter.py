@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import inject_adapter_in_model
 
 import tiny_models
 from d2unlearn.errors import ConfigError
 from d2unlearn.training.adapter import with_fresh_adapter
 
-from .runs import distance, moved, trained, trainer, weights
-
-
-def lora(**changes: Any) -> LoraConfig:
-    return LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **changes)
+from .runs import distance, lora, moved, trained, trainer, weights
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -7,11 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerFast
 
 import tiny_models
 from d2unlearn.config import UnlearnSettings
@@ -21,7 +19,7 @@ from d2unlearn.training.trainer import COMPLETE, UnlearnTrainer, last_complete_c
 from d2unlearn.training.unlearn import run_unlearn
 
 from .killed import Moment, exit_code, train_until, unlearn_until
-from .runs import distance, trainer, weights
+from .runs import distance, trainer, unlearn_settings, weights
 
 KILLED = -9
 STEPS: dict[str, Any] = {
@@ -79,35 +77,10 @@ def test_resuming_from_nothing_is_refused(tmp_path: Path) -> None:
 
 # -- the command ------------------------------------------------------------------------------------------------------
 
-WORDS = ["What", "is", "the", "capital", "of", "France", "Paris", "Berlin", "it", "he", "she", "was", "born", "in", "a", "city"]
-
-
-def write_rows(path: Path, seed: int, n: int) -> Path:
-    rng = np.random.default_rng(seed)
-    rows = [{"question": " ".join(rng.choice(WORDS, 6)), "answer": " ".join(rng.choice(WORDS, 5))} for _ in range(n)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> UnlearnSettings:
-    """Four epochs of two steps; the learning rate is large enough for the best checkpoint not to be the first."""
-    folder = tmp_path_factory.mktemp("given")
-    tokenizer: PreTrainedTokenizerFast = tiny_models.tokenizer()
-    model = tiny_models.llama()
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    return UnlearnSettings(
-        model=str(folder / "model"),
-        forget=str(write_rows(folder / "forget.jsonl", 0, 8)),
-        retain=str(write_rows(folder / "retain.jsonl", 1, 24)),
-        output=str(folder / "alone"),
-        learning_rate=1e-2,
-        epochs=4,
-        batch_size=4,
-        accumulation=1,
-    )
+    return unlearn_settings(tmp_path_factory.mktemp("given"))
 
 
 def artifact_weights(folder: Path) -> dict[str, torch.Tensor]:

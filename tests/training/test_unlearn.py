@@ -1,0 +1,262 @@
+"""`run_unlearn`: the artifact and its manifest, what is refused, and what a failure leaves: nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+import tiny_models
+from d2unlearn.config import UnlearnSettings
+from d2unlearn.data.holdout import hold_out
+from d2unlearn.data.records import content_hash, read_examples
+from d2unlearn.errors import ArtifactError, ConfigError, D2Error, DataError
+from d2unlearn.models import load_model
+from d2unlearn.training import trainer as trainer_module
+from d2unlearn.training import unlearn
+from d2unlearn.training.monitor import Snapshot
+from d2unlearn.training.trainer import UnlearnTrainer
+from d2unlearn.training.unlearn import run_unlearn
+
+from .runs import distance, unlearn_settings, write_rows
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> UnlearnSettings:
+    return replace(unlearn_settings(tmp_path_factory.mktemp("given")), epochs=2)
+
+
+@pytest.fixture(scope="module")
+def made(given: UnlearnSettings) -> Path:
+    return run_unlearn(given)
+
+
+@pytest.fixture
+def fresh(given: UnlearnSettings, tmp_path: Path) -> UnlearnSettings:
+    return replace(given, output=str(tmp_path / "out" / "artifact"))
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "d2_manifest.json").read_text())
+    return found
+
+
+# -- what comes out ---------------------------------------------------------------------------------------------------
+
+
+def test_the_artifact_is_a_model_folder_that_transformers_loads(given: UnlearnSettings, made: Path) -> None:
+    model, before = (AutoModelForCausalLM.from_pretrained(str(each)) for each in (made, given.model))
+    assert distance(model.state_dict(), before.state_dict()) > 1e-3
+    assert model.config.to_dict() == before.config.to_dict() | {"_name_or_path": str(made)}
+    assert model.generation_config.to_dict() == before.generation_config.to_dict()
+    ours, theirs = (AutoTokenizer.from_pretrained(str(each)) for each in (made, given.model))
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert ours.chat_template == theirs.chat_template
+
+
+def test_rows_set_aside_are_listed_and_none_of_them_was_trained_on(
+    fresh: UnlearnSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained_on: list[list[str]] = []
+
+    class Spy(UnlearnTrainer):
+        def __init__(self, model: Any, args: Any, method: Any, forget: Any, retain: Any, *rest: Any, **others: Any) -> None:
+            trained_on.append([content_hash(row) for row in retain])
+            super().__init__(model, args, method, forget, retain, *rest, **others)
+
+    monkeypatch.setattr(unlearn, "UnlearnTrainer", Spy)
+    listed = manifest_of(run_unlearn(replace(fresh, epochs=1)))["held_out"]
+    retained = [content_hash(row) for row in read_examples(fresh.retain)]
+    assert len(listed) == 12
+    assert set(listed).isdisjoint(trained_on[0])
+    assert sorted([*listed, *trained_on[0]]) == sorted(retained)
+    assert listed == [content_hash(row) for row in hold_out(read_examples(fresh.retain), seed=0).held_out]
+
+
+def test_the_manifest_says_what_was_done_to_what(given: UnlearnSettings, made: Path) -> None:
+    found = manifest_of(made)
+    assert found["command"] == "unlearn"
+    assert found["settings"]["seed"] == 0
+    assert found["method"] == {"name": "eua", "ratio": 0.1, "temperature": 1.0, "gamma": 0.05, "alpha": 1.0}
+    assert found["learning_rate"] == 0.01
+    assert found["data"]["forget"]["rows"] == 8
+    assert (found["data"]["retain"]["rows_trained_on"], found["data"]["retain"]["rows_held_out"]) == (12, 12)
+    assert {"d2unlearn", "torch", "transformers", "peft"} <= found["versions"].keys()
+    history = found["training"]["history"]
+    assert [log["step"] for log in history] == [2, 4]
+    best = max(history, key=lambda log: log["eval_selection"])
+    assert found["training"]["kept_checkpoint"] == f"checkpoint-{best['step']}"
+    assert "harmonic mean of erased, kept and AUROC" in found["training"]["kept_by"]
+
+
+def test_the_best_checkpoint_is_what_the_artifact_holds(fresh: UnlearnSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripted: the second of four evaluations is the best, the third finds no numbers, which null stands for."""
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def scripted(model: PreTrainedModel, *_: object, **__: object) -> Snapshot:
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        selection = [0.1, 0.5, 0.9, math.nan, 0.7][len(seen) - 1]
+        return Snapshot(-9.0, -8.0, 0.1, 0.2, math.inf if math.isnan(selection) else 1.0, 0.9, selection)
+
+    monkeypatch.setattr(trainer_module, "take_snapshot", scripted)
+    folder = run_unlearn(replace(fresh, epochs=4))
+    assert distance(load_file(folder / "model.safetensors"), seen[2]) == 0.0
+    training = manifest_of(folder)["training"]
+    assert training["kept_checkpoint"] == "checkpoint-4"
+    assert [log["eval_selection"] for log in training["history"]] == [0.5, 0.9, None, 0.7]
+    assert [log["eval_retain_nll"] for log in training["history"]] == [1.0, 1.0, None, 1.0]
+
+
+def test_an_adapter_stands_beside_its_merged_weights_and_both_say_the_same(fresh: UnlearnSettings) -> None:
+    folder = run_unlearn(replace(fresh, lora=True))
+    with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):  # peft's own call
+        adapted_model = PeftModel.from_pretrained(load_model(fresh.model), folder / "adapter").eval()
+    ids = torch.arange(5, 40).reshape(5, 7)
+    with torch.no_grad():
+        merged, adapted, before = (
+            each(input_ids=ids).logits for each in (load_model(folder), adapted_model, load_model(fresh.model))
+        )
+    torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-4)
+    assert float((merged - before).abs().max()) > 0.05
+    assert {path.name for path in (folder / "adapter").iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
+
+
+@pytest.mark.parametrize(("lora", "trained_in"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_sixteen_bit_weights_are_trained_in_float32_unless_frozen_and_saved_as_they_came(
+    fresh: UnlearnSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: bool, trained_in: torch.dtype
+) -> None:
+    seen: list[torch.dtype] = []
+
+    class Spy(UnlearnTrainer):
+        def __init__(self, model: PreTrainedModel, *arguments: Any, **options: Any) -> None:
+            seen.append(model.dtype)
+            super().__init__(model, *arguments, **options)
+
+    monkeypatch.setattr(unlearn, "UnlearnTrainer", Spy)
+    settings = unlearn_settings(tmp_path, tiny_models.llama().to(torch.bfloat16))
+    folder = run_unlearn(replace(settings, epochs=1, lora=lora, output=fresh.output))
+    assert seen == [trained_in]
+    found, before = (load_file(Path(each) / "model.safetensors") for each in (folder, settings.model))
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    assert distance(found, before) > 1e-3
+
+
+@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"bf16": True}, {"exclude_padded_rows": True}])
+def test_switches_of_the_command_run_without_a_warning(fresh: UnlearnSettings, made: Path, changes: dict[str, bool]) -> None:
+    folder = run_unlearn(replace(fresh, **changes))
+    apart = distance(load_file(folder / "model.safetensors"), load_file(made / "model.safetensors"))
+    assert apart < 1e-6 if "gradient_checkpointing" in changes else apart < 0.05
+
+
+# -- what is said -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"learning_rate": "auto"}, "learning rate 0.0005 (chosen from the model's size)"),
+        ({"learning_rate": "auto", "lora": True}, "learning rate 0.003 (chosen from the model's size, LoRA)"),
+        ({"learning_rate": "2e-4"}, "learning rate 0.0002 (as given)"),
+    ],
+)
+def test_the_learning_rate_is_announced_and_used(
+    fresh: UnlearnSettings, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
+) -> None:
+    folder = run_unlearn(replace(fresh, epochs=1, **changes))
+    assert "8 rows to forget, 12 to keep, 12 retained rows set aside; EUA(ratio=0.1" in (told := capsys.readouterr().err)
+    assert said in told
+    assert f"{manifest_of(folder)['learning_rate']:g}" in said
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"method": "eau"}, ConfigError, "method 'eau' is not known; known: eua"),
+        ({"method_parameters": {"ratio": 2}}, ConfigError, "ratio must lie between 0 and 1"),
+        ({"method_parameters": {"gama": 1}}, ConfigError, "did you mean gamma"),
+        ({"report_to": "wnadb"}, ConfigError, "not 'wnadb'"),
+        ({"learning_rate": "fast"}, ConfigError, "a number or auto, not 'fast'"),
+        ({"max_length": 4}, DataError, "longer than max_length = 4"),
+        ({"forget": "nowhere.jsonl"}, DataError, "nowhere.jsonl does not exist"),
+        ({"model": "./nowhere"}, D2Error, "nowhere is not a folder"),
+    ],
+)
+def test_bad_settings_are_one_sentence_and_leave_nothing(
+    fresh: UnlearnSettings, changes: dict[str, Any], error: type[D2Error], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        run_unlearn(replace(fresh, **changes))
+    parent = Path(fresh.output).parent
+    assert not parent.exists() or list(parent.iterdir()) == []
+
+
+def test_rows_on_both_sides_are_named(fresh: UnlearnSettings, tmp_path: Path) -> None:
+    both = tmp_path / "both.jsonl"
+    both.write_text(Path(fresh.retain).read_text() + "".join(Path(fresh.forget).read_text().splitlines(keepends=True)[2:4]))
+    with pytest.raises(DataError, match=r"2 rows are both in .*\(forget.jsonl:3, forget.jsonl:4"):
+        run_unlearn(replace(fresh, retain=str(both)))
+
+
+def test_a_rate_that_destroys_the_model_at_every_evaluation_publishes_nothing(
+    fresh: UnlearnSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match="learning_rate 1e\\+30 destroys the model"):
+        run_unlearn(replace(fresh, learning_rate=1e30, batch_size=2))
+    assert "warning: the model is destroyed" in capsys.readouterr().err
+    assert list(Path(fresh.output).parent.iterdir()) == []
+
+
+def test_a_done_artifact_is_not_overwritten_by_another_run(given: UnlearnSettings, made: Path, tmp_path: Path) -> None:
+    for changes in ({"seed": 1}, {"epochs": 3}, {"method_parameters": {"gamma": 0.1}}, {"max_length": 100}, {"lora": True}):
+        with pytest.raises(ArtifactError, match="holds the result of other inputs or settings"):
+            run_unlearn(replace(given, **changes))  # type: ignore[arg-type]
+    other_rows = write_rows(tmp_path / "other.jsonl", 7, 8)
+    with pytest.raises(ArtifactError, match="holds the result of other inputs or settings"):
+        run_unlearn(replace(given, forget=str(other_rows)))
+    assert [log["step"] for log in manifest_of(made)["training"]["history"]] == [2, 4]
+
+
+def test_where_the_same_things_stand_does_not_matter(
+    given: UnlearnSettings, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved_rows = tmp_path / "rows.jsonl"
+    moved_rows.write_text(Path(given.forget).read_text())
+    assert run_unlearn(replace(given, forget=str(moved_rows))) == made
+    assert "is done: same inputs, same settings" in capsys.readouterr().err
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    def full(self: PreTrainedModel, folder: Any, **_: object) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "model.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PreTrainedModel, "save_pretrained", full)
+        yield patch
+
+
+def test_a_full_disk_leaves_nothing_at_the_output_and_the_command_can_be_run_again(
+    fresh: UnlearnSettings, made: Path, full_disk: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        run_unlearn(fresh)
+    assert not Path(fresh.output).exists()
+    full_disk.undo()
+    folder = run_unlearn(fresh)
+    assert distance(load_file(folder / "model.safetensors"), load_file(made / "model.safetensors")) == 0.0
+    assert [path.name for path in folder.parent.iterdir()] == ["artifact"]
