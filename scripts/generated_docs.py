@@ -1,8 +1,8 @@
 """The pages that are made from the code and from results: written with --write, otherwise checked for being up to date.
 
 docs/cli.md (the commands' own help), docs/results.md (from benchmarks/results/tofu), the table in README.md between the
-`results` marks, the tables in docs/method.md and benchmarks/README.md between theirs, and the figures of docs/method.md. Ends
-with exit code 1 and the names of stale pages.
+`results` marks, the tables in docs/method.md, docs/methods.md and benchmarks/README.md between theirs, and the figures of
+docs/method.md. Ends with exit code 1 and the names of stale pages.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from benchmark_page import benchmark_blocks
 from d2unlearn.cli.main import app
 from method_figures import figure_files
 from method_numbers import number_blocks
+from methods_page import method_blocks
 from tofu_page import readme_table, results_page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +59,7 @@ def pages() -> dict[Path, str]:
         ROOT / "docs" / "results.md": results_page(RESULTS),
         readme: MARKS.sub(lambda m: m[1] + readme_table(RESULTS) + m[2], text),
         **filled(ROOT / "docs" / "method.md", number_blocks()),
+        **filled(ROOT / "docs" / "methods.md", method_blocks()),
         **filled(ROOT / "benchmarks" / "README.md", benchmark_blocks(KEPT)),
         **figure_files(),
     }
