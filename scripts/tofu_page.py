@@ -238,9 +238,12 @@ def candidate_table(runs: Sequence[Run]) -> str:
         chosen = sum(run["gate"]["score_name"] == name for run in runs)
         area = spread([each[name]["auroc"] for each in measured], digits=4)
         rate = spread([each[name]["fpr_at_95_tpr"] for each in measured], percent=True)
-        rows.append([name, area, rate, f"{chosen} of {len(runs)}"])
+        missed = spread([each[name]["missed"] for each in measured], percent=True)
+        rows.append([name, area, rate, missed, f"{chosen} of {len(runs)}"])
     head = "On validation rows, which the threshold never sees, against forget prompts in their original wording.\n\n"
-    return head + table(["score", "AUROC", "false refusals at 95% caught", "chosen"], rows, "lrrr")
+    return head + table(
+        ["score", "AUROC", "false refusals at 95% caught", "missed at 1% false refusals", "chosen"], rows, "lrrrr"
+    )
 
 
 def separation_table(runs: Sequence[Run]) -> str:

@@ -78,15 +78,24 @@ def test_the_threshold_is_never_lowered() -> None:
         assert raised(conformal, retained, forget) >= conformal
 
 
+def times(count: int, *values: float) -> np.ndarray:
+    return np.repeat(values, count)
+
+
 def test_the_raise_takes_the_middle_of_the_widest_gap_with_the_fewest_errors() -> None:
-    assert raised(1.0, np.array([0.0, 1.0, 2.0]), np.array([6.0, 7.0])) == 4.0
-    assert raised(1.0, np.array([0.0, 1.0]), np.array([-5.0, 6.0])) == 3.5
-    assert raised(5.0, np.array([0.0, 1.0]), np.array([3.0, 9.0])) == 7.0  # from the conformal value up
-    assert raised(5.0, np.array([0.0, 1.0]), np.array([2.0, 3.0])) == 5.0  # all lie below: nothing to gain
+    assert raised(1.0, times(10, 0.0, 1.0, 2.0), times(10, 6.0, 7.0)) == 4.0
+    assert raised(1.0, times(10, 0.0, 1.0, 2.0), times(10, -5.0, 6.0)) == 4.0  # what lies below is lost either way
+    # the wider gap (1, 3) has a third of the retained above it, (4, 5) a fourth of the forget requests below it
+    assert raised(0.0, times(20, 0.0, 1.0, 4.0), times(99, 3.0, 5.0, 5.5, 6.0)) == 4.5
+
+
+def test_the_threshold_stays_where_a_raise_spares_nothing_measurable() -> None:
+    assert raised(1.0, np.array([0.0, 1.0]), np.array([6.0, 7.0])) == 1.0  # no retained request lies above
+    assert raised(5.0, np.array([0.0, 1.0]), np.array([2.0, 3.0])) == 5.0  # all lie below
     assert raised(1.0, np.array([0.0]), np.array([])) == 1.0
-    # the wider gap (1, 3) has one of three retained above it, (4, 5) one of four forget requests below it
-    assert raised(0.0, np.array([0.0, 1.0, 4.0]), np.array([3.0, 5.0, 5.5, 6.0])) == 4.5
-    assert raised(0.0, np.array([0.0, 1.0, 4.0, 4.1]), np.array([3.0, 9.0, 9.0, 9.0, 9.0])) == pytest.approx(6.55)
+    four, five = (np.array([*[0.0] * 96, *[2.0] * count]) for count in (4, 5))
+    assert raised(1.0, four, times(50, 6.0)) == 1.0  # 4 of 100: two standard errors
+    assert raised(1.0, five, times(50, 6.0)) == 4.0  # 5 of 101: more
 
 
 def test_the_choice_is_the_first_candidate_that_is_as_good_as_the_best() -> None:
@@ -101,6 +110,22 @@ def test_the_choice_is_the_first_candidate_that_is_as_good_as_the_best() -> None
     assert by_name["prompt"].auroc < 0.75 < 0.99 < by_name["first-2"].auroc
     assert by_name["prompt"].fpr_at_95_tpr > 0.5
     assert by_name["first-2"].fpr_at_95_tpr == 0.0
+    assert by_name["first-2"].missed < 0.2 < 0.9 < by_name["prompt"].missed
+
+
+def test_of_scores_that_separate_alike_the_one_that_misses_fewer_at_the_stated_rate_is_chosen() -> None:
+    """Equal but for a tenth of the forget requests, which the prompt puts just below the highest retained one."""
+    retained = np.stack([np.linspace(0, 1, 200), np.linspace(0, 1, 200)], axis=1)
+    forget = np.full((40, 2), 9.0)
+    forget[:4] = [0.97, 9.0]
+    candidates = {"prompt": FirstTokens(1), "first-2": FirstTokens(2)}
+    split = retained[::2].tolist(), retained[1::2].tolist()
+    found = calibrate(*split, forget.tolist(), candidates=candidates, default="prompt")
+    assert [(c.name, c.missed) for c in found.candidates] == [("prompt", 0.1), ("first-2", 0.0)]
+    assert found.candidates[0].auroc >= found.candidates[1].auroc - found.candidates[1].auroc_error
+    assert found.name == "first-2"
+    forget[1:4] = 9.0  # one of 40: within a standard error of none
+    assert calibrate(*split, forget.tolist(), candidates=candidates, default="prompt").name == "prompt"
 
 
 def test_misses_are_counted_by_gates_that_never_saw_the_fold() -> None:
@@ -108,19 +133,27 @@ def test_misses_are_counted_by_gates_that_never_saw_the_fold() -> None:
 
     Seeing all rows, the fewest errors are below that author's; without its rows the threshold moves past them.
     """
-    retained = np.linspace(0.0, 1.0, 120)
+    retained = np.concatenate([np.linspace(0.0, 1.0, 20), np.linspace(0.0, 1.0, 100)])
     forget = np.concatenate([np.full(5, 1.4), np.full(20, 9.0)])
     groups = ["planted"] * 5 + [f"author {i // 5}" for i in range(20)]
     found = calibrate(
-        rows(retained[:20]), rows(retained[20:]), rows(forget), groups, candidates=PROMPT, default="prompt", n_folds=5
+        rows(retained[:20]),
+        rows(retained[20:]),
+        rows(forget),
+        groups,
+        max_false_refusal=0.2,
+        candidates=PROMPT,
+        default="prompt",
     )
     assert found.grouped
-    assert found.threshold < 1.4
+    assert 1.0 < found.threshold < 1.4
     assert found.miss_rate is not None
     assert found.miss_rate.value == 5 / 25
     assert found.miss_rate.n == 25
     assert found.miss_rate.low < 0.2 < found.miss_rate.high
-    apart = calibrate(rows(retained[:20]), rows(retained[20:]), rows(forget), None, candidates=PROMPT, default="prompt")
+    apart = calibrate(
+        rows(retained[:20]), rows(retained[20:]), rows(forget), max_false_refusal=0.2, candidates=PROMPT, default="prompt"
+    )
     assert not apart.grouped
     assert apart.miss_rate is not None
     assert apart.miss_rate.value == 0.0  # taken row by row the author's other rows give it away

@@ -10,7 +10,9 @@ only refuse fewer.
 
 The raise. For a threshold t, errors(t) = share of retained requests (validation and calibration) above t + share of forget
 requests at or below t. It is constant between neighbouring scores; of the gaps at or above the conformal value with the
-fewest errors the widest is taken, and its middle is the threshold (the lowest such gap when several are equally wide).
+fewest errors the widest is taken, and its middle is the better place (the lowest such gap when several are equally wide). The
+threshold moves there only if that spares errors measurably, by more than two standard errors: the rate that was asked for is
+granted already, and every step up lets more of what is to be refused slip through in another wording.
 """
 
 from __future__ import annotations
@@ -32,16 +34,23 @@ Energies = Sequence[Sequence[float]]
 
 Indices = NDArray[np.int64]
 N_FOLDS = 5
+MEASURABLE = 2.0
+"""Standard errors (counts taken as Poisson) by which a raise has to spare errors."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """How well one score tells forget requests from validation requests. `auroc_error`: its standard error."""
+    """How well one score tells forget requests from validation requests. `auroc_error`: its standard error.
+
+    `missed`: the share of forget requests that lie at or below the validation request whose rank leaves the stated share of
+    validation requests above it.
+    """
 
     name: str
     auroc: float
     auroc_error: float
     fpr_at_95_tpr: float
+    missed: float
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,11 @@ def calibrate(
     fitted = {name: score.fit(validation) for name, score in candidates.items()}
     table = {
         name: _Scored(
-            request_scores(score, validation), request_scores(score, calibration), request_scores(score, forget), rank
+            request_scores(score, validation),
+            request_scores(score, calibration),
+            request_scores(score, forget),
+            rank,
+            max_false_refusal,
         )
         for name, score in fitted.items()
     }
@@ -116,14 +129,23 @@ def calibrate(
 
 def raised(conformal: float, retained: Floats, forget: Floats) -> float:
     """The threshold with forget scores taken into account: never below `conformal`. See the head of this file."""
-    if not len(forget):
+    if not len(forget) or not len(retained):
         return conformal
+    place = _better_place(conformal, retained, forget)
+    spared = int(((retained > conformal) & (retained <= place)).sum())
+    lost = int(((forget > conformal) & (forget <= place)).sum())
+    gain = spared / len(retained) - lost / len(forget)
+    return place if gain > MEASURABLE * math.hypot(spared**0.5 / len(retained), lost**0.5 / len(forget)) else conformal
+
+
+def _better_place(conformal: float, retained: Floats, forget: Floats) -> float:
+    """The middle of the widest gap with the fewest errors at or above `conformal`, which it is itself where there is none."""
     edges = np.unique(np.concatenate([retained, forget, [conformal]]))
     edges = edges[edges >= conformal]
     if len(edges) == 1:
         return conformal
     lower = edges[:-1]
-    above = 1 - np.searchsorted(np.sort(retained), lower, side="right") / max(len(retained), 1)
+    above = 1 - np.searchsorted(np.sort(retained), lower, side="right") / len(retained)
     missed = np.searchsorted(np.sort(forget), lower, side="right") / len(forget)
     errors = above + missed
     widths = np.where(errors <= errors.min() + 1e-12, np.diff(edges), -1.0)
@@ -152,6 +174,7 @@ class _Scored:
     calibration: Floats
     forget: Floats
     rank: int
+    max_false_refusal: float
 
     @property
     def conformal(self) -> float:
@@ -161,25 +184,40 @@ class _Scored:
         """With the forget requests `rows` (indices) taken into account."""
         return raised(self.conformal, np.concatenate([self.validation, self.calibration]), self.forget[rows])
 
+    def missed(self, rows: Indices) -> float:
+        """Share of the forget requests `rows` that a threshold set by the validation requests alone would let pass."""
+        n = len(self.validation)
+        threshold = np.sort(self.validation)[min(math.ceil((n + 1) * (1 - self.max_false_refusal)), n) - 1]
+        return float((self.forget[rows] <= threshold).mean())
+
 
 def _chosen(table: Mapping[str, _Scored], rows: Indices, default: str) -> str:
-    """The first candidate, in the table's order, whose AUROC is within one standard error of the best one's.
+    """The first candidate, in the table's order, that is as good as the best one on these forget requests.
 
-    The table holds the preferred score first, so another takes its place only where it is measurably better (the
-    one-standard-error rule). Without forget requests: `default`.
+    Two one-standard-error rules, one after the other: AUROC within one of the largest; of those, misses at the rate asked for
+    within one of the fewest. The table holds the preferred score first, so another takes its place only where it is
+    measurably better. Without forget requests: `default`.
     """
     if not len(rows):
         return default
     values = {name: auroc(s.validation, s.forget[rows]) for name, s in table.items()}
     best = max(values, key=lambda name: values[name])
     bar = values[best] - auroc_error(values[best], len(table[best].validation), len(rows))
-    return next(name for name, value in values.items() if value >= bar)
+    missed = {name: table[name].missed(rows) for name, value in values.items() if value >= bar}
+    fewest = min(missed.values())
+    return next(name for name, share in missed.items() if share <= fewest + _share_error(fewest, len(rows)))
+
+
+def _share_error(share: float, n: int) -> float:
+    """Standard error of a share of n, at least that of one request."""
+    return max(math.sqrt(share * (1 - share) / n), 1 / n)
 
 
 def _measured(name: str, scored: _Scored) -> Candidate:
     value = auroc(scored.validation, scored.forget)
     error = auroc_error(value, len(scored.validation), len(scored.forget))
-    return Candidate(name, value, error, fpr_at_tpr(scored.validation, scored.forget))
+    missed = scored.missed(np.arange(len(scored.forget)))
+    return Candidate(name, value, error, fpr_at_tpr(scored.validation, scored.forget), missed)
 
 
 def _cross_fitted_misses(

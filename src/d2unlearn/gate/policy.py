@@ -204,7 +204,10 @@ class EnergyGate:
         measured = self.calibration
         for each in measured.candidates:
             mark = "*" if each.name == measured.name else " "
-            yield f"{mark} {each.name:<16} AUROC {each.auroc:.4f}   false refusals at 95% caught {each.fpr_at_95_tpr:.2%}"
+            yield (
+                f"{mark} {each.name:<16} AUROC {each.auroc:.4f}   false refusals at 95% caught {each.fpr_at_95_tpr:.2%}   "
+                f"missed at {self.max_false_refusal:.1%} {each.missed:.2%}"
+            )
         how = "raised by forget prompts from" if self.threshold > measured.conformal_threshold else "the conformal value:"
         yield (
             f"score {measured.name}, threshold {self.threshold:.4f} ({how} {measured.conformal_threshold:.4f}, rank "
