@@ -186,6 +186,7 @@ def section(variant: str, runs: Sequence[Run]) -> str:
     parts.append("### What the weights know, and what the guarded model says\n\n" + knowledge_table(runs))
     parts.append("### Refusals\n\n" + gate_table(runs))
     parts.append("### Scores that the gate could have used\n\n" + candidate_table(runs))
+    parts.append("### What each of those scores would have done\n\n" + trial_table(runs))
     parts.append("### Separation by score\n\nAUROC on the rows that the gate did not see.\n\n" + separation_table(runs))
     return "\n".join(parts)
 
@@ -244,6 +245,28 @@ def candidate_table(runs: Sequence[Run]) -> str:
     return head + table(
         ["score", "AUROC", "false refusals at 95% caught", "missed at 1% false refusals", "chosen"], rows, "lrrrr"
     )
+
+
+def trial_table(runs: Sequence[Run]) -> str:
+    """What each score would have refused, at its conformal threshold and in the middle of the gap to the forget prompts."""
+    first = runs[0]["scores"]
+    sets = {
+        name: SETS[name].split(",")[0] if name == "retain" else SETS[name] for name in first[next(iter(first))]["conformal"]
+    }
+    rows = []
+    for name, places in first.items():
+        for place in places:
+            cells = []
+            for each in sets:
+                refused = [run["scores"][name][place][each] for run in runs]
+                cells.append(spread([1 - r if each.startswith("forget") else r for r in refused], percent=True))
+            rows.append([name if place == "conformal" else "", place, *cells])
+    columns = [f"missed: {title}" if name.startswith("forget") else f"refused: {title}" for name, title in sets.items()]
+    head = (
+        "On rows that neither unlearning nor calibration saw. The gate takes the conformal threshold unless the middle of the "
+        "gap spares errors by more than two standard errors.\n\n"
+    )
+    return head + table(["score", "threshold", *columns], rows, "ll" + "r" * len(columns))
 
 
 def separation_table(runs: Sequence[Run]) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 
 from d2unlearn.evaluation.store import read_evaluation
 from d2unlearn.schema import Evaluation
+from score_trial import trial_of_scores
 from second_family import RETAINED, train_pair
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +70,7 @@ def run_seed(shared: Path, work: Path, variant: str, seed: int) -> None:
         "gate": gate_facts(artifact),
         "learning_rate": json.loads((artifact / "d2_manifest.json").read_text())["learning_rate"],
         "evaluations": {name: measured(each) for name, each in evaluations.items()},
+        "scores": trial_of_scores(artifact, files),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{variant}-seed-{seed}.json").write_text(json.dumps(kept, indent=1) + "\n")

@@ -131,14 +131,14 @@ def raised(conformal: float, retained: Floats, forget: Floats) -> float:
     """The threshold with forget scores taken into account: never below `conformal`. See the head of this file."""
     if not len(forget) or not len(retained):
         return conformal
-    place = _better_place(conformal, retained, forget)
+    place = better_place(conformal, retained, forget)
     spared = int(((retained > conformal) & (retained <= place)).sum())
     lost = int(((forget > conformal) & (forget <= place)).sum())
     gain = spared / len(retained) - lost / len(forget)
     return place if gain > MEASURABLE * math.hypot(spared**0.5 / len(retained), lost**0.5 / len(forget)) else conformal
 
 
-def _better_place(conformal: float, retained: Floats, forget: Floats) -> float:
+def better_place(conformal: float, retained: Floats, forget: Floats) -> float:
     """The middle of the widest gap with the fewest errors at or above `conformal`, which it is itself where there is none."""
     edges = np.unique(np.concatenate([retained, forget, [conformal]]))
     edges = edges[edges >= conformal]
