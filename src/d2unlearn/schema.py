@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 Role = Literal["forget", "retain", "alternate", "retain_alternate"]
 """What a row is to a method. `alternate`: a forgotten question with another answer; `retain_alternate`: a retained one."""
 Kind = Literal["forget", "retain"]
+Better = Literal["lower", "higher", "neither"]
 
 
 class Message(NamedTuple):
@@ -65,7 +66,10 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric on one set of examples. `better` says which direction is good *for the kind of set it is on*."""
+    """One metric on one set of examples. `better` says which direction is good *for the kind of set it is on*.
+
+    `reason`: why there is no value, where it is NaN and that needs saying.
+    """
 
     name: str
     value: float
@@ -73,8 +77,9 @@ class Metric:
     high: float
     n: int
     unscored: int
-    better: Literal["lower", "higher", "neither"]
+    better: Better
     unit: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,11 @@ class EvaluatedSet:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result file of `d2unlearn evaluate` (`evaluation.json`)."""
+    """The result file of `d2unlearn evaluate` (`evaluation.json`).
+
+    `benchmark`: the suite that was run, empty for rows of one's own; `suite`: its metrics, under the names of its field;
+    `convention`: how everything in the file is counted (docs/evaluation.md); `warnings`: what a reader has to know first.
+    """
 
     model: str
     label: str
@@ -121,6 +130,10 @@ class Evaluation:
     score_name: str | None
     settings: Mapping[str, object]
     version: int = 1
+    benchmark: str = ""
+    convention: str = "d2unlearn"
+    suite: tuple[Metric, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

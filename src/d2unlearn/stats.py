@@ -7,7 +7,7 @@ positives, those of retained content the negatives.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -49,6 +49,42 @@ def bootstrap_interval(
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(array[keep].mean()), float(low), float(high), int(keep.sum()))
+
+
+def bootstrap_bounds(
+    statistic: Callable[[Sequence[Floats]], float],
+    columns: Sequence[tuple[str, ArrayLike]],
+    groups: Mapping[str, Sequence[Hashable]],
+    *,
+    confidence: float = 0.95,
+    n_boot: int = 300,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic of several columns. columns: (name of the set, one value an example).
+
+    Each draw takes whole groups of each set (`groups`: a label an example), the same examples in all columns of that set.
+    NaN values stay where they are: the statistic deals with them. NaN when no draw gives a number.
+    """
+    rng = np.random.default_rng(seed)
+    members = {name: _members(groups[name]) for name, _ in columns}
+    arrays = [(name, np.asarray(values, dtype=np.float64)) for name, values in columns]
+    drawn = []
+    for _ in range(n_boot):
+        chosen = {n: np.concatenate([m[i] for i in rng.integers(0, len(m), len(m))]) for n, m in members.items() if m}
+        drawn.append(statistic([values[chosen[name]] if name in chosen else values for name, values in arrays]))
+    scored = finite(drawn)
+    if not len(scored):
+        return math.nan, math.nan
+    low, high = np.quantile(scored, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _members(labels: Sequence[Hashable]) -> list[NDArray[np.intp]]:
+    """The indices of each group's examples."""
+    found: dict[Hashable, list[int]] = {}
+    for index, label in enumerate(labels):
+        found.setdefault(label, []).append(index)
+    return [np.array(each, dtype=np.intp) for each in found.values()]
 
 
 def binomial_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:

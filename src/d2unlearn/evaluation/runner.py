@@ -7,7 +7,7 @@ what it refused is generated again, raw.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ConfigError
 from d2unlearn.evaluation.memorization import answer_probability, exact_memorization, extraction_strength
-from d2unlearn.evaluation.separation import separation
+from d2unlearn.evaluation.metric import GENERATED, GUARDED, LIKELIHOOD, groups_of, set_metric
+from d2unlearn.evaluation.separation import separations
 from d2unlearn.evaluation.store import write_evaluation
 from d2unlearn.evaluation.utility import leaks, rouge_l_recall, token_entropy
 from d2unlearn.generation.guarded import Answer, GuardedModel
@@ -28,16 +29,10 @@ from d2unlearn.models import weights_hash
 from d2unlearn.observation import observe
 from d2unlearn.quantities import Correct, LogSumExp, Nll
 from d2unlearn.runtime import atomic_path, check_writable, fingerprint, progress, say, torch_dtype, write_json
-from d2unlearn.schema import EvaluatedSet, Evaluation, Example, Kind, Metric, ScoredExample, Tokens
-from d2unlearn.stats import bootstrap_interval
+from d2unlearn.schema import EvaluatedSet, Evaluation, Example, Kind, ScoredExample, Tokens
 from d2unlearn.training.artifact import MANIFEST, is_done, manifest
 
 RESULT = "evaluation.json"
-LIKELIHOOD = ("extraction_strength", "exact_memorization", "answer_probability")
-GENERATED = ("rouge_l_recall", "leak_rate", "token_entropy")
-GUARDED = ("guarded_rouge_l_recall", "guarded_leak_rate", "guarded_refusal_rate")
-BETTER_ON_FORGET = {"token_entropy": "higher", "guarded_refusal_rate": "higher"}
-BETTER_ON_RETAIN = {"guarded_refusal_rate": "lower"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ def evaluate(guarded: GuardedModel, sets: Sequence[NamedSet], settings: Evaluate
         model=settings.model,
         label=settings.label or Path(settings.model).name,
         sets=scored,
-        separation=tuple(_separations(scored, settings.seed)),
+        separation=tuple(separations(scored, settings.seed)),
         threshold=None if gate is None else gate.threshold,
         max_false_refusal=None if gate is None else gate.max_false_refusal,
         score_name=None if gate is None else gate.score_name,
@@ -138,13 +133,12 @@ def _evaluated(guarded: GuardedModel, each: NamedSet, settings: EvaluateSettings
         _scored(example, likelihood, raw, guard)
         for example, likelihood, (raw, guard) in zip(each.examples, held, answers, strict=True)
     )
-    groups = [e.group for e in each.examples]
-    clustered = [str(g) for g in groups] if all(g is not None for g in groups) else None
+    groups = groups_of(each.examples)
     names = (*LIKELIHOOD, *GENERATED, *(GUARDED if guarded.gate is not None else ()))
     return EvaluatedSet(
         each.name,
         each.kind,
-        tuple(_metric(name, each.kind, [e.scores[name] for e in examples], clustered, settings.seed) for name in names),
+        tuple(set_metric(name, each.kind, [e.scores[name] for e in examples], groups, settings.seed) for name in names),
         examples,
     )
 
@@ -208,32 +202,6 @@ def _scored(example: Example, held: Likelihoods, raw: Answer | None, guard: Answ
         answer_energy=held.answer_energy,
         scores=scores,
     )
-
-
-def _metric(name: str, kind: Kind, values: Sequence[float], groups: Sequence[str] | None, seed: int) -> Metric:
-    interval = bootstrap_interval(values, groups=groups, seed=seed)
-    unscored = sum(math.isnan(value) for value in values)
-    if kind == "forget":
-        return Metric(name, *interval, unscored, "higher" if BETTER_ON_FORGET.get(name) == "higher" else "lower")
-    return Metric(name, *interval, unscored, "lower" if BETTER_ON_RETAIN.get(name) == "lower" else "higher")
-
-
-def _separations(sets: Sequence[EvaluatedSet], seed: int) -> list[Metric]:
-    """Forget sets against retained sets: by prompt energy, by the true answer's energy, and by the gate's score."""
-    found: list[Metric] = []
-    indices: Mapping[str, str] = {"prompt_energy": "prompt_energy", "answer_energy": "answer_energy", "gate": "gate_score"}
-    for label, attribute in indices.items():
-        for forget in (s for s in sets if s.kind == "forget"):
-            for retain in (s for s in sets if s.kind == "retain"):
-                low, high = ([_number(getattr(e, attribute)) for e in s.examples] for s in (retain, forget))
-                if all(math.isnan(v) for v in (*low, *high)):
-                    continue
-                found += separation(f"{label}_{forget.name}_vs_{retain.name}", low, high, seed=seed)
-    return found
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def _key(settings: EvaluateSettings, guarded: GuardedModel, sets: Sequence[NamedSet]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from d2unlearn.schema import Interval, Metric
+from d2unlearn.schema import EvaluatedSet, Interval, Metric
 from d2unlearn.stats import auroc, fpr_at_tpr, ks_distance
 
 STATISTICS: dict[str, tuple[Callable[[Sequence[float], Sequence[float]], float], bool]] = {
@@ -16,6 +16,23 @@ STATISTICS: dict[str, tuple[Callable[[Sequence[float], Sequence[float]], float],
     "ks_distance": (ks_distance, True),
 }
 """name: (statistic of (retained, forget) scores, whether higher is better)."""
+
+
+INDICES = {"prompt_energy": "prompt_energy", "answer_energy": "answer_energy", "gate": "gate_score"}
+"""What is compared, and the field of an example that holds it."""
+
+
+def separations(sets: Sequence[EvaluatedSet], seed: int) -> list[Metric]:
+    """Forget sets against retained sets: by prompt energy, by the true answer's energy, and by the gate's score."""
+    found: list[Metric] = []
+    for label, attribute in INDICES.items():
+        for forget in (s for s in sets if s.kind == "forget"):
+            for retain in (s for s in sets if s.kind == "retain"):
+                low, high = ([_number(getattr(e, attribute)) for e in s.examples] for s in (retain, forget))
+                if all(math.isnan(v) for v in (*low, *high)):
+                    continue
+                found += separation(f"{label}_{forget.name}_vs_{retain.name}", low, high, seed=seed)
+    return found
 
 
 def separation(name: str, retain: Sequence[float], forget: Sequence[float], *, seed: int = 0) -> list[Metric]:
@@ -45,3 +62,7 @@ def _bootstrap(
     drawn = [function(rng.choice(low, len(low)).tolist(), rng.choice(high, len(high)).tolist()) for _ in range(draws)]
     bounds = np.quantile(drawn, [0.025, 0.975])
     return Interval(value, float(bounds[0]), float(bounds[1]), len(low) + len(high))
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -2,14 +2,14 @@
 
 A number that could not be scored is NaN in memory and null in the file. Infinite numbers, which JSON lacks, are the
 strings "inf" and "-inf"; a field that may be absent (`float | None`) keeps null for None and takes "nan" for NaN.
-Imports no torch.
+A field that came later and has a default may be absent. Imports no torch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -126,11 +126,12 @@ def _decode(value: Any, kind: Any, where: str) -> Any:
 def _decode_record(value: Any, kind: type[R], where: str) -> R:
     entries, hints = _require(value, dict, "an object", where), get_type_hints(kind)
     names = [f.name for f in fields(cast(Any, kind))]
-    if missing := [name for name in names if name not in entries]:
+    needed = [f.name for f in fields(cast(Any, kind)) if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [name for name in needed if name not in entries]:
         raise _Misfit(f"{where} lacks {', '.join(missing)}")
     if unknown := [str(name) for name in entries if name not in names]:
         raise _Misfit(f"{where} has unknown {', '.join(unknown)}")
-    return kind(**{name: _decode(entries[name], hints[name], f"{where}.{name}") for name in names})
+    return kind(**{name: _decode(entries[name], hints[name], f"{where}.{name}") for name in names if name in entries})
 
 
 def _decode_number(value: Any, where: str) -> float:

@@ -1,0 +1,35 @@
+"""The metrics of a set of examples: their names, which direction is good, and the mean with its interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from d2unlearn.schema import Better, Example, Kind, Metric
+from d2unlearn.stats import bootstrap_interval
+
+LIKELIHOOD = ("extraction_strength", "exact_memorization", "answer_probability")
+GENERATED = ("rouge_l_recall", "leak_rate", "token_entropy")
+GUARDED = ("guarded_rouge_l_recall", "guarded_leak_rate", "guarded_refusal_rate")
+BETTER_ON_FORGET: dict[str, Better] = {
+    "token_entropy": "higher",
+    "refusal_rate": "higher",
+    "guarded_refusal_rate": "higher",
+}
+"""Metrics that are not better lower on a set that should be gone."""
+BETTER_ON_RETAIN: dict[str, Better] = {"repetition": "lower", "refusal_rate": "lower", "guarded_refusal_rate": "lower"}
+"""Metrics that are not better higher on a set to keep: a refusal there is one too many."""
+
+
+def set_metric(name: str, kind: Kind, values: Sequence[float], groups: Sequence[str] | None, seed: int) -> Metric:
+    """Mean of one value an example with a bootstrap interval, over `groups` of examples where given. NaN: not scored."""
+    interval = bootstrap_interval(values, groups=groups, seed=seed)
+    unscored = sum(math.isnan(value) for value in values)
+    better = BETTER_ON_FORGET.get(name, "lower") if kind == "forget" else BETTER_ON_RETAIN.get(name, "higher")
+    return Metric(name, *interval, unscored, better)
+
+
+def groups_of(examples: Sequence[Example]) -> list[str] | None:
+    """Each example's group, None unless all have one."""
+    groups = [example.group for example in examples]
+    return [str(group) for group in groups] if all(group is not None for group in groups) else None
