@@ -18,7 +18,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,6 +59,18 @@ def read_prompts(path: Path) -> list[tuple[Mapping[str, Any], str]]:
         return row, _text(place, "prompt", row.get("prompt"))
 
     return _all_or_every_mistake(path, _jsonl_rows(path), prompt)
+
+
+def read_columns(source: str | Path, texts: Sequence[str]) -> list[tuple[str, Mapping[str, Any]]]:
+    """(FILE:LINE, columns) of every row of a data set, where the named columns are texts that are not empty.
+
+    Raises `DataError` as `read_examples` does.
+    """
+
+    def columns(_: int, place: str, row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        return place, {**row, **{name: _text(place, name, row.get(name)) for name in texts}}
+
+    return _all_or_every_mistake(source, _rows(source), columns)
 
 
 def example_of(row: Mapping[str, Any], place: str = "row") -> Example:

@@ -1,0 +1,52 @@
+"""MUSE (Shi et al. 2024): news articles and novels to forget, with questions on them, passages, and held-out text.
+
+From the hub (`muse-bench/MUSE-News`, `-Books`) or from a folder with the same parts: `knowmem/forget_qa.jsonl` (or `.json`,
+`.parquet`) is the split `forget_qa` of `knowmem`. Columns: `knowmem` has question and answer; `verbmem` prompt and gt, a
+passage and what follows it; `privleak`, `raw`, `scal` and `sust` text. `scal`'s forget sets contain one another, `sust`'s follow
+one another: what a model unlearnt of each is measured on the split itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from d2unlearn.data.records import read_columns, read_examples
+from d2unlearn.errors import DataError
+from d2unlearn.schema import Example, Message
+
+HUBS = {"news": "hf:muse-bench/MUSE-News", "books": "hf:muse-bench/MUSE-Books"}
+SUFFIXES = (".jsonl", ".json", ".parquet")
+PREFIX = "prefix"
+"""The entry of `extra` that holds the passage before a continuation."""
+
+
+def read_muse(part: str, split: str, *, corpus: str = "news", folder: str | Path | None = None) -> list[Example]:
+    """One split of one part, e.g. `forget_qa` of `knowmem`. Without a folder it is loaded from the hub.
+
+    A continuation (`verbmem`) is an example without a prompt, with the passage before it in `extra[PREFIX]`. Raises `DataError`
+    for a corpus that is none, and where the split is not there.
+    """
+    if corpus not in HUBS:
+        raise DataError(f"MUSE has no corpus {corpus}; choose {' or '.join(HUBS)}")
+    source = f"{HUBS[corpus]}:{part}:{split}" if folder is None else _file(Path(folder), part, split)
+    if part != "verbmem":
+        return read_examples(source)
+    return [
+        Example(place, (), row["gt"], place, extra={PREFIX: row["prompt"]})
+        for place, row in read_columns(source, ("prompt", "gt"))
+    ]
+
+
+def with_shots(examples: list[Example], shots: list[Example]) -> list[Example]:
+    """The examples with others, answered, before their questions."""
+    turns = tuple(turn for shot in shots for turn in (*shot.prompt, Message("assistant", shot.answer)))
+    return [replace(example, prompt=(*turns, *example.prompt)) for example in examples]
+
+
+def _file(folder: Path, part: str, split: str) -> Path:
+    found = [path for suffix in SUFFIXES if (path := folder / part / f"{split}{suffix}").is_file()]
+    if not found:
+        there = sorted(path.stem for path in (folder / part).glob("*") if path.suffix in SUFFIXES)
+        raise DataError(f"{folder / part} has no {split}{SUFFIXES[0]}; splits there: {', '.join(there) or 'none'}")
+    return found[0]
