@@ -107,6 +107,38 @@ class EvaluateSettings:
 
 
 @dataclass(frozen=True)
+class BenchmarkSettings:
+    """`d2unlearn evaluate --benchmark`: one of the field's benchmarks, counted as the convention says.
+
+    `data`: a folder with the benchmark's files, None for the hub. `retain_logs`: the EVAL file of a model that never saw the
+    forget set. `reference_model`: for the reference attack. `parts`: further sets (MUSE: scal, sust). `tasks`: of lm-eval.
+    `system_prompt` and `date_string` begin every conversation.
+    """
+
+    model: str
+    benchmark: str
+    output: str
+    data: str | None = None
+    convention: str = "d2unlearn"
+    retain_logs: str | None = None
+    forget_split: str = "forget10"
+    holdout_split: str | None = None
+    corpus: str = "news"
+    parts: list[str] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)
+    question_key: str = "question"
+    gradient_norm: bool = True
+    reference_model: str | None = None
+    system_prompt: str | None = None
+    date_string: str | None = None
+    label: str | None = None
+    batch_size: int = 32
+    limit: int | None = None
+    seed: int = 0
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
 class QuickstartSettings:
     """`d2unlearn quickstart`: the whole way on the embedded world of made-up people."""
 
@@ -142,6 +174,11 @@ class Limit(NamedTuple):
     holds: Callable[[Any], bool]
 
 
+def one_of(*names: str) -> Limit:
+    """One of some words."""
+    return Limit(f"{', '.join(names[:-1])} or {names[-1]}", lambda value: value in names)
+
+
 COUNT = Limit("at least 1", lambda value: value >= 1)
 POSITIVE = Limit("a positive number", lambda value: 0 < value < math.inf)
 SHARE = Limit("above 0 and below 1", lambda value: 0 < value < 1)
@@ -159,6 +196,10 @@ LIMITS = {
     "confidence": SHARE,
     "temperature": POSITIVE,
     "top_p": Limit("above 0 and at most 1", lambda value: 0 < value <= 1),
+    "benchmark": one_of("tofu", "muse", "wmdp"),
+    "convention": one_of("d2unlearn", "open-unlearning"),
+    "corpus": one_of("news", "books"),
+    "question_key": one_of("question", "paraphrased_question"),
     "seed": Limit("between 0 and 4294967295", lambda value: 0 <= value < 2**32),
 }
 """The same for a key of this name in all settings."""
