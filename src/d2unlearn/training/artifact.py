@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from d2unlearn import __version__
-from d2unlearn.errors import ArtifactError, D2Error
+from d2unlearn.errors import ArtifactError
 from d2unlearn.runtime import read_json, remove, write_json
 
 try:
@@ -24,6 +24,7 @@ except ImportError:  # not a POSIX system
 
 MANIFEST = "d2_manifest.json"
 CHECKPOINTS = "checkpoints"
+STAGED = "artifact"
 FORMAT = 1
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tokenizers", "numpy")
 
@@ -45,7 +46,7 @@ def is_done(output: Path, key: str) -> bool:
 def workspace_of(output: Path, key: str) -> Iterator[Path]:
     """The folder to work in, while the block runs; one that an interrupted run with the same key left is taken up again.
 
-    It stays where there is a checkpoint to go on from, and goes when the block fails before the first. Raises
+    When the block fails, the half-made artifact goes, and so does the folder unless a checkpoint to go on from is in it. Raises
     `ArtifactError` when another process works there, or when checkpoints of another run are in it.
     """
     workspace = _workspace(output)
@@ -62,9 +63,11 @@ def workspace_of(output: Path, key: str) -> Iterator[Path]:
         write_json(note, {"key": key})
         try:
             yield workspace
-        except D2Error:
-            if first_rank() and not _has_checkpoint(workspace):
-                remove(workspace)
+        except Exception:
+            if first_rank():
+                remove(workspace / STAGED)
+                if not _has_checkpoint(workspace):
+                    remove(workspace)
             raise
 
 

@@ -325,15 +325,20 @@ class UnlearnTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save, mark as complete, and only then delete older ones: a kill at any moment leaves one to resume from."""
+        run_dir = self._get_output_dir(trial=trial)
+        checkpoint = Path(run_dir) / f"checkpoint-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
+        except Exception:
+            if self.args.should_save:
+                remove(checkpoint)  # half-written: what filled a disk does not go on filling it
+            raise
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
-        run_dir = self._get_output_dir(trial=trial)
         if self.args.should_save:
-            (Path(run_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE).touch()
+            (checkpoint / COMPLETE).touch()
             rotate_checkpoints(
                 output_dir=run_dir,
                 save_total_limit=limit,

@@ -24,7 +24,7 @@ from d2unlearn.models import load_model, load_tokenizer, state_hash
 from d2unlearn.runtime import fingerprint, pick_device, remove, say, seed_everything, torch_dtype, write_json
 from d2unlearn.schema import Example, Role
 from d2unlearn.training.alternates import read_alternates
-from d2unlearn.training.artifact import CHECKPOINTS, MANIFEST, clear, is_done, manifest, publish, workspace_of
+from d2unlearn.training.artifact import CHECKPOINTS, MANIFEST, STAGED, clear, is_done, manifest, publish, workspace_of
 from d2unlearn.training.learning_rate import automatic_learning_rate
 from d2unlearn.training.trainer import UnlearnConfig, UnlearnTrainer, last_complete_checkpoint
 
@@ -95,7 +95,7 @@ def _train_and_publish(
             remove(workspace / CHECKPOINTS)
         raise ConfigError([f"learning_rate {rate:g} destroys the model: no evaluation gave numbers; choose a lower one"])
     if trainer.is_world_process_zero():
-        staged = workspace / "artifact"
+        staged = workspace / STAGED
         remove(staged)
         _save(trainer.model, inputs, staged)
         write_json(staged / MANIFEST, _manifest(settings, inputs, method, rate, key, trainer, seconds))
