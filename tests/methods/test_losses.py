@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import tiny_models
+from d2unlearn.data.batching import pad_tokens
 from d2unlearn.errors import ConfigError
 from d2unlearn.head import Head, head_values
-from d2unlearn.methods import METHODS
+from d2unlearn.methods import METHODS, batch_loss
 from d2unlearn.methods.base import Method
 from d2unlearn.observation import Observed
 from d2unlearn.quantities import (
@@ -263,6 +265,13 @@ def test_parameters_that_cannot_be_are_named(key: str, parameters: dict[str, Any
     with pytest.raises(ConfigError) as error:
         METHODS[key](**parameters)
     assert str(error.value) == said
+
+
+def test_a_role_that_is_missing_is_named() -> None:
+    model = tiny_models.llama()
+    rows = vars(pad_tokens(tiny_models.rows(1, 2), pad_id=0))
+    with pytest.raises(ConfigError, match="IDKAP reads alternate, retain, retain_alternate; the batch lacks retain_alternate"):
+        batch_loss(METHODS["idk_ap"](), model, {"alternate": rows, "retain": rows}, reference=model)
 
 
 def test_every_method_but_eua_has_a_convention_and_the_right_one_is_the_default() -> None:

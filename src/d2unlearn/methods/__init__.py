@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from d2unlearn.errors import ConfigError
 from d2unlearn.head import head_of
 from d2unlearn.methods.altpo import AltPO
 from d2unlearn.methods.base import AdaptiveMethod, Method, Needs
@@ -60,9 +61,13 @@ def batch_loss(
     """Any method's loss on one batch, with a live reference model: for parity tests, and for debugging a method.
 
     batch: {role: {"input_ids", "attention_mask", "labels"}}, each [B, T] as a tensor or nested lists, labels -100 outside
-    the answer. Returns the scalar loss, with gradients to `model` only. Both models run in the mode they are in.
+    the answer. Returns the scalar loss, with gradients to `model` only. Both models run in the mode they are in. Raises
+    `ConfigError` for a role that the method reads and the batch lacks.
     """
     method = method.for_model(model)
+    missing = [role for role in method.needs if role not in batch]
+    if missing:
+        raise ConfigError([f"{type(method).__name__} reads {', '.join(method.needs)}; the batch lacks {', '.join(missing)}"])
     device = next(model.parameters()).device
     batches: dict[Role, Batch] = {
         role: Batch(**{key: torch.as_tensor(batch[role][key], device=device) for key in Batch.__annotations__})

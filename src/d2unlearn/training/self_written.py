@@ -84,7 +84,8 @@ class Writer:
         longest = max(len(answer) for answer in true)
         answers: list[list[int]] = [[]] * len(questions)
         batches = list(by_length([len(question) for question in questions], self.batch_size))
-        with torch.random.fork_rng():
+        device = next(self.model.parameters()).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed)
             for indices in progress(batches, "alternate answers", total=len(batches)):
                 drawn = self._drawn([questions[i] for i in indices], longest)
