@@ -1,0 +1,165 @@
+"""Every verb explains itself with an example, takes a settings file, and names what it does not know."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer
+
+from d2unlearn import __version__, config
+from d2unlearn.cli import main
+from d2unlearn.cli.main import app
+
+from .command import d2, refused
+
+COMMAND: Any = typer.main.get_command(app)
+ISSUE = ("quickstart", "unlearn", "calibrate", "generate", "chat", "evaluate", "report", "data check")
+
+
+def verbs(command: Any = COMMAND, path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Every command by the words it is called with."""
+    if not hasattr(command, "commands"):
+        return {" ".join(path): command}
+    return {name: each for key, sub in command.commands.items() for name, each in verbs(sub, (*path, key)).items()}
+
+
+VERBS = verbs()
+SETTINGS = {name.removesuffix("Settings").lower(): each for name, each in vars(config).items() if name.endswith("Settings")}
+ELSEWHERE = {"parameters": "method_parameters"}
+"""Options whose key in a file is another word."""
+
+
+def test_the_verbs_are_those_promised() -> None:
+    assert set(ISSUE) <= set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example_of_itself(verb: str) -> None:
+    ran = d2(*verb.split(), "--help")
+    assert (ran.code, ran.err) == (0, "")
+    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", ran.out).split())
+    assert f"Example: d2unlearn {verb}" in text
+    assert "--config" in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_of_the_example_is_one_of_the_verb_s(verb: str) -> None:
+    example = re.search(rf"`d2unlearn {verb} ([^`]*)`", str(VERBS[verb].callback.__doc__))
+    assert example is not None, verb
+    known = {option for parameter in VERBS[verb].params for option in (*parameter.opts, *parameter.secondary_opts)}
+    assert set(re.findall(r"--[a-z-]+", example[1])) <= known
+    assert len(set(re.findall(r"--[a-z-]+", example[1]))) >= 1
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_has_a_word_of_help(verb: str) -> None:
+    assert [parameter.name for parameter in VERBS[verb].params if not (getattr(parameter, "help", "") or "").strip()] == []
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb.split()[-1] in SETTINGS])
+def test_a_file_takes_what_the_command_line_takes(verb: str) -> None:
+    keys = {ELSEWHERE.get(parameter.name, parameter.name) for parameter in VERBS[verb].params} - {"config"}
+    assert keys == {field.name for field in fields(SETTINGS[verb.split()[-1]])}
+
+
+def test_chat_s_options_are_settings_of_generation() -> None:
+    keys = {parameter.name for parameter in VERBS["chat"].params} - {"config"}
+    assert keys < {field.name for field in fields(config.GenerateSettings)}
+
+
+def test_version_and_nothing() -> None:
+    assert d2("--version") == (0, f"{__version__}\n", "")
+    ran = d2()
+    assert (ran.code, ran.err) == (2, "")
+    assert all(verb.split()[0] in ran.out for verb in ISSUE)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("forget-all",), "No such command 'forget-all' (see --help)"),
+        (("unlearn", "--modle", "x"), "No such option: --modle"),
+        (("unlearn", "--epochs", "many"), "Invalid value for '--epochs'"),
+        (("generate", "stray"), "unexpected extra argument"),
+        (("unlearn", "--model"), "Option '--model' requires an argument"),
+    ],
+)
+def test_what_the_command_line_does_not_know_is_one_sentence(argv: tuple[str, ...], says: str) -> None:
+    assert says in refused(d2(*argv))
+
+
+def test_the_module_is_the_console_script_and_leaves_no_traceback(tmp_path: Path) -> None:
+    """In a process of its own, as a person starts it."""
+    command = [sys.executable, "-m", "d2unlearn.cli.main", "data", "check", "--forget", str(tmp_path / "no.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {tmp_path / 'no.jsonl'} does not exist\n")
+
+
+def test_the_program_s_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("d2unlearn.report.run.run_report", fault)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        d2("report", "--before", "a", "--after", "b")
+
+
+def test_control_c_ends_quietly_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("d2unlearn.report.run.run_report", interrupted)
+    ran = d2("report", "--before", "a", "--after", "b")
+    assert (ran.code, ran.err.strip()) == (main.STOPPED, "stopped; run the same command again to go on")
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_a_warning_is_one_line_without_the_place_in_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    import warnings
+
+    def warned(*_: object, **__: object) -> str:
+        warnings.warn("this and\n   that", UserWarning, stacklevel=1)
+        return "page"
+
+    monkeypatch.setattr("d2unlearn.report.run.run_report", warned)
+    assert d2("report", "--before", "a", "--after", "b") == (0, "page\n", "warning: this and that\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(28, "No space left on device"), "the disk is full"),
+        (OSError(122, "Disk quota exceeded"), "the disk is full, or a quota"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), "the disk is full"),
+        (RuntimeError("basic_ios::clear: iostream error"), "the disk is full"),
+        (Exception("I/O error: No space left on device (os error 28)"), "the disk is full"),
+        (MemoryError(), "out of memory: choose a smaller --batch-size"),
+        (PermissionError(13, "Permission denied", "rows.jsonl"), "rows.jsonl cannot be used: Permission denied"),
+        (click.UsageError("Something."), "Something (see --help)"),
+    ],
+)
+def test_what_a_machine_runs_out_of_is_one_sentence(error: Exception, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise ValueError("while cleaning up") from error
+
+    def fails_plainly(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("d2unlearn.report.run.run_report", fails if "disk" in says else fails_plainly)
+    assert refused(d2("report", "--before", "a", "--after", "b")).startswith(says)
+
+
+def test_a_damaged_file_of_torch_is_no_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:242] . PytorchStreamReader failed reading zip archive")
+
+    monkeypatch.setattr("d2unlearn.report.run.run_report", damaged)
+    with pytest.raises(RuntimeError, match="PytorchStreamReader"):
+        d2("report", "--before", "a", "--after", "b")

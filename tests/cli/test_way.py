@@ -1,0 +1,336 @@
+"""The whole way by the command line on a tiny model: unlearn, calibrate, generate, evaluate, report; and all of it twice."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from d2unlearn.data.holdout import hold_out
+from d2unlearn.data.records import content_hash, read_examples
+from d2unlearn.evaluation.store import read_evaluation
+from d2unlearn.gate import EnergyGate
+from d2unlearn.generation.guarded import GuardedModel
+from d2unlearn.models import weights_hash
+from d2unlearn.runtime import hash_file, read_json
+from d2unlearn.schema import Evaluation
+
+from .command import d2, refused
+from .conftest import QUESTIONS, Walked, commands_of, write_rows
+
+
+def json_lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def everything(folder: Path) -> dict[str, tuple[str, int]]:
+    """Every file with its hash and the time it was last written."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): (hash_file(path), path.stat().st_mtime_ns) for path in files}
+
+
+@pytest.fixture(scope="module")
+def before(walked: Walked) -> Evaluation:
+    return read_evaluation(walked.folder / "before" / "evaluation.json")
+
+
+@pytest.fixture(scope="module")
+def after(walked: Walked) -> Evaluation:
+    return read_evaluation(walked.folder / "after" / "evaluation.json")
+
+
+def test_every_command_ends_well_and_prints_where_its_result_is(walked: Walked) -> None:
+    assert {name: ran.code for name, ran in walked.ran.items()} == dict.fromkeys(walked.ran, 0)
+    results = {
+        "unlearn": walked.artifact,
+        "calibrate": walked.artifact / "d2_gate.json",
+        "before": walked.folder / "before" / "evaluation.json",
+        "after": walked.folder / "after" / "evaluation.json",
+        "report": walked.folder / "report.html",
+    }
+    assert {name: walked.ran[name].out.splitlines()[-1] for name in results} == {n: str(p) for n, p in results.items()}
+    assert walked.ran["generate"].out == f"{walked.folder / 'answers.jsonl'}: 3 answers, 1 refused\n"
+
+
+def test_nothing_half_made_is_left_beside_the_results(walked: Walked) -> None:
+    assert sorted(path.name for path in walked.folder.iterdir()) == [
+        *("after", "answers.jsonl", "answers.jsonl.manifest.json", "artifact", "before", "questions.jsonl"),
+        *("report.html", "report.html.manifest.json", "unlearn.yaml"),
+    ]
+    assert sorted(path.name for path in walked.given.model.parent.iterdir()) == [
+        *("forget.jsonl", "model", "retain.jsonl", "test.jsonl")
+    ]
+
+
+def test_the_command_line_wins_over_the_file_and_the_manifest_says_what_was_run(walked: Walked) -> None:
+    manifest = read_json(walked.artifact / "d2_manifest.json")
+    settings = manifest["settings"]
+    assert (settings["epochs"], settings["batch_size"], settings["learning_rate"]) == (8.0, 4, 0.01)
+    assert manifest["method"] | {"gamma": 0.5} == manifest["method"]
+    assert manifest["data"]["forget"]["rows"] == 16
+    held_out = hold_out(read_examples(walked.given.retain), seed=0).held_out
+    assert manifest["held_out"] == [content_hash(row) for row in held_out]
+    assert len(held_out) == 60
+
+
+def test_unlearn_says_what_it_does_and_shows_what_a_person_steers_by(walked: Walked) -> None:
+    first, *epochs = walked.ran["unlearn"].err.splitlines()
+    assert "16 rows to forget, 60 to keep, 60 retained rows set aside" in first
+    assert "learning rate 0.01 (as given)" in first
+    assert [line.split(":")[0] for line in epochs] == [f"epoch {n}" for n in range(1, 9)]
+    for word in ("energy forget", "active hinges", "retain NLL", "AUROC"):
+        assert all(word in line for line in epochs)
+
+
+def test_calibration_uses_the_rows_set_aside_and_says_what_it_promises(walked: Walked) -> None:
+    gate = EnergyGate.from_pretrained(walked.artifact)
+    lines = walked.ran["calibrate"].out.splitlines()
+    assert lines[0] == f"60 rows of {walked.given.retain} that unlearn set aside"
+    assert (gate.max_false_refusal, gate.n_calibration, gate.max_new_tokens) == (0.05, 39, 6)
+    assert gate.refusal_texts == ("he was",)
+    assert f"guarantee: {gate.guarantee}" in lines
+    assert sum(score > gate.threshold for score in gate.calibration.calibration_scores) <= 1  # rank 38 of 39
+    assert gate.weights_hash == weights_hash(walked.artifact)
+    assert "calibration" in read_json(walked.artifact / "d2_manifest.json")
+
+
+def test_generate_keeps_a_row_s_fields_and_adds_its_own(walked: Walked) -> None:
+    gate = EnergyGate.from_pretrained(walked.artifact)
+    answers = json_lines(walked.folder / "answers.jsonl")
+    added = ("text", "refused", "energy", "threshold")
+    for row, given in zip(answers, QUESTIONS, strict=True):
+        assert set(row) == {*given, *added}
+        assert {key: row[key] for key in given if key not in added} == {k: v for k, v in given.items() if k not in added}
+        assert row["threshold"] == gate.threshold
+    assert [row["refused"] for row in answers] == [True, False, False]
+    assert answers[0]["text"] == "he was"
+    assert "é" in (walked.folder / "answers.jsonl").read_text(encoding="utf-8")
+
+
+def test_generate_s_answers_are_those_of_the_library(walked: Walked) -> None:
+    guarded = GuardedModel.from_pretrained(walked.artifact)
+    expected = guarded.answer([str(row["prompt"]) for row in QUESTIONS])
+    for row, answer in zip(json_lines(walked.folder / "answers.jsonl"), expected, strict=True):
+        assert (row["text"], row["refused"]) == (answer.text, answer.refused)
+        assert row["energy"] == pytest.approx(answer.energy, abs=1e-4)
+
+
+def energies(evaluation: Evaluation, name: str) -> np.ndarray:
+    (found,) = (each for each in evaluation.sets if each.name == name)
+    return np.array([example.answer_energy for example in found.examples])
+
+
+def test_unlearning_raises_the_forgotten_energy_above_the_retained(before: Evaluation, after: Evaluation) -> None:
+    risen = {name: energies(after, name) - energies(before, name) for name in ("forget", "retain")}
+    assert risen["forget"].mean() > risen["retain"].mean() + 0.3
+    assert energies(after, "forget").mean() > energies(after, "retain").mean() + 0.3
+    auroc = {e.label: next(m for m in e.separation if m.name.startswith("auroc_answer_energy")) for e in (before, after)}
+    assert auroc["model"].value < 0.75
+    assert auroc["artifact"].value > 0.95
+
+
+def test_guarded_metrics_are_there_where_there_is_a_gate(before: Evaluation, after: Evaluation) -> None:
+    names = {e.label: {m.name for each in e.sets for m in each.metrics} for e in (before, after)}
+    raw = {
+        *("extraction_strength", "exact_memorization", "answer_probability"),
+        *("rouge_l_recall", "leak_rate", "token_entropy"),
+    }
+    guarded = {"guarded_rouge_l_recall", "guarded_leak_rate", "guarded_refusal_rate"}
+    assert raw <= names["model"]
+    assert not guarded & names["model"]
+    assert raw | guarded <= names["artifact"]
+    assert (before.threshold, before.score_name, before.max_false_refusal) == (None, None, None)
+    assert after.max_false_refusal == 0.05
+
+
+def test_every_decision_in_the_result_follows_from_its_score(after: Evaluation) -> None:
+    assert after.threshold is not None
+    for each in after.sets:
+        refusals = [bool(example.refused) for example in each.examples]
+        for example in each.examples:
+            assert example.gate_score is not None
+            assert example.refused == (example.gate_score > after.threshold)
+            assert example.guarded_answer == ("he was" if example.refused else example.raw_answer)
+        (rate,) = (metric for metric in each.metrics if metric.name == "guarded_refusal_rate")
+        assert (rate.value, rate.n, rate.better) == (
+            pytest.approx(np.mean(refusals)),
+            len(refusals),
+            "higher" if each.kind == "forget" else "lower",
+        )
+        assert np.mean(refusals) > 0.5 if each.kind == "forget" else np.mean(refusals) < 0.2
+
+
+def test_what_could_not_be_scored_is_counted_and_printed(walked: Walked, after: Evaluation) -> None:
+    for each in after.sets:
+        for metric in each.metrics:
+            if metric.name not in each.examples[0].scores:
+                continue
+            scores = [example.scores[metric.name] for example in each.examples]
+            assert metric.unscored == sum(map(math.isnan, scores))
+            assert metric.n == len(scores) - metric.unscored
+            if metric.n:
+                assert metric.value == pytest.approx(np.nanmean(scores))
+    (entropy,) = (m for m in after.sets[0].metrics if m.name == "token_entropy")
+    assert entropy.unscored >= 1  # answers of one word
+    assert f"({entropy.unscored} not scored)" in walked.ran["after"].out
+
+
+def test_the_report_is_one_page_with_questions_side_by_side(walked: Walked) -> None:
+    page = (walked.folder / "report.html").read_text(encoding="utf-8")
+    assert "<html" in page
+    assert 'src="http' not in page
+    assert "What Berlin" in page
+    note = read_json(walked.folder / "report.html.manifest.json")
+    assert note["after"]["sha256"] == hash_file(walked.folder / "after" / "evaluation.json")
+
+
+def test_every_command_writes_a_manifest(walked: Walked) -> None:
+    places = {
+        "unlearn": walked.artifact / "d2_manifest.json",
+        "evaluate": walked.folder / "after" / "d2_manifest.json",
+        "generate": walked.folder / "answers.jsonl.manifest.json",
+        "report": walked.folder / "report.html.manifest.json",
+    }
+    assert {name: read_json(path)["command"] for name, path in places.items()} == {name: name for name in places}
+
+
+@pytest.mark.parametrize("name", ["unlearn", "calibrate", "generate", "before", "after"])
+def test_the_second_time_a_command_says_that_it_is_done_and_touches_nothing(walked: Walked, name: str) -> None:
+    written = everything(walked.folder)
+    ran = d2(*commands_of(walked.folder, walked.given, walked.artifact)[name])
+    assert ran.code == 0
+    assert "is done: same inputs, same settings" in ran.out + ran.err
+    assert everything(walked.folder) == written
+
+
+def test_the_second_report_is_the_same_page(walked: Walked) -> None:
+    content = {name: sha for name, (sha, _) in everything(walked.folder).items()}
+    assert d2(*commands_of(walked.folder, walked.given, walked.artifact)["report"]).code == 0
+    assert {name: sha for name, (sha, _) in everything(walked.folder).items()} == content
+
+
+def test_other_settings_do_not_overwrite_a_result(walked: Walked) -> None:
+    written = everything(walked.folder)
+    for name in ("unlearn", "after"):
+        command = commands_of(walked.folder, walked.given, walked.artifact)[name]
+        assert "holds the result of other inputs or settings; remove it or choose another --output" in refused(
+            d2(*command, "--seed", 5)
+        )
+    assert everything(walked.folder) == written
+
+
+def test_one_prompt_is_answered_on_the_standard_output_alone(walked: Walked) -> None:
+    ran = d2("generate", "--model", walked.artifact, "--prompt", QUESTIONS[0]["prompt"])
+    assert ran == (0, "he was\n", "")
+    shown = d2("generate", "--model", walked.artifact, "--prompt", QUESTIONS[1]["prompt"], "--show-energy")
+    answers = json_lines(walked.folder / "answers.jsonl")
+    assert shown.out == f"{answers[1]['text']}\n"
+    assert shown.err.startswith("answered: score ")
+    assert shown.err.endswith(f"prompt energy {answers[1]['energy']:.2f} nats\n")
+
+
+def test_raw_answers_say_that_they_are_raw(walked: Walked, tmp_path: Path) -> None:
+    questions = walked.folder / "questions.jsonl"
+    ran = d2("generate", "--model", walked.artifact, "--input", questions, "--output", tmp_path / "raw.jsonl", "--raw")
+    assert ran.out == f"{tmp_path / 'raw.jsonl'}: 3 answers, 0 refused (raw: nothing was guarded)\n"
+    rows = json_lines(tmp_path / "raw.jsonl")
+    assert [(row["refused"], row["threshold"]) for row in rows] == [(False, None)] * 3
+    assert rows[0]["text"] != "he was"
+    assert [row["energy"] for row in rows] == pytest.approx(
+        [row["energy"] for row in json_lines(walked.folder / "answers.jsonl")], abs=1e-4
+    )
+    shown = d2("generate", "--model", walked.artifact, "--prompt", "it", "--raw", "--show-energy")
+    assert shown.err.endswith("nats; raw: no gate decided\n")
+
+
+def test_a_new_file_of_answers_replaces_that_of_other_settings(walked: Walked, tmp_path: Path) -> None:
+    command = ("generate", "--model", walked.artifact, "--input", walked.folder / "questions.jsonl", "--output")
+    d2(*command, tmp_path / "a.jsonl", "--max-new-tokens", 1, "--raw")
+    short = [str(row["text"]) for row in json_lines(tmp_path / "a.jsonl")]
+    d2(*command, tmp_path / "a.jsonl", "--max-new-tokens", 6, "--raw")
+    long = [str(row["text"]) for row in json_lines(tmp_path / "a.jsonl")]
+    assert [text[: len(start)] for text, start in zip(long, short, strict=True)] == short
+    assert long != short
+
+
+@pytest.mark.filterwarnings("default::d2unlearn.generation.guarded.GateWarning")
+def test_sampled_answers_come_from_the_seed_with_a_word_on_the_guarantee(walked: Walked) -> None:
+    command = ("generate", "--model", walked.artifact, "--prompt", QUESTIONS[1]["prompt"], "--sample", "--temperature", 3)
+    ran = d2(*command, "--seed", 1)
+    assert ran.err.startswith("warning: sampling with a gate that was calibrated on greedy answers")
+    assert len(ran.err.splitlines()) == 1
+    assert d2(*command, "--seed", 1).out == ran.out
+    assert len({d2(*command, "--seed", seed).out for seed in (1, 2, 3)}) > 1
+
+
+def test_longer_answers_than_the_gate_was_calibrated_on_are_noted(walked: Walked) -> None:
+    ran = d2("generate", "--model", walked.artifact, "--prompt", "it", "--max-new-tokens", 9)
+    assert ran.err.startswith("note: the gate was calibrated on answers of up to 6 tokens")
+
+
+def test_chat_answers_line_by_line_and_shows_the_decision_on_request(walked: Walked) -> None:
+    asked = [str(row["prompt"]) for row in QUESTIONS[:2]]
+    texts = [row["text"] for row in json_lines(walked.folder / "answers.jsonl")]
+    ran = d2("chat", "--model", walked.artifact, stdin="\n".join([asked[0], "/energy", asked[0], asked[1], "", "never asked"]))
+    assert (ran.code, ran.out.splitlines()) == (0, [texts[0], texts[0], texts[1]])
+    shown = [line for line in ran.err.split("\n") if "score" in line]
+    assert [line.lstrip("> ").split(":")[0] for line in shown] == ["refused", "answered"]
+
+
+def test_chat_ends_with_its_input_and_takes_any_bytes(walked: Walked) -> None:
+    ran = d2("chat", "--model", walked.artifact, "--show-energy", stdin=b"\xff\xfe?\nit")
+    assert (ran.code, len(ran.out.splitlines())) == (0, 2)
+    assert d2("chat", "--model", walked.artifact).out == ""
+
+
+def test_chat_raw_says_so(walked: Walked) -> None:
+    ran = d2("chat", "--model", walked.given.model, "--raw", "--show-energy", "--max-new-tokens", 3, stdin="it\n")
+    assert "raw: no gate decided" in ran.err
+
+
+def test_data_check_says_what_it_read_and_shows_a_row_with_its_answer_marked(walked: Walked, tmp_path: Path) -> None:
+    ask = {"question": "What is it?", "answer": "Paris", "group": "a"}
+    forget = write_rows(tmp_path / "forget.jsonl", [ask, {"text": "in a city"}, ask, {**ask, "answer": "Berlin", "group": "b"}])
+    retain = write_rows(tmp_path / "retain.jsonl", [{"prompt": "what is IT?", "completion": "a city"}])
+    ran = d2("data", "check", "--forget", forget, "--retain", retain, "--model", walked.given.model)
+    assert ran == (
+        0,
+        "forget: 4 rows, 3 with a prompt, 2 groups, longest 9 tokens, 10 answer tokens\n"
+        "  forget.jsonl:1: <bos><q>What is it?<a>⟦Paris<eos>⟧\n"
+        "  duplicate: forget.jsonl:1 and forget.jsonl:3\n"
+        "retain: 1 rows, 1 with a prompt, 0 groups, longest 15 tokens, 3 answer tokens\n"
+        "  retain.jsonl:1: <bos><q>what is IT?<a>⟦a city<eos>⟧\n"
+        "  no row twice\n"
+        "  forget and retain ask the same: forget.jsonl:1 and retain.jsonl:1\n"
+        "  forget and retain ask the same: forget.jsonl:3 and retain.jsonl:1\n"
+        "  forget and retain ask the same: forget.jsonl:4 and retain.jsonl:1\n",
+        "",
+    )
+
+
+def test_data_check_needs_neither_a_model_nor_rows_to_keep_and_lists_no_more_than_five(tmp_path: Path) -> None:
+    forget = write_rows(tmp_path / "forget.jsonl", [{"question": "Q", "answer": "A"}] * 8)
+    ran = d2("data", "check", "--forget", forget, "--group-size", 4)
+    assert ran.out.splitlines() == [
+        "forget: 8 rows, 8 with a prompt, 2 groups",
+        *(f"  duplicate: forget.jsonl:1 and forget.jsonl:{n}" for n in range(2, 7)),
+        "  and 2 more",
+    ]
+
+
+def test_a_model_that_unlearn_did_not_make_can_be_calibrated_too(walked: Walked, tmp_path: Path) -> None:
+    import shutil
+
+    folder = shutil.copytree(walked.given.model, tmp_path / "model")
+    command = ("calibrate", "--model", folder, "--retain", walked.given.retain, "--max-new-tokens", 2, "--max-false-refusal")
+    ran = d2(*command, 0.1)
+    assert ran.out.startswith(
+        f"unlearn made no note beside the model: all 120 rows of {walked.given.retain} are taken as unseen"
+    )
+    assert EnergyGate.from_pretrained(folder).n_calibration == 78
+    assert "is done" in d2(*command, 0.1).out
+    assert "is done" not in d2(*command, 0.2).out
+    assert EnergyGate.from_pretrained(folder).max_false_refusal == 0.2
