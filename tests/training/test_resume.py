@@ -71,8 +71,11 @@ def test_only_complete_checkpoints_are_gone_on_from_and_others_are_removed(tmp_p
 
 def test_resuming_from_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-3").mkdir()
+    made = trainer(tmp_path, tiny_models.llama())
+    with pytest.raises(ConfigError, match="no checkpoint whose writing was finished"):
+        made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     with pytest.raises(ConfigError, match="no complete checkpoint"):
-        trainer(tmp_path, tiny_models.llama()).train(resume_from_checkpoint=True)
+        made.train(resume_from_checkpoint=True)
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

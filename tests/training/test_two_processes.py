@@ -87,6 +87,11 @@ def test_an_adapter_behind_checkpointed_activations_trains_alike(pair: Pair, tmp
     assert distance(saved(pair, "adapter"), alone) < 1e-5
 
 
+def test_resuming_in_the_middle_of_an_epoch_gives_the_same_weights_bit_for_bit(pair: Pair) -> None:
+    assert distance(saved(pair, "resumed"), saved(pair, "steps")) == 0.0
+    assert distance(saved(pair, "steps"), weights(tiny_models.llama())) > 1e-3
+
+
 def test_both_processes_log_what_one_would(pair: Pair, tmp_path: Path) -> None:
     made = trainer(tmp_path, tiny_models.llama(), **ALONE, **two_processes.PLAIN)
     made.train()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -164,7 +165,7 @@ def test_switches_of_the_command_run_without_a_warning(fresh: UnlearnSettings, m
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"learning_rate": "auto"}, "learning rate 0.0005 (chosen from the model's size)"),
+        ({"learning_rate": "auto"}, "learning rate 0.0003 (chosen from the model's size)"),
         ({"learning_rate": "auto", "lora": True}, "learning rate 0.003 (chosen from the model's size, LoRA)"),
         ({"learning_rate": "2e-4"}, "learning rate 0.0002 (as given)"),
     ],
@@ -227,6 +228,24 @@ def test_a_done_artifact_is_not_overwritten_by_another_run(given: UnlearnSetting
     with pytest.raises(ArtifactError, match="holds the result of other inputs or settings"):
         run_unlearn(replace(given, forget=str(other_rows)))
     assert [log["step"] for log in manifest_of(made)["training"]["history"]] == [2, 4]
+
+
+def test_another_number_of_processes_is_another_run(
+    given: UnlearnSettings, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It makes another effective batch of the same settings."""
+    assert manifest_of(made)["training"]["processes"] == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ArtifactError, match="holds the result of other inputs or settings"):
+        run_unlearn(given)
+
+
+def test_another_configuration_of_the_same_weights_is_another_model(given: UnlearnSettings, made: Path, tmp_path: Path) -> None:
+    shutil.copytree(given.model, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    with pytest.raises(ArtifactError, match="holds the result of other inputs or settings"):
+        run_unlearn(replace(given, model=str(tmp_path / "model")))
 
 
 def test_where_the_same_things_stand_does_not_matter(

@@ -45,12 +45,24 @@ def trained(folder: Path, name: str, **changes: Any) -> list[dict[str, Any]]:
     return made.state.log_history
 
 
+def resumed(folder: Path) -> None:
+    """Go on from the middle of an epoch: a step of 8 rows is one of two, with 4 rows each and a checkpoint after each."""
+    place = folder / "steps"
+    saving = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    for name, start in (("steps", None), ("resumed", place / "checkpoint-3")):
+        made = runs.trainer(place, tiny_models.llama(), **saving, save_total_limit=None)
+        made.train(resume_from_checkpoint=None if start is None else str(start))
+        if made.is_world_process_zero():
+            torch.save(runs.weights(made.model), folder / f"{name}.pt")
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     report = rows_seen(folder, CUT)
     report["logs"] = trained(folder, "full", **CUT)
     trained(folder, "adapter", **CUT, peft_config=runs.lora(), activation_checkpointing=True)
     trained(folder, "cached", **CUT, reference_cache=str(folder / "reference"))
+    resumed(folder)
     run_unlearn(UnlearnSettings(**json.loads((folder / "settings.json").read_text())))
     (folder / f"rank-{report['rank']}.json").write_text(json.dumps(report))
 

@@ -86,7 +86,7 @@ def cache_key(model: nn.Module, method: Method, rows: Mapping[Role, Sequence[Tok
         {
             "format": FORMAT,
             "weights": state_hash(model),
-            "settings": _model_settings(model),
+            "settings": model_settings(model),
             "rows": {role: fingerprint([[row.input_ids, row.answer_mask] for row in each]) for role, each in rows.items()},
             "quantities": {role: [repr(q) for q in needs.reference] for role, needs in method.needs.items()},
             "positions": {role: repr(needs.positions) for role, needs in method.needs.items()},
@@ -95,7 +95,7 @@ def cache_key(model: nn.Module, method: Method, rows: Mapping[Role, Sequence[Tok
     )
 
 
-def _model_settings(model: nn.Module) -> dict[str, Any]:
+def model_settings(model: nn.Module) -> dict[str, Any]:
     """What a model computes beside its weights: its configuration, and that of its adapters (their scale is no weight)."""
     config = causal_model(model).config.to_dict()  # type: ignore[union-attr, operator]
     adapters = {name: _plain(each.to_dict()) for name, each in (getattr(model, "peft_config", None) or {}).items()}

@@ -315,12 +315,14 @@ class UnlearnTrainer(Trainer):
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; True goes on from the last checkpoint whose writing was finished."""
+        """As in transformers, from checkpoints whose writing was finished; True goes on from the last of them."""
         if resume_from_checkpoint is True:
             found = last_complete_checkpoint(self.args.output_dir or "")
             if found is None:
                 raise ConfigError([f"{self.args.output_dir} holds no complete checkpoint to resume from"])
             resume_from_checkpoint = str(found)
+        elif resume_from_checkpoint and not (Path(resume_from_checkpoint) / COMPLETE).is_file():
+            raise ConfigError([f"{resume_from_checkpoint} is no checkpoint whose writing was finished"])
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,8 @@ from d2unlearn.runtime import fingerprint, pick_device, remove, say, seed_everyt
 from d2unlearn.schema import Example, Role
 from d2unlearn.training.alternates import read_alternates
 from d2unlearn.training.artifact import CHECKPOINTS, MANIFEST, STAGED, clear, is_done, manifest, publish, workspace_of
-from d2unlearn.training.learning_rate import automatic_learning_rate
+from d2unlearn.training.recipe import Pace, automatic_accumulation, automatic_learning_rate
+from d2unlearn.training.reference import model_settings
 from d2unlearn.training.trainer import UnlearnConfig, UnlearnTrainer, last_complete_checkpoint
 
 CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(UnlearnConfig, name))
@@ -55,26 +57,26 @@ def run_unlearn(settings: UnlearnSettings) -> Path:
     alternates = _read_alternates(settings, method, forget, retain)
     output = Path(settings.output)
     inputs = _load(settings, forget, retain, alternates)
-    rate = _learning_rate(settings, inputs.model)
+    pace = _pace(settings, inputs.model)
     key = _key(settings, inputs)
     if is_done(output, key):
         say(f"{output} is done: same inputs, same settings")
         clear(output)
         return output
     with workspace_of(output, key) as workspace:
-        _train_and_publish(settings, inputs, method, rate, key, workspace, output)
+        _train_and_publish(settings, inputs, method, pace, key, workspace, output)
     return output
 
 
 def _train_and_publish(
-    settings: UnlearnSettings, inputs: Inputs, method: Method, rate: float, key: str, workspace: Path, output: Path
+    settings: UnlearnSettings, inputs: Inputs, method: Method, pace: Pace, key: str, workspace: Path, output: Path
 ) -> None:
     seed_everything(settings.seed)
     validation, _ = split_validation(inputs.retain.held_out, seed=settings.seed)
-    say(_announcement(settings, inputs, method, rate))
+    say(_announcement(settings, inputs, method, pace))
     trainer = UnlearnTrainer(
         inputs.model,
-        _arguments(settings, workspace, rate),
+        _arguments(settings, workspace, pace),
         method,
         inputs.forget,
         inputs.retain.train,
@@ -93,12 +95,14 @@ def _train_and_publish(
     if trainer.state.best_model_checkpoint is None:
         if trainer.is_world_process_zero():
             remove(workspace / CHECKPOINTS)
-        raise ConfigError([f"learning_rate {rate:g} destroys the model: no evaluation gave numbers; choose a lower one"])
+        raise ConfigError(
+            [f"learning_rate {pace.learning_rate:g} destroys the model: no evaluation gave numbers; choose a lower one"]
+        )
     if trainer.is_world_process_zero():
         staged = workspace / STAGED
         remove(staged)
         _save(trainer.model, inputs, staged)
-        write_json(staged / MANIFEST, _manifest(settings, inputs, method, rate, key, trainer, seconds))
+        write_json(staged / MANIFEST, _manifest(settings, inputs, method, pace, key, trainer, seconds))
         publish(staged, output)
     trainer.accelerator.wait_for_everyone()
 
@@ -166,43 +170,58 @@ def _load(
 
 
 def _key(settings: UnlearnSettings, inputs: Inputs) -> str:
-    """What the result depends on: settings without the places of things, content of model and data, version."""
+    """What the result depends on: settings without the places of things, content of model and data, processes, version.
+
+    The effective batch grows with the number of processes, so a run is not taken up, or called done, by another number.
+    """
     places = ("model", "forget", "retain", "alternate", "output", "report_to")
     chosen = {k: v for k, v in asdict(settings).items() if k not in places}
     rows = [inputs.forget, inputs.retain.train, inputs.retain.held_out, *inputs.alternates.values()]
-    return fingerprint([__version__, chosen, state_hash(inputs.model), [_rows_hash(each) for each in rows]])
+    model = [state_hash(inputs.model), model_settings(inputs.model)]
+    return fingerprint([__version__, chosen, model, [_rows_hash(each) for each in rows], _processes()])
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _rows_hash(rows: Sequence[Example]) -> str:
     return fingerprint([content_hash(row) for row in rows])
 
 
-def _learning_rate(settings: UnlearnSettings, model: nn.Module) -> float:
+def _pace(settings: UnlearnSettings, model: nn.Module) -> Pace:
+    parameters = sum(p.numel() for p in model.parameters())
+    accumulation = automatic_accumulation(parameters) if settings.accumulation == "auto" else int(settings.accumulation)
+    return Pace(_learning_rate(settings, parameters), accumulation)
+
+
+def _learning_rate(settings: UnlearnSettings, parameters: int) -> float:
     if settings.learning_rate != "auto":
         try:
             return float(settings.learning_rate)
         except ValueError:
             raise ConfigError([f"learning_rate should be a number or auto, not {settings.learning_rate!r}"]) from None
-    return automatic_learning_rate(sum(p.numel() for p in model.parameters()), lora=settings.lora)
+    return automatic_learning_rate(parameters, lora=settings.lora)
 
 
-def _announcement(settings: UnlearnSettings, inputs: Inputs, method: Method, rate: float) -> str:
+def _announcement(settings: UnlearnSettings, inputs: Inputs, method: Method, pace: Pace) -> str:
     how = "chosen from the model's size" if settings.learning_rate == "auto" else "as given"
     return (
         f"{len(inputs.forget)} rows to forget, {len(inputs.retain.train)} to keep, {len(inputs.retain.held_out)} retained rows "
-        f"set aside; {method}; learning rate {rate:g} ({how}{', LoRA' if settings.lora else ''})"
+        f"set aside; {method}; learning rate {pace.learning_rate:g} ({how}{', LoRA' if settings.lora else ''}), "
+        f"{settings.batch_size} x {pace.accumulation} pairs an update"
     )
 
 
-def _arguments(settings: UnlearnSettings, workspace: Path, rate: float) -> UnlearnConfig:
+def _arguments(settings: UnlearnSettings, workspace: Path, pace: Pace) -> UnlearnConfig:
     checkpointing: dict[str, Any] = {CHECKPOINTING: settings.gradient_checkpointing}
     return UnlearnConfig(
         output_dir=str(workspace / CHECKPOINTS),
         reference_cache=str(workspace / "reference"),
-        learning_rate=rate,
+        learning_rate=pace.learning_rate,
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulation,
+        gradient_accumulation_steps=pace.accumulation,
         max_length=settings.max_length,
         seed=settings.seed,
         bf16=settings.bf16,
@@ -245,7 +264,7 @@ def _manifest(
     settings: UnlearnSettings,
     inputs: Inputs,
     method: Method,
-    rate: float,
+    pace: Pace,
     key: str,
     trainer: UnlearnTrainer,
     seconds: float,
@@ -256,7 +275,8 @@ def _manifest(
         key,
         settings=asdict(settings),
         method={"name": settings.method, **asdict(method)},  # type: ignore[call-overload]
-        learning_rate=rate,
+        learning_rate=pace.learning_rate,
+        accumulation=pace.accumulation,
         data={
             "forget": {"source": settings.forget, "rows": len(inputs.forget), "sha256": _rows_hash(inputs.forget)},
             "retain": {
@@ -273,6 +293,7 @@ def _manifest(
         held_out=[content_hash(row) for row in inputs.retain.held_out],
         training={
             "seconds": round(seconds, 1),
+            "processes": _processes(),
             "steps": trainer.state.global_step,
             "kept_checkpoint": None if best is None else Path(best).name,
             "kept_by": "largest selection = harmonic mean of erased, kept and AUROC (d2unlearn.training.monitor.Snapshot)",
