@@ -179,7 +179,11 @@ def section(variant: str, runs: Sequence[Run]) -> str:
     """One variant: targets, knowledge, refusals, separation."""
     seeds = ", ".join(str(run["seed"]) for run in runs)
     rates = sorted({run["learning_rate"] for run in runs})
-    facts = f"Seeds {seeds}; learning rate {', '.join(f'{r:g}' for r in rates)} (auto); measured on: {runs[0]['hardware']}."
+    updates = ", ".join(str(8 * each) for each in sorted({run["accumulation"] for run in runs}))
+    facts = (
+        f"Seeds {seeds}; learning rate {', '.join(f'{r:g}' for r in rates)} and {updates} pairs an update (auto); measured on: "
+        f"{runs[0]['hardware']}."
+    )
     note = "" if variant == "full" else " Shown beside the first, and not held to the same numbers."
     parts = [f"## {VARIANTS[variant][0].upper()}{VARIANTS[variant][1:]}\n\n{facts}{note}\n"]
     parts.append("### Targets\n\n" + target_table(runs))

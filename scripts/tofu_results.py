@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from d2unlearn.evaluation.store import read_evaluation
+from d2unlearn.runtime import read_json
 from d2unlearn.schema import Evaluation
+from d2unlearn.training.artifact import MANIFEST
 from score_trial import trial_of_scores
 from second_family import RETAINED, train_pair
 
@@ -68,7 +70,7 @@ def run_seed(shared: Path, work: Path, variant: str, seed: int) -> None:
         "hardware": "2-core x86-64 CPU, float32",
         "seconds": {verb: round(value, 1) for verb, value in seconds.items()},
         "gate": gate_facts(artifact),
-        "learning_rate": json.loads((artifact / "d2_manifest.json").read_text())["learning_rate"],
+        **{key: read_json(artifact / MANIFEST)[key] for key in ("learning_rate", "accumulation")},
         "evaluations": {name: measured(each) for name, each in evaluations.items()},
         "scores": trial_of_scores(artifact, files),
     }

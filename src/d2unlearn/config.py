@@ -35,7 +35,7 @@ class UnlearnSettings:
     learning_rate: float | str = "auto"
     epochs: float = 10.0
     batch_size: int = 8
-    accumulation: int = 4
+    accumulation: int | str = "auto"
     max_length: int = 512
     seed: int = 0
     lora: bool = False
@@ -84,6 +84,51 @@ class GenerateSettings:
     top_p: float = 1.0
     batch_size: int = 16
     seed: int = 0
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """`d2unlearn serve`: the guarded model behind OpenAI's HTTP interface, and what a client may ask of it.
+
+    name None: the folder's. max_new_tokens None: as many as the gate was calibrated with (raw: 128). max_prompt_tokens None:
+    what the model's context leaves, at most 4096. api_keys: a file with one key a line. queue: requests that may wait;
+    connections: open at once; timeout, stop_timeout: seconds of a request, and of those running when the server is stopped.
+    """
+
+    model: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    name: str | None = None
+    raw: bool = False
+    dtype: str = "auto"
+    max_new_tokens: int | None = None
+    max_prompt_tokens: int | None = None
+    max_body_bytes: int = 1_000_000
+    batch_size: int = 16
+    queue: int = 256
+    connections: int = 2048
+    timeout: float = 120.0
+    stop_timeout: float = 20.0
+    hold_back: int = 0
+    api_keys: str | None = None
+    hide_energy: bool = False
+    log_prompts: bool = False
+
+
+@dataclass(frozen=True)
+class PlaySettings:
+    """`d2unlearn play`: a page that shows the original's, the unlearned and the guarded answer side by side.
+
+    original None: the model that the artifact was made from. samples: files of questions to choose from, by what they are
+    called on the page; none: the rows that `unlearn` was given.
+    """
+
+    model: str
+    original: str | None = None
+    port: int = 7860
+    samples: dict[str, str] = field(default_factory=dict)
+    max_new_tokens: int | None = None
     dtype: str = "auto"
 
 
@@ -186,7 +231,7 @@ LIMITS = {
     "learning_rate": Limit("a positive number or auto", lambda v: v == "auto" if isinstance(v, str) else POSITIVE.holds(v)),
     "epochs": POSITIVE,
     "batch_size": COUNT,
-    "accumulation": COUNT,
+    "accumulation": Limit("at least 1 or auto", lambda v: v == "auto" if isinstance(v, str) else COUNT.holds(v)),
     "max_length": Limit("at least 2", lambda value: value >= 2),
     "lora_rank": COUNT,
     "group_size": COUNT,
@@ -201,6 +246,14 @@ LIMITS = {
     "corpus": one_of("news", "books"),
     "question_key": one_of("question", "paraphrased_question"),
     "seed": Limit("between 0 and 4294967295", lambda value: 0 <= value < 2**32),
+    "port": Limit("between 0 and 65535", lambda value: 0 <= value <= 65535),
+    "max_prompt_tokens": COUNT,
+    "max_body_bytes": COUNT,
+    "queue": COUNT,
+    "connections": COUNT,
+    "timeout": POSITIVE,
+    "stop_timeout": POSITIVE,
+    "hold_back": Limit("0 or more", lambda value: value >= 0),
 }
 """The same for a key of this name in all settings."""
 

@@ -1,0 +1,46 @@
+"""A learning rate and an effective batch that work without a hunt, from the number of parameters.
+
+The published recipe, 1e-5 with 4 batches of 8 an update, is for models of a billion parameters and more. Smaller ones are
+trained on less data and need more and larger steps: both rules run through (1e9 parameters, the published value) and (4.2e6, what
+was measured on the small TOFU model, docs/log.md), straight in logarithms, and stay between the two. Low-rank adapters start from
+zero and move few numbers: ten times the rate, the field's rule of thumb.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+PUBLISHED_RATE = 1e-5
+LARGEST_RATE = 3e-4
+PUBLISHED_ACCUMULATION = 4
+LARGE = 1e9
+SMALL = 4.2e6
+LORA_FACTOR = 10.0
+LORA_LARGEST = 3e-3
+
+
+class Pace(NamedTuple):
+    """How large a step is, and how many batches make one."""
+
+    learning_rate: float
+    accumulation: int
+
+
+def automatic_learning_rate(parameters: int, *, lora: bool) -> float:
+    """Learning rate for AdamW, rounded to two digits. `parameters`: how many the whole model has."""
+    rate = PUBLISHED_RATE * (LARGEST_RATE / PUBLISHED_RATE) ** _smallness(parameters)
+    if lora:
+        rate = min(rate * LORA_FACTOR, LORA_LARGEST)
+    return float(f"{rate:.1e}")
+
+
+def automatic_accumulation(parameters: int) -> int:
+    """Batches that make one update: 4 for a large model, 1 for a small one."""
+    return round(math.pow(PUBLISHED_ACCUMULATION, 1 - _smallness(parameters)))
+
+
+def _smallness(parameters: int) -> float:
+    """0 from `LARGE` parameters on, 1 up to `SMALL`, linear in the logarithm between."""
+    share = math.log(LARGE / max(parameters, 1)) / math.log(LARGE / SMALL)
+    return min(max(share, 0.0), 1.0)
