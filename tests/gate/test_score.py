@@ -145,3 +145,30 @@ def test_no_energies() -> None:
     assert request_scores(FirstTokens(1), []).shape == (0,)
     with pytest.raises(GateError, match="single energy"):
         request_scores(FirstTokens(1), [[-1.0], []])
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_reordered_rows_go_on_as_the_answers_that_they_continue(name: str) -> None:
+    """As beams do: at every position some answers are left out and others go on twice."""
+    rng = np.random.default_rng(5)
+    score = CANDIDATES[name].fit(answers(1, 30))
+    running = RunningScore(score, 4)
+    histories: list[list[float]] = [[] for _ in range(4)]
+    for _ in range(14):
+        energies = rng.normal(-20, 4, size=4)
+        histories = [[*history, float(e)] for history, e in zip(histories, energies, strict=True)]
+        running.update(energies)
+        np.testing.assert_array_equal(running.if_ended(), request_scores(score, histories))
+        np.testing.assert_array_equal(running.best, [running_scores(score, [*h, 0.0])[-2] for h in histories])
+        rows = rng.integers(0, 4, size=4)
+        running.reorder(rows)
+        histories = [histories[row] for row in rows]
+
+
+def test_a_row_that_ended_goes_on_as_ended_when_it_is_moved() -> None:
+    running = RunningScore(FirstTokens(3), 2)
+    running.update(np.array([-9.0, -1.0]), np.array([True, False]))
+    running.reorder(np.array([1, 0]))
+    running.update(np.array([-3.0, 5.0]))
+    np.testing.assert_array_equal(running.if_ended(), [-2.0, -9.0])
+    np.testing.assert_array_equal(running.active, [True, False])

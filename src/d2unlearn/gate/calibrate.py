@@ -25,14 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2unlearn.errors import GateError
-from d2unlearn.gate.score import CANDIDATES, DEFAULT, Floats, Score, request_scores
+from d2unlearn.gate.score import CANDIDATES, DEFAULT, Floats, Indices, Score, request_scores
 from d2unlearn.schema import Interval
 from d2unlearn.stats import auroc, binomial_interval, conformal_rank, fpr_at_tpr
 
 Energies = Sequence[Sequence[float]]
 """Of each request the energies of its answer, position by position."""
 
-Indices = NDArray[np.int64]
 N_FOLDS = 5
 MEASURABLE = 2.0
 """Standard errors (counts taken as Poisson) by which a raise has to spare errors."""

@@ -25,6 +25,7 @@ from d2unlearn.errors import GateError
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Indices = NDArray[np.int64]
 
 SMALLEST_SCALE = 1e-3
 """nats; keeps a statistic that hardly varies from blowing up rounding errors."""
@@ -40,6 +41,10 @@ class Looks(ABC):
     @abstractmethod
     def end(self) -> Floats | None:
         """The look at answers that end at the position taken last, or None where there is none."""
+
+    @abstractmethod
+    def reorder(self, rows: Indices) -> None:
+        """Go on with these answers in these places, [B]: one may be left out, or go on as several (beams)."""
 
 
 class Score(ABC):
@@ -180,6 +185,9 @@ class _MeanLooks(Looks):
             return None
         return np.asarray((self.total / (self.position + 1) - self.centre[self.position]) / self.scale[self.position])
 
+    def reorder(self, rows: Indices) -> None:
+        self.total = self.total[rows]
+
 
 class _WindowLooks(Looks):
     """Mean of the last `width` positions; of all there are when the answer ends earlier."""
@@ -195,6 +203,9 @@ class _WindowLooks(Looks):
     def end(self) -> Floats | None:
         total = sum(self.kept[1:], self.kept[0])  # in this order for any number of rows, so that a batch changes no bit
         return total / len(self.kept)
+
+    def reorder(self, rows: Indices) -> None:
+        self.kept = [energies[rows] for energies in self.kept]
 
 
 class _HighestLooks(Looks):
@@ -213,6 +224,9 @@ class _HighestLooks(Looks):
         kept = self.highest[-self.positions :]
         return np.asarray(sum(kept[1:], kept[0]) / len(kept))  # in this order for any number of rows, as above
 
+    def reorder(self, rows: Indices) -> None:
+        self.highest = self.highest[:, rows]
+
 
 class _PartLooks(Looks):
     """The largest of the parts' standardised looks."""
@@ -225,6 +239,10 @@ class _PartLooks(Looks):
 
     def end(self) -> Floats | None:
         return self._largest([part.end() for part in self.parts])
+
+    def reorder(self, rows: Indices) -> None:
+        for part in self.parts:
+            part.reorder(rows)
 
     def _largest(self, looks: list[Floats | None]) -> Floats | None:
         made = zip(looks, self.centre, self.scale, strict=True)
@@ -255,6 +273,18 @@ class RunningScore:
             self._note(self._looks.end(), self.active & ended)
             self.stop(ended)
         return self.best
+
+    def if_ended(self) -> Floats:
+        """What `best` [B] would be if every answer that goes on ended at the position taken last. Changes nothing."""
+        look = self._looks.end()
+        return self.best if look is None else np.where(self.active, np.maximum(self.best, look), self.best)
+
+    def reorder(self, rows: Indices) -> None:
+        """Go on with these answers in these places, [B]: one may be left out, or go on as several (beams)."""
+        self._looks.reorder(rows)
+        self.best = self.best[rows]
+        self.active = self.active[rows]
+        self._all_active = bool(self.active.all())
 
     def stop(self, rows: Bools) -> None:
         """Leave these rows as they are from here on."""
