@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,29 +92,14 @@ def walked(tmp_path_factory: pytest.TempPathFactory, given: Given) -> Walked:
 
 
 def commands_of(folder: Path, given: Given, artifact: Path) -> dict[str, tuple[object, ...]]:
+    """The walked commands, in their order."""
     rows_of = ("--forget", given.forget, "--retain", given.test)
+    read, written = folder / "questions.jsonl", folder / "answers.jsonl"
+    settings = ("--config", folder / "unlearn.yaml", "--retain", given.retain, "--epochs", 8)
     return {
-        "unlearn": (
-            "unlearn",
-            "--config",
-            folder / "unlearn.yaml",
-            "--retain",
-            given.retain,
-            "--output",
-            artifact,
-            "--epochs",
-            8,
-        ),
+        "unlearn": ("unlearn", *settings, "--output", artifact),
         "calibrate": ("calibrate", "--model", artifact, "--retain", given.retain, "--forget", given.forget, *CALIBRATE),
-        "generate": (
-            "generate",
-            "--model",
-            artifact,
-            "--input",
-            folder / "questions.jsonl",
-            "--output",
-            folder / "answers.jsonl",
-        ),
+        "generate": ("generate", "--model", artifact, "--input", read, "--output", written),
         "before": ("evaluate", "--model", given.model, *rows_of, "--output", folder / "before", "--max-new-tokens", 6),
         "after": ("evaluate", "--model", artifact, *rows_of, "--output", folder / "after", "--max-new-tokens", 6),
         "report": (
@@ -126,7 +112,6 @@ def commands_of(folder: Path, given: Given, artifact: Path) -> dict[str, tuple[o
 @pytest.fixture
 def another(walked: Walked, tmp_path: Path) -> Callable[[str], Path]:
     """A copy of the walked artifact under a name, to do things to."""
-    import shutil
 
     def copied(name: str) -> Path:
         return Path(shutil.copytree(walked.artifact, tmp_path / name))
