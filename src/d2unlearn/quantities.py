@@ -48,6 +48,16 @@ class Chunk:
         """logsumexp at temperature 1, [n]: shared by the quantities of one chunk."""
         return logsumexp(self.logits)
 
+    @cached_property
+    def log_probabilities(self) -> Tensor:
+        """log softmax(z), [n, V]: shared by the quantities of one chunk that average over the vocabulary."""
+        return torch.log_softmax(self.logits, dim=-1)
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Entropy of softmax(z), nats, [n]: the mean of -log p under the model."""
+        return -(self.log_probabilities.exp() * self.log_probabilities).sum(dim=-1)
+
     @property
     def target_logits(self) -> Tensor:
         """The logit of each target, [n]."""
@@ -147,8 +157,19 @@ class Entropy(Quantity):
     """Entropy of softmax(z), nats, between 0 and log V."""
 
     def of(self, chunk: Chunk) -> Tensor:
-        log_p = chunk.logits - chunk.logsumexp.unsqueeze(1)
-        return -(log_p.exp() * log_p).sum(dim=-1)
+        return chunk.entropy
+
+
+@dataclass(frozen=True)
+class LogProbVariance(Quantity):
+    """Variance of log p under the model, sum p (log p)^2 - entropy^2, nats^2: the scale of Min-K%++. 0 at a certain token.
+
+    The entropy, `Entropy`, is minus the mean of the same log p. Source: Zhang et al. 2024 (2404.02936), eq. 3.
+    """
+
+    def of(self, chunk: Chunk) -> Tensor:
+        log_p = chunk.log_probabilities
+        return (log_p.exp() * log_p.square()).sum(dim=-1) - chunk.entropy.square()
 
 
 @dataclass(frozen=True)
@@ -160,15 +181,22 @@ class Correct(Quantity):
 
 
 @dataclass(frozen=True)
+class MostLikely(Quantity):
+    """The id of the most likely token, exact below 2^24. No gradient."""
+
+    def of(self, chunk: Chunk) -> Tensor:
+        return chunk.logits.argmax(dim=-1).to(chunk.logits.dtype)
+
+
+@dataclass(frozen=True)
 class KlFromReference(Quantity):
     """KL(softmax(z_ref) || softmax(z)), nats: how far the policy has moved from the reference at this position."""
 
     reads_reference_logits: ClassVar[bool] = True
 
     def of(self, chunk: Chunk) -> Tensor:
-        log_p = chunk.logits - chunk.logsumexp.unsqueeze(1)
         log_r = torch.log_softmax(chunk.reference_logits, dim=-1)
-        return (log_r.exp() * (log_r - log_p)).sum(dim=-1)
+        return (log_r.exp() * (log_r - chunk.log_probabilities)).sum(dim=-1)
 
 
 @dataclass(frozen=True)
