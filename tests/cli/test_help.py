@@ -32,8 +32,10 @@ def verbs(command: Any = COMMAND, path: tuple[str, ...] = ()) -> dict[str, Any]:
 
 VERBS = verbs()
 SETTINGS = {name.removesuffix("Settings").lower(): each for name, each in vars(config).items() if name.endswith("Settings")}
-ELSEWHERE = {"parameters": "method_parameters"}
+ELSEWHERE = {"parameters": "method_parameters", "part": "parts", "task": "tasks"}
 """Options whose key in a file is another word."""
+TWO_WAYS = {"evaluate": ("evaluate", "benchmark")}
+"""Verbs that read one settings or the other, by what is asked for."""
 
 
 def test_the_verbs_are_those_promised() -> None:
@@ -66,7 +68,9 @@ def test_every_option_has_a_word_of_help(verb: str) -> None:
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb.split()[-1] in SETTINGS])
 def test_a_file_takes_what_the_command_line_takes(verb: str) -> None:
     keys = {ELSEWHERE.get(parameter.name, parameter.name) for parameter in VERBS[verb].params} - {"config"}
-    assert keys == {field.name for field in fields(SETTINGS[verb.split()[-1]])}
+    name = verb.split()[-1]
+    kinds = [SETTINGS[each] for each in TWO_WAYS.get(name, (name,)) if each in SETTINGS]
+    assert keys == {field.name for kind in kinds for field in fields(kind)}
 
 
 def test_chat_s_options_are_settings_of_generation() -> None:
