@@ -1,0 +1,88 @@
+"""Whether it shows that a model was trained on a text: membership inference, and what follows from it. Pure functions.
+
+Every attack gives one score an example; a *higher* score means less likely a member, as a loss does. The attack's AUC is the
+chance that a held-out example scores above a forgotten one: 0.5 when the two cannot be told apart, 1 when the forget set is
+plainly known, near 0 when it is plainly *less* known than text the model never saw, which gives the unlearning away as well.
+The aim is the AUC of a model that never saw the forget set. Nothing to score is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import ks_2samp
+
+from d2unlearn.stats import auroc, finite
+
+SHARE = 0.4
+"""Share of an answer's tokens that Min-K% and Min-K%++ look at (MUSE, open-unlearning)."""
+SMALLEST_VARIANCE = 1e-6
+"""nats^2; keeps Min-K%++ finite where the model is certain."""
+
+
+def zlib_score(nll: float, text: str) -> float:
+    """Mean NLL over the bytes that zlib needs for the text: repetitive text is no sign of membership.
+
+    Source: Carlini et al. 2021.
+    """
+    return nll / len(zlib.compress(text.encode())) if text else math.nan
+
+
+def min_k(nll: ArrayLike, share: float = SHARE) -> float:
+    """Mean NLL of the `share` least likely tokens (at least one). nll: [n], nats. Source: Shi et al. 2023 (2310.16789)."""
+    values = np.sort(np.asarray(nll, dtype=np.float64))[::-1]
+    return float(values[: _count(len(values), share)].mean()) if len(values) else math.nan
+
+
+def min_k_plus_plus(nll: ArrayLike, entropy: ArrayLike, variance: ArrayLike, share: float = SHARE) -> float:
+    """Min-K% of the log-probabilities standardised by their mean and spread under the model at the same position.
+
+    z = (log p - mean) / sqrt(variance) with mean = -entropy; the negative mean of the `share` lowest z. nll, entropy: [n] nats;
+    variance: [n] nats^2, at least `SMALLEST_VARIANCE`. Source: Zhang et al. 2024 (2404.02936).
+    """
+    spread = np.sqrt(np.maximum(np.asarray(variance, dtype=np.float64), SMALLEST_VARIANCE))
+    scores = np.sort((np.asarray(entropy, dtype=np.float64) - np.asarray(nll, dtype=np.float64)) / spread)
+    return -float(scores[: _count(len(scores), share)].mean()) if len(scores) else math.nan
+
+
+def membership_auc(forget: ArrayLike, holdout: ArrayLike) -> float:
+    """P(a held-out example scores above a forgotten one), ties counted half. NaN when a side has no score."""
+    return auroc(forget, holdout)
+
+
+def privleak(auc: float, reference_auc: float, *, epsilon: float = 0.0) -> float:
+    """How far the chance of *not* telling members is from that of a model that never saw the forget set, in percent of it.
+
+    ((1 - auc) - (1 - reference)) / (1 - reference + epsilon) * 100: 0 is right, negative: still known (under-unlearned),
+    positive: conspicuously unknown. NaN where the reference's AUC is 1 and there is no `epsilon`. Source: MUSE (2407.06460).
+    """
+    missed, reference = 1 - auc, 1 - reference_auc
+    return (missed - reference) / (reference + epsilon) * 100 if reference + epsilon else math.nan
+
+
+def relative_difference(value: float, reference: float, *, epsilon: float = 0.0) -> float:
+    """(value - reference) / (reference + epsilon) * 100, in percent. NaN for a reference of zero without `epsilon`."""
+    return (value - reference) / (reference + epsilon) * 100 if reference + epsilon else math.nan
+
+
+def forget_quality(ratios: ArrayLike, reference: ArrayLike, *, method: str = "auto") -> float:
+    """p-value of the Kolmogorov-Smirnov test that the truth ratios are those of a model that never saw the forget set.
+
+    Near 1: cannot be told apart; below 0.05: they differ. Takes every question for independent, which an author's twenty are
+    not: read it beside the KS distance. NaN when a side is empty. Source: TOFU (2401.06121).
+    """
+    ours, theirs = finite(ratios), finite(reference)
+    return float(ks_2samp(ours, theirs, method=method).pvalue) if len(ours) and len(theirs) else math.nan
+
+
+def _count(n: int, share: float) -> int:
+    return max(1, int(n * share))
+
+
+def mean_of_norms(norms: Sequence[float]) -> float:
+    """The gradient-norm attack's score: mean over parameter tensors of the gradient's 2-norm. Source: 2402.17012."""
+    return sum(norms) / len(norms) if len(norms) else math.nan
