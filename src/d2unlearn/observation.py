@@ -115,6 +115,25 @@ def observe(
     return found
 
 
+def last_hidden_states(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
+) -> Tensor:
+    """What the LM head would read at every position, [B, T, H], by one forward in which no logits are made.
+
+    attention_mask: [B, T], or [B, 1, T, T] of numbers that are added to the attention's scores; position_ids: [B, T] or None.
+    """
+    seen: list[Tensor] = []
+
+    def tap(hidden: Tensor) -> Tensor:
+        seen.append(hidden)
+        return hidden.new_zeros(*hidden.shape[:-1], 1)
+
+    given = {} if position_ids is None else {"position_ids": position_ids}
+    with _replaced_forward(causal_model(model).get_output_embeddings(), tap):  # type: ignore[operator]
+        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **given)
+    return seen[0]
+
+
 def causal_model(model: nn.Module) -> nn.Module:
     """The Hugging Face causal model inside wrappers (DDP's `.module`, PEFT's base model)."""
     while isinstance(getattr(model, "module", None), nn.Module):
