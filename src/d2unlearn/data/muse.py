@@ -2,8 +2,8 @@
 
 From the hub (`muse-bench/MUSE-News`, `-Books`) or from a folder with the same parts: `knowmem/forget_qa.jsonl` (or `.json`,
 `.parquet`) is the split `forget_qa` of `knowmem`. Columns: `knowmem` has question and answer; `verbmem` prompt and gt, a
-passage and what follows it; `privleak`, `raw`, `scal` and `sust` text. `scal`'s forget sets contain one another, `sust`'s follow
-one another: what a model unlearnt of each is measured on the split itself.
+passage and what follows it; the others text. The forget sets of `scal` contain one another, those of `sust` follow one another:
+what a model unlearnt of each is measured on the split itself.
 """
 
 from __future__ import annotations
