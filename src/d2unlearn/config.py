@@ -280,6 +280,11 @@ def load_settings(kind: type[Settings], file: str | Path | None, overrides: Mapp
     return kind(**given)
 
 
+def holds(file: str | Path | None, key: str) -> bool:
+    """Whether a settings file has a key. Raises `ConfigError` as `load_settings` does."""
+    return key in _read_yaml(file)
+
+
 def typed(values: Mapping[str, Any], hints: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The values as the types that `hints` names, and what is wrong with them: unknown keys, types, values out of range."""
     mistakes = [_unknown(key, list(hints)) for key in values if key not in hints]

@@ -1,0 +1,36 @@
+"""WMDP (Li et al. 2024): multiple-choice questions on biology, cyber security and chemistry that should not be answered.
+
+On the hub `cais/wmdp`, one configuration a subject (`wmdp-bio`), split `test`; columns question, choices (four texts) and
+answer (the right one's place, from 0). From a folder: `wmdp-bio.jsonl` (or `wmdp_bio`, `.json`, `.parquet`). The same form
+serves any multiple-choice task of lm-eval, MMLU's among them, under the task's own name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from d2unlearn.data.records import read_columns
+from d2unlearn.errors import DataError
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+
+
+def task_file(task: str, folder: str | Path) -> Path | None:
+    """The file of a task's questions in a folder, None where it has none."""
+    names = (task, task.replace("_", "-"))
+    return next((path for name in names for s in SUFFIXES if (path := Path(folder) / f"{name}{s}").is_file()), None)
+
+
+def check_questions(path: Path) -> int:
+    """How many questions a file holds. Raises `DataError` for rows that are none, all of them named."""
+    rows = read_columns(path, ("question",))
+    wrong = [place for place, row in rows if not _has_options(row.get("choices"), row.get("answer"))]
+    if wrong:
+        named = ", ".join(wrong[:10])
+        raise DataError(f"{named}: should have choices, a list of texts, and answer, the right one's place counted from 0")
+    return len(rows)
+
+
+def _has_options(choices: object, answer: object) -> bool:
+    texts = isinstance(choices, list) and len(choices) > 1 and all(isinstance(each, str) and each for each in choices)
+    return texts and isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices)  # type: ignore[arg-type]
