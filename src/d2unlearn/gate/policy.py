@@ -12,18 +12,16 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from d2unlearn.data.batching import pad_left
 from d2unlearn.data.holdout import split_validation
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ArtifactError, GateError
 from d2unlearn.gate.calibrate import Calibration, Candidate, calibrate
+from d2unlearn.gate.probes import Probe, dtype_name, make_probes
+from d2unlearn.gate.rule import STATISTIC, Rule, check_statistic, refusal_index
 from d2unlearn.gate.score import CANDIDATES, DEFAULT, Score, score_from_json, score_to_json
-from d2unlearn.gate.traces import EnergyRecorder, Trace, collect_traces, generate_of
+from d2unlearn.gate.traces import Trace, collect_traces
 from d2unlearn.models import weights_hash
 from d2unlearn.runtime import fingerprint, read_json, write_json
 from d2unlearn.schema import Example, GateSummary, Interval
@@ -39,17 +37,6 @@ REFUSAL_TEXTS = (
     "That is not something I can answer.",
     "I'm afraid I don't know anything about this.",
 )
-
-PROBE_TOLERANCE = {"float32": 0.002, "float64": 0.002, "bfloat16": 0.1, "float16": 0.05}
-"""nats, the least that probes may differ by, by the dtype that was calibrated. See `EnergyGate.check_probes`."""
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A retained prompt and its energy at the last position (nats), with the calibrated weights."""
-
-    token_ids: tuple[int, ...]
-    energy: float
 
 
 @dataclass(frozen=True)
@@ -108,8 +95,12 @@ class EnergyGate:
 
     def refusal(self, prompt_ids: Sequence[int]) -> str:
         """The words a request is refused with: one of `refusal_texts`, always the same one for the same prompt."""
-        drawn = int(fingerprint([self.seed, [int(i) for i in prompt_ids]])[:12], 16)
-        return self.refusal_texts[drawn % len(self.refusal_texts)]
+        return self.refusal_texts[refusal_index(self.seed, prompt_ids, len(self.refusal_texts))]
+
+    @property
+    def rule(self) -> Rule:
+        """What it takes to decide: the part that travels."""
+        return Rule(**{field.name: getattr(self, field.name) for field in fields(Rule)})
 
     @classmethod
     def calibrate(
@@ -171,14 +162,14 @@ class EnergyGate:
             seed=seed,
         )
         prompts = [template.prompt_ids(row.prompt) for row in calibration_rows[:N_PROBES]]
-        probes, tolerance = _make_probes(model, prompts, temperature, vocab_rows)
+        probes, tolerance = make_probes(model, prompts, temperature, vocab_rows)
         return cls(
             calibration=measured,
             max_false_refusal=max_false_refusal,
             confidence=confidence,
             max_new_tokens=max_new_tokens,
             template=template.fingerprint,
-            dtype=_dtype_name(model),
+            dtype=dtype_name(model),
             probes=probes,
             probe_tolerance=tolerance,
             temperature=temperature,
@@ -271,27 +262,8 @@ class EnergyGate:
         return gate
 
     def check_probes(self, model: PreTrainedModel) -> None:
-        """Raises `GateError` unless the model gives the stored probe prompts the energies they had, within the tolerance.
-
-        The tolerance allows what rounding does and not what could move decisions. Measured on a 4M Llama, energies near -27:
-        another batch shape moves float32 energies by 2e-5 nats; a cast to bfloat16 moves the worst of 8 probes by 0.07 to
-        0.15, int8 weights by 0.10 to 0.21, a cast to float16 by 0.01 to 0.02. So 0.002 in float32. In bfloat16 the batch shape
-        alone moves energies by 0.25: there the tolerance is three times what padding did at calibration, and probes can
-        only tell other models, not int8 from bfloat16.
-        """
-        if not self.probes:
-            raise GateError("the gate holds no probe prompts to recognise these weights by; recalibrate")
-        prompts = [list(probe.token_ids) for probe in self.probes]
-        if max(max(prompt) for prompt in prompts) >= model.config.get_text_config().vocab_size:
-            raise GateError("the gate was calibrated on a model with a larger vocabulary; recalibrate on this model")
-        found = _prompt_energies(model, prompts, self.temperature, self.vocab_rows)
-        moved = float(np.max(np.abs(found - np.array([probe.energy for probe in self.probes]))))
-        if not moved <= self.probe_tolerance:
-            raise GateError(
-                f"these weights are not those the gate was calibrated on: the energy of a probe prompt differs by {moved:.3g} "
-                f"nats (allowed: {self.probe_tolerance:.3g}; calibrated in {self.dtype}, running in {_dtype_name(model)}); "
-                "recalibrate with the model as it runs"
-            )
+        """Raises `GateError` unless the model gives the stored probe prompts the energies they had, within the tolerance."""
+        self.rule.check_probes(model)
 
 
 def gate_to_json(gate: EnergyGate) -> dict[str, Any]:
@@ -301,6 +273,7 @@ def gate_to_json(gate: EnergyGate) -> dict[str, Any]:
     own = {f.name: getattr(gate, f.name) for f in fields(gate) if f.name not in ("calibration", "probes")}
     return {
         "format": FORMAT,
+        "statistic": STATISTIC,
         **asdict(gate.summary()),
         "score": score_to_json(gate.score),
         **own,
@@ -313,6 +286,7 @@ def gate_from_json(value: dict[str, Any]) -> EnergyGate:
     """The gate that `gate_to_json` wrote. Raises `GateError` for another format or missing or wrong entries."""
     if value.get("format") != FORMAT:
         raise GateError(f"gate format {value.get('format')!r} is not known to this version, which reads {FORMAT}")
+    check_statistic(value)
     try:
         own = {f.name: value[f.name] for f in fields(EnergyGate) if f.name not in ("calibration", "probes")}
         own["refusal_texts"] = _checked_texts(own["refusal_texts"])
@@ -373,29 +347,3 @@ def _percent(share: Interval) -> str:
 
 def _energies(traces: Sequence[Trace]) -> list[tuple[float, ...]]:
     return [trace.energies for trace in traces]
-
-
-def _dtype_name(model: PreTrainedModel) -> str:
-    return str(model.dtype).removeprefix("torch.")
-
-
-def _make_probes(
-    model: PreTrainedModel, prompts: list[list[int]], temperature: float, vocab_rows: int | None
-) -> tuple[tuple[Probe, ...], float]:
-    """Probes measured one by one, and the tolerance: what padding them into one batch changes tells how much rounding does."""
-    alone = np.concatenate([_prompt_energies(model, [prompt], temperature, vocab_rows) for prompt in prompts])
-    together = _prompt_energies(model, prompts, temperature, vocab_rows)
-    least = PROBE_TOLERANCE.get(_dtype_name(model), 0.1)
-    tolerance = max(least, 3 * float(np.abs(alone - together).max()))
-    return tuple(Probe(tuple(p), float(e)) for p, e in zip(prompts, alone, strict=True)), tolerance
-
-
-@torch.inference_mode()
-def _prompt_energies(
-    model: PreTrainedModel, prompts: list[list[int]], temperature: float, vocab_rows: int | None
-) -> NDArray[np.float64]:
-    """Energy at the last position of each prompt, [N], in one left-padded batch and by the road that generation takes."""
-    ids, mask = (t.to(model.device) for t in pad_left(prompts, 0))
-    with EnergyRecorder(model, temperature=temperature, vocab_rows=vocab_rows) as recorder:
-        generate_of(model)(input_ids=ids, attention_mask=mask, max_new_tokens=1, do_sample=False, pad_token_id=0)
-        return recorder.latest.double().cpu().numpy()

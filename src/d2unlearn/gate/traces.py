@@ -1,28 +1,26 @@
 """The energies of an answer as it is generated: what the gate sees, read from the model's own logits and nothing else.
 
-Position 0 is the last prompt position, whose logits predict the answer's first token; position t predicts token t. The logits
-are read by a forward hook on the causal model, before penalties, warpers or a beam's log-softmax touch them, so an energy does
-not depend on how tokens are chosen from it, and the prompt's energy costs no second forward.
+Position 0 is the last prompt position, whose logits predict the answer's first token; position t predicts token t. How they
+are read: see `recorder`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from d2unlearn.data.batching import by_length, pad_left
-from d2unlearn.energy import free_energy
-from d2unlearn.errors import ModelError
+from d2unlearn.gate.recorder import EnergyRecorder, generate_of
 from d2unlearn.models import end_token_ids, pad_token_id
 from d2unlearn.runtime import progress
+
+__all__ = ["EnergyRecorder", "Trace", "collect_traces", "generate_of"]
 
 
 @dataclass(frozen=True)
@@ -41,42 +39,6 @@ class Trace:
         return self.energies[0]
 
 
-class EnergyRecorder:
-    """While entered, keeps the free energy of the last position of the model's latest logits: `latest`, float32 [B].
-
-    `vocab_rows` leaves out the logits from that index on: rows of the head that the tokenizer has no token for.
-    """
-
-    def __init__(self, model: PreTrainedModel, *, temperature: float = 1.0, vocab_rows: int | None = None) -> None:
-        self._model = causal_model(model)
-        self._temperature = temperature
-        self._vocab_rows = vocab_rows
-        self._handle: RemovableHandle | None = None
-        self._latest: Tensor | None = None
-
-    @property
-    def latest(self) -> Tensor:
-        """Raises `ModelError` when no logits were seen: the model does not run as plain PyTorch modules."""
-        if self._latest is None:
-            raise ModelError(f"{type(self._model).__name__} produced no logits that a forward hook can read")
-        return self._latest
-
-    def __enter__(self) -> EnergyRecorder:
-        self._handle = self._model.register_forward_hook(self._read)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-
-    def _read(self, module: torch.nn.Module, arguments: Any, output: Any) -> None:
-        logits = output.logits if hasattr(output, "logits") else output[0]
-        with torch.no_grad():
-            last = logits[:, -1] if self._vocab_rows is None else logits[:, -1, : self._vocab_rows]
-            self._latest = free_energy(last, self._temperature)
-
-
 class _EnergyLog(StoppingCriteria):
     """Never stops anything: notes the latest energies each time a token has been chosen."""
 
@@ -85,20 +47,8 @@ class _EnergyLog(StoppingCriteria):
         self.steps: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        self.steps.append(self.recorder.latest)
+        self.steps.append(self.recorder.take()[:, -1])
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-def generate_of(model: PreTrainedModel) -> Callable[..., Any]:
-    """`model.generate`, typed: transformers declares it where a type checker does not follow."""
-    generate: Callable[..., Any] = model.generate  # type: ignore[assignment]
-    return generate
-
-
-def causal_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The model whose `forward` returns logits: a PEFT wrapper's inner model, else the model itself."""
-    inner = getattr(model, "get_base_model", None)
-    return inner() if callable(inner) else model
 
 
 @torch.inference_mode()
