@@ -72,6 +72,24 @@ def logsumexp(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return torch.logsumexp(logits if temperature == 1.0 else logits / temperature, dim=-1)
 
 
+class LogSumExpParts(NamedTuple):
+    """logsumexp(z) = `largest + excess`: the largest logit, and what the others add to it, between 0 and log V. Each [...]."""
+
+    largest: Tensor
+    excess: Tensor
+
+
+def logsumexp_parts(logits: Tensor) -> LogSumExpParts:
+    """The two parts of `logsumexp(z)` over the last dimension, in float32. logits: [..., V].
+
+    A logit taken from `largest` before `excess` is added keeps the digits that their sum, rounded, has lost. To the gradient
+    `largest` is a constant: only the sum of both parts has the gradient of logsumexp.
+    """
+    logits = at_least_float32(logits)
+    largest = logits.detach().amax(dim=-1)
+    return LogSumExpParts(largest, (logits - largest.unsqueeze(-1)).exp_().sum(dim=-1).log_())
+
+
 def selected_logsumexp(
     logits: Tensor, ratio: float, temperature: float = 1.0, *, largest: bool, zero_fill: bool = True
 ) -> Tensor:
@@ -93,8 +111,9 @@ def selected_count(ratio: float, width: int) -> int:
     """k = floor(ratio * V). Raises `ConfigError` when that keeps no logit, or all of them."""
     k = math.floor(ratio * width)
     if not 0 < k < width:
+        good = max(0.1, 1.5 / width)
         raise ConfigError(
-            [f"ratio {ratio} keeps {k} of {width} logits; choose a ratio between {1 / width:.2g} and 1, e.g. 0.1"]
+            [f"ratio {ratio} keeps {k} of {width} logits; choose one that keeps 1 to {width - 1}, e.g. {good:.2g}"]
         )
     return k
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from d2unlearn.energy import at_least_float32, logsumexp
+from d2unlearn.energy import at_least_float32
 from d2unlearn.errors import ModelError
 from d2unlearn.quantities import Chunk, LogSumExp, Nll, Quantity
 
@@ -168,14 +168,14 @@ class _ChunkedHead(torch.autograd.Function):
             chunk = Chunk(logits, targets[part], plan.reference_logits(reference_hidden, part))
             for row, quantity in zip(values, plan.quantities, strict=True):
                 row[part] = quantity.of(chunk)
-        ctx.save_for_backward(hidden, weight, bias, targets, reference_hidden, values)
+        ctx.save_for_backward(hidden, weight, bias, targets, reference_hidden)
         ctx.plan = plan
         return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, reference_hidden, values = ctx.saved_tensors
+        hidden, weight, bias, targets, reference_hidden = ctx.saved_tensors
         plan: _Plan = ctx.plan
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         accumulate = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -185,12 +185,12 @@ class _ChunkedHead(torch.autograd.Function):
         for part in plan.parts(len(hidden)):
             logits = plan.logits(hidden[part], weight, bias)
             reference = plan.reference_logits(reference_hidden, part)
-            d_logits = _logit_gradient(plan, logits, targets[part], reference, values[:, part], grad[:, part])
+            d_logits = _logit_gradient(plan, logits, targets[part], reference, grad[:, part])
             d_raw = d_logits.to(weight.dtype)
             if d_hidden is not None:
                 d_hidden[part] = d_raw @ weight
             if d_weight is not None:
-                _add_product(d_weight, d_raw.t(), hidden[part])
+                _add_weight_gradient(d_weight, d_logits, hidden[part])
             if d_bias is not None:
                 d_bias += d_logits.sum(dim=0)
         return (
@@ -203,19 +203,19 @@ class _ChunkedHead(torch.autograd.Function):
         )
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, summed over chunks in `total`'s dtype."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
+def _add_weight_gradient(total: Tensor, d_logits: Tensor, hidden: Tensor) -> None:
+    """total += d_logits^T hidden. total: [V, H], summed over chunks in float32 (float64) whatever the model's dtype.
+
+    On a GPU the product itself is made in the model's dtype, for its tensor cores, and rounded to it once a chunk.
+    """
+    if hidden.is_cuda and hidden.dtype != total.dtype:
+        total += d_logits.t().to(hidden.dtype) @ hidden
     else:
-        total += left @ right
+        total.addmm_(d_logits.t(), hidden.to(total.dtype))
 
 
-def _logit_gradient(
-    plan: _Plan, logits: Tensor, targets: Tensor, reference: Tensor | None, values: Tensor, grad: Tensor
-) -> Tensor:
-    """Gradient with respect to the raw logits of one chunk. values, grad: [Q, n]. Returns [n, V]; may overwrite `logits`."""
-    known = {q.temperature: v for q, v in zip(plan.quantities, values, strict=True) if isinstance(q, LogSumExp)}
+def _logit_gradient(plan: _Plan, logits: Tensor, targets: Tensor, reference: Tensor | None, grad: Tensor) -> Tensor:
+    """Gradient with respect to the raw logits of one chunk. grad: [Q, n]. Returns [n, V]; may overwrite `logits`."""
     softmax_weight: dict[float, Tensor] = {}
     target_weight: Tensor | None = None
     others: list[tuple[Quantity, Tensor]] = []
@@ -231,16 +231,20 @@ def _logit_gradient(
     keep = bool(others) or len(softmax_weight) > 1 or plan.transform.softcap is not None
     total = _by_autograd(others, logits, targets, reference) if others else None
     for temperature, scale in softmax_weight.items():
-        part = logits.clone() if keep else logits
-        lse = known[temperature] if temperature in known else logsumexp(part, temperature)
-        if temperature != 1.0:
-            part.div_(temperature)
-        part.sub_(lse.unsqueeze(1)).exp_().mul_(scale.unsqueeze(1))
+        part = _scaled_softmax_(logits.clone() if keep else logits, temperature, scale)
         total = part if total is None else total.add_(part)
     assert total is not None
     if target_weight is not None:
         total[torch.arange(len(targets), device=targets.device), targets] -= target_weight
     return plan.transform.backward_(total, logits)
+
+
+def _scaled_softmax_(logits: Tensor, temperature: float, scale: Tensor) -> Tensor:
+    """scale * softmax(z / T), in the memory of z. logits: [n, V], scale: [n]."""
+    if temperature != 1.0:
+        logits.div_(temperature)
+    logits.sub_(logits.amax(dim=1, keepdim=True)).exp_()
+    return logits.mul_((scale / logits.sum(dim=1)).unsqueeze(1))
 
 
 def _by_autograd(wanted: list[tuple[Quantity, Tensor]], logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
@@ -252,4 +256,4 @@ def _by_autograd(wanted: list[tuple[Quantity, Tensor]], logits: Tensor, targets:
         if not terms:
             return torch.zeros_like(logits)
         (gradient,) = torch.autograd.grad(torch.stack(terms).sum(), leaf)
-    return gradient
+    return gradient.contiguous()  # a sum's gradient is one number a row, spread out without memory of its own

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from d2unlearn.energy import at_least_float32, logsumexp
+from d2unlearn.energy import at_least_float32, logsumexp_parts
 
 IGNORE = -100
 
@@ -42,4 +42,5 @@ def answer_rows(labels: Tensor) -> Tensor:
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """Negative log-likelihood of each target in float32. logits: [..., V], targets: [...] int64. Returns [...], nats."""
     logits = at_least_float32(logits)
-    return logsumexp(logits) - logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    largest, excess = logsumexp_parts(logits)
+    return largest - logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) + excess

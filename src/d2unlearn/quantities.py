@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from d2unlearn.energy import centred_energy, logsumexp, selected_logsumexp
+from d2unlearn.energy import LogSumExpParts, centred_energy, logsumexp, logsumexp_parts, selected_logsumexp
 from d2unlearn.errors import ConfigError
 
 
@@ -44,9 +44,14 @@ class Chunk:
         self._reference_logits = reference_logits
 
     @cached_property
+    def parts(self) -> LogSumExpParts:
+        """logsumexp at temperature 1 in its two parts, [n] each: shared by the quantities of one chunk."""
+        return logsumexp_parts(self.logits)
+
+    @property
     def logsumexp(self) -> Tensor:
-        """logsumexp at temperature 1, [n]: shared by the quantities of one chunk."""
-        return logsumexp(self.logits)
+        """logsumexp at temperature 1, [n]."""
+        return self.parts.largest + self.parts.excess
 
     @cached_property
     def log_probabilities(self) -> Tensor:
@@ -89,7 +94,7 @@ class Nll(Quantity):
     """Negative log-likelihood of the target, `logsumexp(z) - z_y`, nats."""
 
     def of(self, chunk: Chunk) -> Tensor:
-        return chunk.logsumexp - chunk.target_logits
+        return chunk.parts.largest - chunk.target_logits + chunk.parts.excess
 
 
 @dataclass(frozen=True)
