@@ -111,7 +111,7 @@ def fpr_at_tpr(negatives: ArrayLike, positives: ArrayLike, tpr: float = 0.95) ->
     low, high = finite(negatives), np.sort(finite(positives))[::-1]
     if not len(low) or not len(high):
         return math.nan
-    threshold = high[math.ceil(tpr * len(high)) - 1]
+    threshold = high[math.ceil(tpr * len(high) - 1e-9) - 1]
     return float((low >= threshold).mean())
 
 
@@ -126,8 +126,8 @@ def ks_distance(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
-    """Harmonic mean of values in [0, 1]: zero if any is zero, NaN if any is NaN."""
-    if any(math.isnan(v) for v in values):
+    """Harmonic mean of values in [0, 1]: zero if any is zero, NaN if any is NaN or there is none."""
+    if len(values) == 0 or any(math.isnan(v) for v in values):
         return math.nan
     if any(v <= 0 for v in values):
         return 0.0
@@ -151,7 +151,7 @@ def conformal_rank(n: int, alpha: float, confidence: float | None = None) -> int
         if not 0 < confidence < 1:
             raise GateError(f"confidence must lie between 0 and 1, not {confidence}")
         ranks = np.arange(1, n + 1)
-        enough = beta.sf(1 - alpha, ranks, n - ranks + 1) >= confidence
+        enough = beta.sf(1 - alpha, ranks, n - ranks + 1) >= confidence - 1e-12
         rank = int(ranks[enough][0]) if enough.any() else n + 1
     if rank > n:
         stated = "" if confidence is None else f" with {confidence:.0%} confidence"
