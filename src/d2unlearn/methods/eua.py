@@ -40,7 +40,7 @@ class EUA(Method):
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
-        mistakes = [f"{name} must not be negative" for name in ("gamma", "alpha") if getattr(self, name) < 0]
+        mistakes = [f"{name} must not be negative" for name in ("gamma", "alpha") if not getattr(self, name) >= 0]
         if not 0 < self.ratio < 1:
             mistakes.append(f"ratio must lie between 0 and 1, not {self.ratio}")
         if mistakes:
