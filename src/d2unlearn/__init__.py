@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from d2unlearn.energy import centred_energy, free_energy, reference_margins
     from d2unlearn.gate import EnergyGate
     from d2unlearn.generation.guarded import GuardedModel
-    from d2unlearn.training.trainer import UnlearnConfig, UnlearnTrainer
+    from d2unlearn.training.arguments import UnlearnConfig
+    from d2unlearn.training.trainer import UnlearnTrainer
 
 __all__ = [
     "EnergyGate",
@@ -29,7 +30,7 @@ __all__ = [
 _HOME = {
     "EnergyGate": "d2unlearn.gate",
     "GuardedModel": "d2unlearn.generation.guarded",
-    "UnlearnConfig": "d2unlearn.training.trainer",
+    "UnlearnConfig": "d2unlearn.training.arguments",
     "UnlearnTrainer": "d2unlearn.training.trainer",
     "centred_energy": "d2unlearn.energy",
     "free_energy": "d2unlearn.energy",

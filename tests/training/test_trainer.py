@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 import tiny_models
 from d2unlearn import UnlearnConfig, UnlearnTrainer
+from d2unlearn.errors import ConfigError
 from d2unlearn.likelihood import IGNORE
 from d2unlearn.methods import METHODS
 from d2unlearn.observation import causal_model
@@ -239,6 +240,18 @@ def test_logits_are_never_made(tmp_path: Path) -> None:
     (batch,) = micro_batches(made)
     made.compute_loss(made.model, batch)
     assert [shape[-1] for shape in shapes] == [1]
+
+
+@pytest.mark.parametrize("sharding", ["fsdp", "FSDP", "DEEPSPEED"])
+def test_sharding_that_was_never_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharding: str) -> None:
+    """Asked for by an argument, or by `accelerate launch` through the environment."""
+    args = config(tmp_path)
+    if sharding == "fsdp":
+        args.fsdp = True
+    else:
+        monkeypatch.setenv(f"ACCELERATE_USE_{sharding}", "true")
+    with pytest.raises(ConfigError, match=r"(FSDP|DeepSpeed) is not supported: several devices train with torchrun alone"):
+        UnlearnTrainer(tiny_models.llama(), args, EUA, FORGET, RETAIN)
 
 
 def test_several_devices_in_one_process_are_not_used_through_data_parallel(

@@ -1,9 +1,9 @@
 """A learning rate and an effective batch that work without a hunt, from the number of parameters.
 
 The published recipe, 1e-5 with 4 batches of 8 an update, is for models of a billion parameters and more. Smaller ones are
-trained on less data and need more and larger steps: both rules run through (1e9 parameters, the published value) and (4.2e6, what
-was measured on the small TOFU model, docs/log.md), straight in logarithms, and stay between the two. Low-rank adapters start from
-zero and move few numbers: ten times the rate, the field's rule of thumb.
+trained on less data and need more and larger steps: both rules run through (1e9 parameters, the published value) and
+(4.2e6, what was measured on the small TOFU model, docs/log.md), straight in logarithms, and stay between the two. Low-rank
+adapters start from zero and move few numbers: ten times the rate, the field's rule of thumb.
 """
 
 from __future__ import annotations

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -26,6 +25,7 @@ from d2unlearn.schema import Kind, Role, Tokens
 from d2unlearn.training.adaptation import Adaptation
 from d2unlearn.training.adapter import adapted
 from d2unlearn.training.alternates import Asked, alternate_rows
+from d2unlearn.training.arguments import UnlearnConfig, check_parallelism, set_warmup, vocabulary_rows
 from d2unlearn.training.artifact import first_rank
 from d2unlearn.training.bar import TrainingBar, tell
 from d2unlearn.training.frozen import train_only_named
@@ -36,43 +36,6 @@ from d2unlearn.training.sampling import EpochSampler, Pair, PairPlan
 from d2unlearn.training.self_written import Writer
 
 COMPLETE = "checkpoint_complete"
-
-
-@dataclass
-class UnlearnConfig(TrainingArguments):
-    """transformers' TrainingArguments with the published recipe as defaults, and what unlearning adds.
-
-    max_length: longer rows are cut there, in tokens. warmup_epochs: length of the warm-up, in epochs (overrides
-    warmup_steps). exclude_padded_rows: leave vocabulary rows that the tokenizer does not have out of energies.
-    reference_cache: folder for what is computed of the frozen model or written by it; None computes it anew. eval_rows: at
-    most so many rows of each kind are looked at in an evaluation.
-    """
-
-    learning_rate: float = 1e-5
-    num_train_epochs: float = 10.0
-    per_device_train_batch_size: int = 8
-    gradient_accumulation_steps: int = 4
-    weight_decay: float = 0.01
-    warmup_epochs: float = 1.0
-    max_length: int = 512
-    exclude_padded_rows: bool = False
-    reference_cache: str | None = None
-    eval_rows: int = 200
-    remove_unused_columns: bool = False
-    dataloader_pin_memory: bool = False
-    logging_steps: float = 10
-    eval_strategy: str = "epoch"
-    save_strategy: str = "epoch"
-    save_total_limit: int | None = 2
-    metric_for_best_model: str | None = "selection"
-    greater_is_better: bool | None = True
-    load_best_model_at_end: bool = True
-
-    def __post_init__(self) -> None:
-        """Without evaluations or checkpoints there is no best one to load."""
-        if "no" in (self.eval_strategy, self.save_strategy):
-            self.load_best_model_at_end = False
-        super().__post_init__()  # type: ignore[no-untyped-call]
 
 
 class UnlearnTrainer(Trainer):
@@ -107,12 +70,12 @@ class UnlearnTrainer(Trainer):
         alternate_dataset: Rows | None = None,
         retain_alternate_dataset: Rows | None = None,
     ) -> None:
+        check_parallelism(args)
         self.method = method.for_model(model)
         forget, retain = list(forget_dataset), list(retain_dataset)
         self._rows = training_rows(forget, retain, processing_class, args.max_length)
         self._eval_rows = monitor_rows(eval_dataset, self._rows, processing_class, args.max_length, args.eval_rows)
-        self._vocab_rows = _vocab_rows(args, processing_class)
-        _one_device(args)
+        self._vocab_rows = vocabulary_rows(args, processing_class)
         model.to(args.device)  # type: ignore[arg-type]
         check_head(model)
         with args.main_process_first(desc="reference pass"):
@@ -130,7 +93,7 @@ class UnlearnTrainer(Trainer):
         self._monitored_steps = 0
         self._last_monitored: dict[str, float] = {}
         self._sampler = EpochSampler(self._plan(args))
-        _set_warmup(args, len(self._sampler))
+        set_warmup(args, len(self._sampler))
         seed_everything(args.seed)  # the adapter's first weights
         config: Any = causal_model(model).config
         use_cache = getattr(config, "use_cache", True)
@@ -392,14 +355,6 @@ def last_complete_checkpoint(folder: str | Path) -> Path | None:
     return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
-def _vocab_rows(args: UnlearnConfig, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
-    if not args.exclude_padded_rows:
-        return None
-    if tokenizer is None:
-        raise ConfigError(["exclude_padded_rows needs processing_class=tokenizer"])
-    return len(tokenizer)
-
-
 def _frozen_head(model: nn.Module, method: Method, vocab_rows: int | None) -> Head | None:
     """A copy of the reference's LM head, for methods that read its logits; None for all others."""
     asked: list[Observable] = [q for needs in method.needs.values() for q in needs.policy]
@@ -414,17 +369,3 @@ def _frozen_head(model: nn.Module, method: Method, vocab_rows: int | None) -> He
 
 def _reads_logits(quantities: Sequence[Observable]) -> bool:
     return any(isinstance(q, Quantity) and q.reads_reference_logits for q in quantities)
-
-
-def _one_device(args: UnlearnConfig) -> None:
-    """Several accelerators in one process: transformers would use DataParallel, whose replicas answer in the wrong order."""
-    if args.n_gpu > 1:
-        tell(f"{args.n_gpu} devices are here and one is used: start with torchrun to use them all")
-        args._n_gpu = 1
-
-
-def _set_warmup(args: UnlearnConfig, visits_per_epoch: int) -> None:
-    """The warm-up's length in optimizer steps."""
-    effective = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    if args.warmup_epochs:
-        args.warmup_steps = round(args.warmup_epochs * visits_per_epoch / effective)

@@ -25,10 +25,11 @@ from d2unlearn.models import load_model, load_tokenizer, state_hash
 from d2unlearn.runtime import fingerprint, pick_device, remove, say, seed_everything, torch_dtype, write_json
 from d2unlearn.schema import Example, Role
 from d2unlearn.training.alternates import read_alternates
+from d2unlearn.training.arguments import UnlearnConfig
 from d2unlearn.training.artifact import CHECKPOINTS, MANIFEST, STAGED, clear, is_done, manifest, publish, workspace_of
 from d2unlearn.training.recipe import Pace, automatic_accumulation, automatic_learning_rate
 from d2unlearn.training.reference import model_settings
-from d2unlearn.training.trainer import UnlearnConfig, UnlearnTrainer, last_complete_checkpoint
+from d2unlearn.training.trainer import UnlearnTrainer, last_complete_checkpoint
 
 CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(UnlearnConfig, name))
 """The field's name: newer versions of transformers warn of the older one."""

@@ -1,0 +1,79 @@
+"""What a training run is told: transformers' arguments with the published recipe as defaults, and what unlearning adds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from d2unlearn.errors import ConfigError
+from d2unlearn.training.bar import tell
+
+
+@dataclass
+class UnlearnConfig(TrainingArguments):
+    """transformers' TrainingArguments with the published recipe as defaults, and what unlearning adds.
+
+    max_length: longer rows are cut there, in tokens. warmup_epochs: length of the warm-up, in epochs (overrides
+    warmup_steps). exclude_padded_rows: leave vocabulary rows that the tokenizer does not have out of energies.
+    reference_cache: folder for what is computed of the frozen model or written by it; None computes it anew. eval_rows: at
+    most so many rows of each kind are looked at in an evaluation.
+    """
+
+    learning_rate: float = 1e-5
+    num_train_epochs: float = 10.0
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 4
+    weight_decay: float = 0.01
+    warmup_epochs: float = 1.0
+    max_length: int = 512
+    exclude_padded_rows: bool = False
+    reference_cache: str | None = None
+    eval_rows: int = 200
+    remove_unused_columns: bool = False
+    dataloader_pin_memory: bool = False
+    logging_steps: float = 10
+    eval_strategy: str = "epoch"
+    save_strategy: str = "epoch"
+    save_total_limit: int | None = 2
+    metric_for_best_model: str | None = "selection"
+    greater_is_better: bool | None = True
+    load_best_model_at_end: bool = True
+
+    def __post_init__(self) -> None:
+        """Without evaluations or checkpoints there is no best one to load."""
+        if "no" in (self.eval_strategy, self.save_strategy):
+            self.load_best_model_at_end = False
+        super().__post_init__()  # type: ignore[no-untyped-call]
+
+
+def check_parallelism(args: UnlearnConfig) -> None:
+    """Raises `ConfigError` for FSDP and DeepSpeed, which were not run yet: energies would be read off a part of the head.
+
+    Several accelerators in one process: transformers would use DataParallel, which cuts up batches that this package put
+    together; one is used, and the person is told.
+    """
+    wanted = {"FSDP": args.fsdp, "DeepSpeed": args.deepspeed}
+    asked = [name for name, value in wanted.items() if value or os.environ.get(f"ACCELERATE_USE_{name.upper()}") == "true"]
+    if asked:
+        raise ConfigError([f"{asked[0]} is not supported: several devices train with torchrun alone (DDP)"])
+    if args.n_gpu > 1:
+        tell(f"{args.n_gpu} devices are here and one is used: start with torchrun to use them all")
+        args._n_gpu = 1
+
+
+def set_warmup(args: UnlearnConfig, visits_per_epoch: int) -> None:
+    """The warm-up's length in optimizer steps."""
+    effective = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if args.warmup_epochs:
+        args.warmup_steps = round(args.warmup_epochs * visits_per_epoch / effective)
+
+
+def vocabulary_rows(args: UnlearnConfig, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
+    """How many rows of the vocabulary count, where those that the tokenizer does not have are left out; None: all."""
+    if not args.exclude_padded_rows:
+        return None
+    if tokenizer is None:
+        raise ConfigError(["exclude_padded_rows needs processing_class=tokenizer"])
+    return len(tokenizer)
