@@ -110,6 +110,9 @@ def test_a_gate_is_not_saved_beside_other_weights(folder: Path, tmp_path: Path) 
         (lambda v: {**v, "threshold": v["measured"]["conformal_threshold"] - 1}, "lies below"),
         (lambda v: {**v, "score": {"kind": "vibes"}}, "does not know"),
         (lambda v: {**v, "refusal_texts": []}, "refusal texts"),
+        (lambda v: {**v, "threshold": v["threshold"] + 1}, "edited by hand"),
+        (lambda v: {**v, "vocab_rows": 3}, "edited by hand"),
+        (lambda v: {k: x for k, x in v.items() if k != "checksum"}, "checksum does not fit"),
     ],
 )
 def test_a_damaged_file_is_turned_down(folder: Path, change: object, message: str) -> None:

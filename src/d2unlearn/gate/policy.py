@@ -271,7 +271,7 @@ def gate_to_json(gate: EnergyGate) -> dict[str, Any]:
     measured = gate.calibration
     kept = ("conformal_threshold", "rank", "candidates", "calibration_false_refusal", "grouped")
     own = {f.name: getattr(gate, f.name) for f in fields(gate) if f.name not in ("calibration", "probes")}
-    return {
+    content = {
         "format": FORMAT,
         "statistic": STATISTIC,
         **asdict(gate.summary()),
@@ -280,6 +280,7 @@ def gate_to_json(gate: EnergyGate) -> dict[str, Any]:
         "probes": [asdict(probe) for probe in gate.probes],
         "measured": {name: value for name, value in asdict(measured).items() if name in kept},
     }
+    return {**content, "checksum": fingerprint(content)}
 
 
 def gate_from_json(value: dict[str, Any]) -> EnergyGate:
@@ -296,6 +297,8 @@ def gate_from_json(value: dict[str, Any]) -> EnergyGate:
         raise GateError(f"an entry is missing or garbled ({error})") from None
     if not math.isfinite(gate.threshold) or gate.threshold < gate.calibration.conformal_threshold:
         raise GateError("the threshold lies below what the calibration allows; the file was edited")
+    if value.get("checksum") != fingerprint({name: entry for name, entry in value.items() if name != "checksum"}):
+        raise GateError("it was edited by hand, or written by an older version: its checksum does not fit")
     return gate
 
 
