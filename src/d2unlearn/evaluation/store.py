@@ -28,7 +28,7 @@ def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
 
     Raises `DataError` when `settings` holds something that JSON has no word for.
     """
-    return cast(dict[str, Any], _encode(evaluation, Evaluation, "evaluation"))
+    return record_to_json(evaluation, "evaluation")
 
 
 def evaluation_from_json(value: object, source: str = "the evaluation") -> Evaluation:
@@ -43,10 +43,20 @@ def evaluation_from_json(value: object, source: str = "the evaluation") -> Evalu
             f"{source} is an evaluation of version {value['version']!r}, this program reads version {VERSION}; "
             "run `d2unlearn evaluate` again"
         )
+    return record_from_json(Evaluation, value, source, "an evaluation", ADVICE)
+
+
+def record_to_json(record: object, name: str) -> dict[str, Any]:
+    """A frozen dataclass of such values as a JSON object. `name` begins the place that a `DataError` names."""
+    return cast(dict[str, Any], _encode(record, type(record), name))
+
+
+def record_from_json(kind: type[R], value: object, source: str, what: str, advice: str) -> R:
+    """The inverse of `record_to_json`. Raises `DataError` (`source` is not `what`: ...; `advice`) for another object."""
     try:
-        return cast(Evaluation, _decode(value, Evaluation, "evaluation"))
+        return cast(R, _decode(value, kind, what.split()[-1]))
     except _Misfit as misfit:
-        raise DataError(f"{source} is not an evaluation: {misfit}; {ADVICE}") from None
+        raise DataError(f"{source} is not {what}: {misfit}; {advice}") from None
 
 
 def write_evaluation(path: str | Path, evaluation: Evaluation) -> None:
