@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from d2unlearn.config import CalibrateSettings
 from d2unlearn.data.records import content_hash, read_examples
+from d2unlearn.errors import GateError
 from d2unlearn.gate import EnergyGate
+from d2unlearn.gate.policy import GATE_FILE
 from d2unlearn.gate.run import run_calibrate
 from d2unlearn.runtime import write_json
 from d2unlearn.training.artifact import MANIFEST, manifest
@@ -69,3 +72,16 @@ def test_saying_the_seed_of_unlearn_is_the_same_as_saying_none(artifact: Path, r
     list(run_calibrate(settings(artifact, retain)))
     (line,) = run_calibrate(settings(artifact, retain, UNLEARN_SEED))
     assert line.endswith("is done: same inputs, same settings")
+
+
+@pytest.mark.parametrize("change", [lambda text: text[:300], lambda text: text.replace('"threshold": -', '"threshold": ', 1)])
+def test_a_gate_that_cannot_be_used_is_not_taken_for_done(change: Callable[[str], str], artifact: Path, retain: Path) -> None:
+    """Its own message says to run `calibrate` again; that has to help."""
+    list(run_calibrate(settings(artifact, retain)))
+    path = artifact / GATE_FILE
+    good = path.read_text()
+    path.write_text(change(good))
+    with pytest.raises(GateError, match="run `d2unlearn calibrate` again"):
+        EnergyGate.from_pretrained(artifact)
+    assert list(run_calibrate(settings(artifact, retain)))[-1] == str(path)
+    assert path.read_text() == good

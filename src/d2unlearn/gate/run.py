@@ -34,7 +34,7 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
     if settings.forget is not None:
         forget = read_examples(settings.forget, group_size=settings.group_size)
     key = _key(settings, folder, retain, forget)
-    if manifest.get("calibration", {}).get("key") == key and (folder / GATE_FILE).is_file():
+    if manifest.get("calibration", {}).get("key") == key and _has_gate(folder):
         yield f"{folder / GATE_FILE} is done: same inputs, same settings"
         return
     yield note
@@ -59,6 +59,15 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
     write_json(folder / MANIFEST, {**(manifest or new_manifest("calibrate", key)), "calibration": section})
     yield from gate.describe()
     yield f"{folder / GATE_FILE}"
+
+
+def _has_gate(folder: Path) -> bool:
+    """Whether there is a gate that can be used: not one that was cut short, edited, or written by an older version."""
+    try:
+        EnergyGate.from_pretrained(folder)
+    except GateError:
+        return False
+    return True
 
 
 def _unseen(examples: Sequence[Example], held_out: set[str] | None, source: str) -> tuple[list[Example], str]:
