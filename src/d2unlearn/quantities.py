@@ -158,6 +158,23 @@ class MaxLogit(Quantity):
 
 
 @dataclass(frozen=True)
+class LargestProbability(Quantity):
+    """The probability of the most likely token, above 0 and at most 1."""
+
+    def of(self, chunk: Chunk) -> Tensor:
+        return (chunk.logits.amax(dim=-1) - chunk.parts.largest - chunk.parts.excess).exp()
+
+
+@dataclass(frozen=True)
+class LogitMargin(Quantity):
+    """The largest logit less the second largest, at least 0: how far the most likely token is ahead."""
+
+    def of(self, chunk: Chunk) -> Tensor:
+        first, second = chunk.logits.topk(2, dim=-1).values.unbind(-1)
+        return first - second
+
+
+@dataclass(frozen=True)
 class Entropy(Quantity):
     """Entropy of softmax(z), nats, between 0 and log V."""
 
