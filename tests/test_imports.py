@@ -36,6 +36,7 @@ ALLOWED = {
     "training": f"{CORE} config data methods models runtime stats",
     "gate": f"{CORE} config data models runtime stats training.artifact",
     "generation": f"{CORE} config data gate models runtime",
+    "guards": f"{CORE} data gate.policy generation models runtime stats",
     "evaluation.store": "errors runtime schema",
     "evaluation": f"{CORE} config data gate generation models runtime stats training.artifact",
     "report": "errors evaluation.store runtime schema stats",

@@ -10,8 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from d2unlearn import __version__
 from d2unlearn.config import EvaluateSettings
@@ -24,7 +26,7 @@ from d2unlearn.evaluation.metric import GENERATED, GUARDED, LIKELIHOOD, groups_o
 from d2unlearn.evaluation.separation import separations
 from d2unlearn.evaluation.store import write_evaluation
 from d2unlearn.evaluation.utility import leaks, rouge_l_recall, token_entropy
-from d2unlearn.generation.guarded import Answer, GuardedModel
+from d2unlearn.generation.guarded import Answer, GuardedModel, Prompt
 from d2unlearn.models import weights_hash
 from d2unlearn.observation import observe
 from d2unlearn.quantities import Correct, LogSumExp, Nll
@@ -33,6 +35,31 @@ from d2unlearn.schema import EvaluatedSet, Evaluation, Example, Kind, ScoredExam
 from d2unlearn.training.artifact import MANIFEST, is_done, manifest
 
 RESULT = "evaluation.json"
+
+
+class Decides(Protocol):
+    """What an evaluation reports of a gate or another guard: a request whose score exceeds the threshold is refused."""
+
+    @property
+    def score_name(self) -> str: ...
+    @property
+    def threshold(self) -> float: ...
+    @property
+    def max_false_refusal(self) -> float | None: ...
+
+
+class Answers(Protocol):
+    """What is evaluated: a `GuardedModel`, or untouched weights behind another guard (`d2unlearn.guards`)."""
+
+    @property
+    def model(self) -> PreTrainedModel: ...
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+    @property
+    def gate(self) -> Decides | None: ...
+    def answer(
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int | None = None, batch_size: int = 16, raw: bool = False
+    ) -> list[Answer]: ...
 
 
 @dataclass(frozen=True)
@@ -89,7 +116,7 @@ def read_sets(settings: EvaluateSettings) -> list[NamedSet]:
     ]
 
 
-def evaluate(guarded: GuardedModel, sets: Sequence[NamedSet], settings: EvaluateSettings) -> Evaluation:
+def evaluate(guarded: Answers, sets: Sequence[NamedSet], settings: EvaluateSettings) -> Evaluation:
     """Score every set and how well energies separate the forget sets from the retained ones."""
     scored = tuple(_evaluated(guarded, each, settings) for each in sets)
     gate = guarded.gate
@@ -124,7 +151,7 @@ def likelihoods(model: torch.nn.Module, rows: Sequence[Tokens], *, batch_size: i
     return found
 
 
-def _evaluated(guarded: GuardedModel, each: NamedSet, settings: EvaluateSettings) -> EvaluatedSet:
+def _evaluated(guarded: Answers, each: NamedSet, settings: EvaluateSettings) -> EvaluatedSet:
     template = Template(guarded.tokenizer)
     rows = [template.tokens(example) for example in each.examples]
     held = likelihoods(guarded.model, rows, batch_size=settings.batch_size, name=each.name)
@@ -144,7 +171,7 @@ def _evaluated(guarded: GuardedModel, each: NamedSet, settings: EvaluateSettings
 
 
 def _answers(
-    guarded: GuardedModel, examples: Sequence[Example], settings: EvaluateSettings
+    guarded: Answers, examples: Sequence[Example], settings: EvaluateSettings
 ) -> list[tuple[Answer | None, Answer | None]]:
     """(raw, guarded) greedy answers; both None for a row without a prompt, guarded None without a gate."""
     asked = [index for index, example in enumerate(examples) if example.prompt]
