@@ -39,6 +39,7 @@ ALLOWED = {
     "guards": f"{CORE} data gate.policy generation models runtime stats",
     "evaluation.store": "errors runtime schema",
     "evaluation": f"{CORE} config data gate generation models runtime stats training.artifact",
+    "audit": f"{CORE} data evaluation runtime stats",
     "report": "errors evaluation.store runtime schema stats",
     "quickstart": "config data errors evaluation gate models report runtime schema training",
     "cli": "config data errors evaluation gate generation models quickstart report runtime schema stats training",
