@@ -184,6 +184,34 @@ class BenchmarkSettings:
 
 
 @dataclass(frozen=True)
+class AnalyzeSettings:
+    """`d2unlearn analyze`: how well energy and every other index tell forgotten from retained requests, and at what cost.
+
+    original, oracle: further models to read beside the one on trial. calibration: retained rows to fit and to set thresholds on;
+    None: half of `retain`. disturbed: rows of the first forget and the first retained set that are asked again under each
+    disturbance.
+    """
+
+    model: str
+    forget: str
+    retain: str
+    output: str
+    also_forget: dict[str, str] = field(default_factory=dict)
+    also_retain: dict[str, str] = field(default_factory=dict)
+    original: str | None = None
+    oracle: str | None = None
+    calibration: str | None = None
+    label: str | None = None
+    max_new_tokens: int = 64
+    batch_size: int = 32
+    disturbed: int = 200
+    limit: int | None = None
+    seed: int = 0
+    dtype: str = "auto"
+    group_size: int | None = None
+
+
+@dataclass(frozen=True)
 class QuickstartSettings:
     """`d2unlearn quickstart`: the whole way on the embedded world of made-up people."""
 
@@ -236,6 +264,7 @@ LIMITS = {
     "lora_rank": COUNT,
     "group_size": COUNT,
     "max_new_tokens": COUNT,
+    "disturbed": COUNT,
     "limit": COUNT,
     "max_false_refusal": SHARE,
     "confidence": SHARE,
