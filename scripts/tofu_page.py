@@ -140,7 +140,8 @@ def targets() -> list[Target]:
 
 
 def minutes(run: Run) -> float:
-    return sum(run["seconds"].values()) / 60
+    """NaN for a run beside which other work went on."""
+    return sum(run["seconds"].values()) / 60 if run["seconds"] else math.nan
 
 
 def read_runs(folder: Path) -> dict[str, list[Run]]:
@@ -198,13 +199,23 @@ def section(variant: str, runs: Sequence[Run]) -> str:
 def target_table(runs: Sequence[Run]) -> str:
     rows = []
     for target in targets():
-        measured, limits = [target.measure(run) for run in runs], [target.limit(run) for run in runs]
+        known = [run for run in runs if not math.isnan(target.measure(run))]
+        measured, limits = [target.measure(run) for run in known], [target.limit(run) for run in runs]
         sign = "≤" if target.at_most else "≥"
-        held = sum(target.holds(run) for run in runs)
-        verdict = "holds" if held == len(runs) else f"**{'falls short' if not held else f'holds in {held} of {len(runs)}'}**"
         bound = f"{sign} {number(mean(limits), target.percent)}"
+        verdict = verdict_of([target.holds(run) for run in known], len(runs))
         rows.append([target.text, bound, spread(measured, target.percent), verdict])
     return table(["target", "bound", "measured", ""], rows, "lrrl")
+
+
+def verdict_of(held: Sequence[bool], n_runs: int) -> str:
+    """In how many of the runs where it was measured a target holds."""
+    if not held:
+        return "not measured"
+    counted = "" if len(held) == n_runs else f" (measured in {len(held)} of {n_runs} runs)"
+    if all(held):
+        return f"holds{counted}"
+    return f"**{'falls short' if not any(held) else f'holds in {sum(held)} of {len(held)}'}**{counted}"
 
 
 def knowledge_table(runs: Sequence[Run]) -> str:
