@@ -18,6 +18,7 @@ from d2unlearn.cli.evaluate import evaluate
 from d2unlearn.cli.generate import generate
 from d2unlearn.cli.quickstart import quickstart
 from d2unlearn.cli.report import report
+from d2unlearn.cli.serve import serve
 from d2unlearn.cli.unlearn import unlearn
 from d2unlearn.errors import D2Error
 from d2unlearn.runtime import say
@@ -36,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for verb in (quickstart, unlearn, calibrate, generate, chat, evaluate, report):
+for verb in (quickstart, unlearn, calibrate, generate, chat, serve, evaluate, report):
     app.command()(verb)
 app.add_typer(data_app, name="data")
 

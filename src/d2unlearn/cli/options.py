@@ -1,7 +1,9 @@
-"""What several verbs take: the settings file, and KEY=VALUE pairs."""
+"""What several verbs take: the settings file, KEY=VALUE pairs, and an optional part of the installation."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -34,3 +36,15 @@ def typed_pairs(given: list[str] | None, option: str) -> dict[str, Any] | None:
         return {key: yaml.safe_load(value) for key, value in found.items()}
     except yaml.YAMLError as error:
         raise ConfigError([f"{option} takes NAME=VALUE with a plain value: {' '.join(str(error).split())}"]) from None
+
+
+@contextmanager
+def needs_extra(name: str) -> Iterator[None]:
+    """Around the import of what only `pip install d2unlearn[NAME]` brings. Raises `ConfigError` where it is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("d2unlearn"):
+            raise
+        missing = f"{error.name} is not installed; this command needs it: pip install 'd2unlearn[{name}]'"
+        raise ConfigError([missing]) from None
