@@ -44,6 +44,7 @@ class UnlearnSettings:
     bf16: bool = False
     gradient_checkpointing: bool = False
     exclude_padded_rows: bool = False
+    keep: str = "best"
     report_to: str = "none"
     group_size: int | None = None
 
@@ -262,6 +263,7 @@ LIMITS = {
     "accumulation": Limit("at least 1 or auto", lambda v: v == "auto" if isinstance(v, str) else COUNT.holds(v)),
     "max_length": Limit("at least 2", lambda value: value >= 2),
     "lora_rank": COUNT,
+    "keep": one_of("best", "last"),
     "group_size": COUNT,
     "max_new_tokens": COUNT,
     "disturbed": COUNT,

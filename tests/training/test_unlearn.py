@@ -27,7 +27,7 @@ from d2unlearn.training import trainer as trainer_module
 from d2unlearn.training import unlearn
 from d2unlearn.training.monitor import Snapshot
 from d2unlearn.training.trainer import UnlearnTrainer
-from d2unlearn.training.unlearn import run_unlearn
+from d2unlearn.training.unlearn import DestroyedModelError, run_unlearn
 
 from .runs import distance, unlearn_settings, write_rows
 
@@ -180,6 +180,31 @@ def test_the_learning_rate_is_announced_and_used(
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_the_last_weights_are_kept_when_asked_for_and_nothing_is_evaluated_on_the_way(
+    fresh: UnlearnSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[dict[str, torch.Tensor]] = []
+    train = UnlearnTrainer.train
+
+    def watched(self: UnlearnTrainer, *arguments: Any, **options: Any) -> Any:
+        done = train(self, *arguments, **options)
+        ended.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
+        return done
+
+    monkeypatch.setattr(UnlearnTrainer, "train", watched)
+    folder = run_unlearn(replace(fresh, epochs=3, keep="last"))
+    assert distance(load_file(folder / "model.safetensors"), ended[0]) == 0.0
+    training = manifest_of(folder)["training"]
+    assert (training["history"], training["kept_checkpoint"]) == ([], "checkpoint-6")
+    assert training["kept_by"] == "none: the weights that training ended with"
+
+
+def test_last_weights_that_are_no_numbers_are_not_published(fresh: UnlearnSettings) -> None:
+    with pytest.raises(DestroyedModelError, match="destroys the model"):
+        run_unlearn(replace(fresh, learning_rate=1e30, keep="last"))
+    assert list(Path(fresh.output).parent.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,9 @@ def unlearn(
     exclude_padded_rows: bool = typer.Option(
         None, "--exclude-padded-rows/--all-rows", help="Leave vocabulary rows the tokenizer lacks out of energies."
     ),
+    keep: str = typer.Option(
+        None, help="best: the epoch that erased and kept most, by rows set aside; last: as training ends.  [default: best]"
+    ),
     report_to: str = typer.Option(None, help="wandb, tensorboard, ..., as in transformers.  [default: none]"),
     group_size: int = GROUP_SIZE,
     config: str = CONFIG,

@@ -33,6 +33,15 @@ from d2unlearn.training.trainer import UnlearnTrainer, last_complete_checkpoint
 
 CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(UnlearnConfig, name))
 """The field's name: newer versions of transformers warn of the older one."""
+KEPT_BY = {
+    "best": "largest selection = harmonic mean of erased, kept and AUROC (d2unlearn.training.monitor.Snapshot)",
+    "last": "none: the weights that training ended with",
+}
+"""By what the checkpoint is chosen whose weights the artifact holds."""
+
+
+class DestroyedModelError(ConfigError):
+    """Training gave a model that is none: its weights, or what it says of every row, are no numbers."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +102,11 @@ def _train_and_publish(
         say(f"going on from {checkpoint.name}")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     seconds = time.monotonic() - started
-    if trainer.state.best_model_checkpoint is None:
+    if not _is_a_model(trainer, settings):
         if trainer.is_world_process_zero():
             remove(workspace / CHECKPOINTS)
-        raise ConfigError(
-            [f"learning_rate {pace.learning_rate:g} destroys the model: no evaluation gave numbers; choose a lower one"]
+        raise DestroyedModelError(
+            [f"learning_rate {pace.learning_rate:g} destroys the model: nothing that is left gives numbers; choose a lower one"]
         )
     if trainer.is_world_process_zero():
         staged = workspace / STAGED
@@ -106,6 +115,14 @@ def _train_and_publish(
         write_json(staged / MANIFEST, _manifest(settings, inputs, method, pace, key, trainer, seconds))
         publish(staged, output)
     trainer.accelerator.wait_for_everyone()
+
+
+def _is_a_model(trainer: UnlearnTrainer, settings: UnlearnSettings) -> bool:
+    """Whether what is kept can be used: some evaluation gave numbers; without evaluations, that all weights are numbers."""
+    if settings.keep == "best":
+        return trainer.state.best_model_checkpoint is not None
+    assert trainer.model is not None
+    return all(bool(weights.isfinite().all()) for weights in trainer.model.parameters())
 
 
 def build_method(name: str, parameters: dict[str, Any]) -> Method:
@@ -229,6 +246,7 @@ def _arguments(settings: UnlearnSettings, workspace: Path, pace: Pace) -> Unlear
         use_cpu=pick_device().type == "cpu",
         **checkpointing,
         exclude_padded_rows=settings.exclude_padded_rows,
+        eval_strategy="epoch" if settings.keep == "best" else "no",
         report_to=settings.report_to,
         disable_tqdm=not sys.stderr.isatty(),
     )
@@ -296,8 +314,8 @@ def _manifest(
             "seconds": round(seconds, 1),
             "processes": _processes(),
             "steps": trainer.state.global_step,
-            "kept_checkpoint": None if best is None else Path(best).name,
-            "kept_by": "largest selection = harmonic mean of erased, kept and AUROC (d2unlearn.training.monitor.Snapshot)",
+            "kept_checkpoint": f"checkpoint-{trainer.state.global_step}" if best is None else Path(best).name,
+            "kept_by": KEPT_BY[settings.keep],
             "before": _numbers(asdict(trainer.before)),
             "history": [_numbers(log) for log in trainer.state.log_history if "eval_selection" in log],
         },
