@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import beta, rankdata
+from scipy.stats import beta
 
 from d2unlearn.errors import GateError
 from d2unlearn.schema import Interval
@@ -102,8 +102,9 @@ def auroc(negatives: ArrayLike, positives: ArrayLike) -> float:
     low, high = finite(negatives), finite(positives)
     if not len(low) or not len(high):
         return math.nan
-    ranks = rankdata(np.concatenate([low, high]))[len(low) :]
-    return float((ranks.sum() - len(high) * (len(high) + 1) / 2) / (len(low) * len(high)))
+    low = np.sort(low)
+    twice = np.searchsorted(low, high, side="left").sum() + np.searchsorted(low, high, side="right").sum()
+    return float(twice / (2 * len(low) * len(high)))
 
 
 def fpr_at_tpr(negatives: ArrayLike, positives: ArrayLike, tpr: float = 0.95) -> float:
