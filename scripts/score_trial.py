@@ -15,7 +15,7 @@ import numpy as np
 from d2unlearn.data.holdout import split_validation
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.data.template import Template
-from d2unlearn.gate.calibrate import better_place
+from d2unlearn.gate.calibrate import raised
 from d2unlearn.gate.policy import EnergyGate
 from d2unlearn.gate.score import CANDIDATES, request_scores
 from d2unlearn.gate.traces import collect_traces
@@ -42,7 +42,7 @@ def trial_of_scores(artifact: Path, files: Mapping[str, Path]) -> dict[str, Any]
         scores = {each: request_scores(score, of) for each, of in energies.items()}
         conformal = float(np.sort(scores["calibration"])[conformal_rank(len(calibration), gate.max_false_refusal) - 1])
         retained = np.concatenate([scores["validation"], scores["calibration"]])
-        places = {"conformal": conformal, "middle of the gap": better_place(conformal, retained, scores["forget"])}
+        places = {"conformal": conformal, "middle of the gap": raised(conformal, retained, scores["forget"])}
         found[name] = {
             place: {each: float((scores[each] > threshold).mean()) for each in JUDGED} for place, threshold in places.items()
         }
