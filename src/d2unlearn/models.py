@@ -92,6 +92,12 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | N
     return [int(i) for i in configured] if isinstance(configured, list) else [int(configured)]
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    """How many tokens the model takes, prompt and answer together; None where its configuration does not say."""
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return None if length is None else int(length)
+
+
 def weights_hash(folder: str | Path) -> str:
     """sha256 over the names, dtypes, shapes and bytes of a folder's weights, whatever the sharding.
 

@@ -304,3 +304,13 @@ def test_a_full_disk_leaves_nothing_at_the_output_and_the_command_can_be_run_aga
     folder = run_unlearn(fresh)
     assert distance(load_file(folder / "model.safetensors"), load_file(made / "model.safetensors")) == 0.0
     assert [path.name for path in folder.parent.iterdir()] == ["artifact"]
+
+
+def test_rows_are_cut_where_the_model_s_context_ends(tmp_path: Path) -> None:
+    """GPT-2 of 64 positions: an answer of 300 words used to run past the table of positions."""
+    settings = unlearn_settings(tmp_path, tiny_models.gpt2())
+    row = {"question": "Where was he born", "answer": " ".join(["Berlin"] * 300)}
+    with Path(settings.forget).open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    folder = run_unlearn(replace(settings, epochs=1, learning_rate=1e-4))
+    assert manifest_of(folder)["data"]["forget"]["rows"] == 9

@@ -21,7 +21,7 @@ from d2unlearn.data.holdout import HeldOut, hold_out, split_validation
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.methods import METHODS, Method
-from d2unlearn.models import load_model, load_tokenizer, state_hash
+from d2unlearn.models import context_length, load_model, load_tokenizer, state_hash
 from d2unlearn.runtime import fingerprint, pick_device, remove, say, seed_everything, torch_dtype, write_json
 from d2unlearn.schema import Example, Role
 from d2unlearn.training.alternates import read_alternates
@@ -86,7 +86,7 @@ def _train_and_publish(
     say(_announcement(settings, inputs, method, pace))
     trainer = UnlearnTrainer(
         inputs.model,
-        _arguments(settings, workspace, pace),
+        _arguments(settings, inputs.model, workspace, pace),
         method,
         inputs.forget,
         inputs.retain.train,
@@ -231,7 +231,7 @@ def _announcement(settings: UnlearnSettings, inputs: Inputs, method: Method, pac
     )
 
 
-def _arguments(settings: UnlearnSettings, workspace: Path, pace: Pace) -> UnlearnConfig:
+def _arguments(settings: UnlearnSettings, model: PreTrainedModel, workspace: Path, pace: Pace) -> UnlearnConfig:
     checkpointing: dict[str, Any] = {CHECKPOINTING: settings.gradient_checkpointing}
     return UnlearnConfig(
         output_dir=str(workspace / CHECKPOINTS),
@@ -240,7 +240,7 @@ def _arguments(settings: UnlearnSettings, workspace: Path, pace: Pace) -> Unlear
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=pace.accumulation,
-        max_length=settings.max_length,
+        max_length=min(settings.max_length, context_length(model) or settings.max_length),
         seed=settings.seed,
         bf16=settings.bf16,
         use_cpu=pick_device().type == "cpu",
