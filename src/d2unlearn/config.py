@@ -188,7 +188,7 @@ class BenchmarkSettings:
 class AnalyzeSettings:
     """`d2unlearn analyze`: how well energy and every other index tell forgotten from retained requests, and at what cost.
 
-    original, oracle: further models to read beside the one on trial. calibration: retained rows to fit and to set thresholds on;
+    original, oracle: further models to read beside the one on trial. calibration: retained rows to fit and set thresholds on;
     None: half of `retain`. disturbed: rows of the first forget and the first retained set that are asked again under each
     disturbance.
     """
