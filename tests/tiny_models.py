@@ -43,9 +43,7 @@ CHAT_TEMPLATE = (
 
 def llama(*, tied: bool = False, seed: int = 0, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        **SIZES, **(IDS | {"vocab_size": vocabulary}), **WIDE, num_key_value_heads=2, tie_word_embeddings=tied
-    )
+    config = LlamaConfig(**SIZES, **(IDS | {"vocab_size": vocabulary}), **WIDE, num_key_value_heads=2, tie_word_embeddings=tied)
     return LlamaForCausalLM(config).eval()
 
 
