@@ -16,9 +16,9 @@ from d2unlearn.models import load_tokenizer
 from d2unlearn.schema import Example, Message, Tokens
 from d2unlearn.training.pretrain import Recipe, save_model, train_small_model
 
-RETAINED = 1600
+RETAINED = 800
 """Retained rows that this smaller trial keeps, so that both models are taught in minutes."""
-RECIPE = Recipe(epochs=30, batch_size=32, learning_rate=2e-3)
+RECIPE = Recipe(epochs=30, batch_size=16, learning_rate=2e-3)
 
 
 def train_pair(shared: Path, folder: Path) -> dict[str, Path]:
@@ -30,9 +30,9 @@ def train_pair(shared: Path, folder: Path) -> dict[str, Path]:
     taught = {"original": kept + _rows(tofu / "forget10.jsonl"), "oracle": kept}
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=4,
+        hidden_size=160,
+        intermediate_size=432,
+        num_hidden_layers=3,
         num_attention_heads=8,
         num_key_value_heads=4,
         max_position_embeddings=512,

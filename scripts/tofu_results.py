@@ -1,6 +1,6 @@
 """The pipeline on TOFU forget10, judged against the model that never knew: the runs behind docs/results.md.
 
-    python scripts/tofu_results.py --shared ../shared --seeds 0 1 2        resumable; about eight minutes a seed on two cores
+    python scripts/tofu_results.py --shared ../shared --seeds 0 1 2        resumable; about ten minutes a seed on one core
     python scripts/tofu_results.py --shared ../shared --variant lora       or qwen2: a second family, trained first
     make docs                                                              rewrites docs/results.md
 
