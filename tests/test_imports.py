@@ -35,7 +35,7 @@ ALLOWED = {
     "models": "errors",
     "training": f"{CORE} config data methods models runtime stats",
     "gate": f"{CORE} config data models runtime stats training.artifact",
-    "generation": f"{CORE} config data gate models runtime",
+    "generation": f"{CORE} config data gate models runtime training.artifact",
     "guards": f"{CORE} data gate.policy generation models runtime stats",
     "evaluation.store": "errors runtime schema",
     "evaluation": f"{CORE} config data gate generation models runtime stats training.artifact",
