@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tofu_page import VARIANTS, read_runs, spread, table, targets
+from tofu_page import VARIANTS, minutes, read_runs, spread, table, targets
 
 Result = dict[str, Any]
 OVERHEAD = 1.02
@@ -102,9 +102,8 @@ def tofu_table(folder: Path) -> str:
     rows = []
     for variant, runs in read_runs(folder).items():
         held = ", ".join(str(sum(target.holds(run) for target in targets())) for run in runs)
-        minutes = [sum(run["seconds"].values()) / 60 for run in runs]
         seeds = ", ".join(str(run["seed"]) for run in runs)
-        rows.append([VARIANTS[variant], seeds, held, str(len(targets())), spread(minutes, digits=1)])
+        rows.append([VARIANTS[variant], seeds, held, str(len(targets())), spread([minutes(run) for run in runs], digits=1)])
     return table(["variant", "seeds", "targets reached", "of", "minutes for `unlearn` and `calibrate`"], rows, "llrrr")
 
 
