@@ -68,7 +68,10 @@ def read_logs(path: str | Path, suite: Suite) -> dict[str, Any]:
     for key, entry in logs.items():
         if not isinstance(entry, dict) or not _is_number(entry.get("agg_value")):
             raise DataError(f"{place}: {key} should have a number (or null) as agg_value; is it a {eval_file(suite)}?")
-        for index, record in (entry.get("value_by_index") or {}).items():
+        records = entry.get("value_by_index") or {}
+        if not isinstance(records, dict):
+            raise DataError(f"{place}: {key}: value_by_index should be an object, not {type(records).__name__}")
+        for index, record in records.items():
             if not isinstance(record, dict) or not _is_number(record.get("score")):
                 raise DataError(f"{place}: {key}, example {index}: score should be a number (or null)")
     return logs

@@ -8,7 +8,6 @@ and of no use to others. A last line that was cut short is left out. The file go
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -52,14 +51,13 @@ class Findings:
         return self._found.get(self._context + key)
 
     def keep(self, found: Iterable[tuple[str, Any]]) -> None:
-        """Keep some findings, on disk before this returns."""
+        """Keep some findings; handed to the file system before this returns, so that they outlive the process."""
         entries = [(self._context + key, value) for key, value in found]
         if self._file is None:
             raise ArtifactError(f"{self._path} is not open")
         for entry in entries:
             self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
-        os.fsync(self._file.fileno())
         self._found.update(entries)
 
     def discard(self) -> None:
