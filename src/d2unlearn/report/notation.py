@@ -25,6 +25,7 @@ METRIC_WORDS = {
     "exact_memorization": MetricWords("Exact memorisation", "share of answer tokens predicted exactly"),
     "answer_probability": MetricWords("Answer probability", "per-token probability of the true answer"),
     "rouge_l_recall": MetricWords("ROUGE-L recall", "written answer against the true one"),
+    "leak_rate": MetricWords("Leaks", "answers that hold half of the truth’s words", percent=True),
     "token_entropy": MetricWords("Token entropy", "variety of the words written"),
     "refusal_rate": MetricWords("Refusal rate", "share of questions refused", percent=True),
     "auroc": MetricWords("AUROC", "chance that a forget question scores higher"),
