@@ -24,7 +24,7 @@ def unlearn(
     epochs: float = typer.Option(None, help="Passes over the forget rows.  [default: 10]"),
     batch_size: int = typer.Option(None, help="Forget rows a step and device, with as many retained.  [default: 8]"),
     accumulation: str = typer.Option(None, help="Batches that make one update, or auto: 1 to 4 by size.  [default: auto]"),
-    max_length: int = typer.Option(None, help="Rows are cut there, in tokens, or where the model's context ends.  [default: 512]"),
+    max_length: int = typer.Option(None, help="Rows are cut there, in tokens, or at the model's context.  [default: 512]"),
     seed: int = SEED,
     lora: bool = typer.Option(None, "--lora/--full", help="Train a low-rank adapter; its merged weights are written too."),
     lora_rank: int = typer.Option(None, help="Rank of the adapter.  [default: 16]"),
