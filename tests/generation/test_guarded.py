@@ -265,26 +265,6 @@ def test_what_changes_tokens_does_not_change_the_prompt_s_energy(
     assert "disable_compile" not in model.generation_config.to_diff_dict()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"num_beams": 2},
-        {"num_beams": 2, "do_sample": True},
-        {"prompt_lookup_num_tokens": 2},
-        {"generation_config": GenerationConfig(num_beams=3)},
-        {"custom_generate": "somewhere"},
-    ],
-)
-def test_what_the_gate_cannot_watch_is_not_run_unguarded(early: Halves, options: dict[str, object]) -> None:
-    ids = torch.tensor(early.ids[:1])
-    with pytest.raises(GateError, match="raw=True"):
-        early.guarded.generate(ids, torch.ones_like(ids), max_new_tokens=4, **options)
-    with pytest.raises(GateError, match="assisted"):
-        early.guarded.generate(
-            ids, torch.ones_like(ids), max_new_tokens=4, do_sample=False, assistant_model=early.guarded.model
-        )
-
-
 def test_beams_are_allowed_raw(early: Halves) -> None:
     ids = torch.tensor(early.ids[:1])
     options = {"max_new_tokens": 4, "do_sample": False, "num_beams": 3}

@@ -1,18 +1,13 @@
 """A model with its gate: `generate` as in transformers, answers, decisions and streams, with refused requests refused.
 
-Greedy decoding and sampling are guarded. Beam search, assisted and other ways of decoding would get past a gate that watches
-one row's tokens, so they are turned down unless raw generation is asked for. The gate reads the model's own logits: penalties,
-biases and temperature change which tokens are chosen, not their energies.
-
-A refused row costs the forward passes until it was decided (one, when the prompt's energy alone decides) and comes back as
-prompt, refusal, end token and padding; the refusal may be longer than `max_new_tokens`.
+Greedy decoding, sampling, beam search and assisted decoding are guarded; other ways would get past the gate, so they are turned
+down unless raw generation is asked for. The gate reads the model's own logits: penalties, biases and temperature change which
+tokens are chosen, not their energies.
 """
 
 from __future__ import annotations
 
-import copy
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation.configuration_utils import GenerationMode
-from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList, StopStringCriteria
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import TextIteratorStreamer
 
 from d2unlearn.data.batching import by_length, pad_left
@@ -31,8 +25,12 @@ from d2unlearn.data.template import Template
 from d2unlearn.errors import GateError
 from d2unlearn.gate import EnergyGate
 from d2unlearn.gate.policy import GATE_FILE
-from d2unlearn.gate.traces import EnergyRecorder, generate_of
-from d2unlearn.generation.watch import Decision, HeldBackStreamer, Watch
+from d2unlearn.gate.recorder import generate_of
+from d2unlearn.gate.words import words_of
+from d2unlearn.generation.beams import BeamWatch
+from d2unlearn.generation.guard import GateWarning, Guard
+from d2unlearn.generation.watch import Decision, Watch
+from d2unlearn.generation.ways import effective_config
 from d2unlearn.models import end_token_ids, load_model, load_tokenizer, pad_token_id, state_hash
 from d2unlearn.runtime import fingerprint, pick_device, progress
 from d2unlearn.schema import Message
@@ -40,12 +38,9 @@ from d2unlearn.schema import Message
 Prompt = str | tuple[Message, ...]
 """A question, or a conversation that ends with the user's turn."""
 
-WATCHED_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 RAW_MAX_NEW_TOKENS = 128
 
-
-class GateWarning(UserWarning):
-    """The gate works, but what it promises was stated for other circumstances."""
+__all__ = ["Answer", "GateWarning", "GuardedModel", "Prompt"]
 
 
 @dataclass(frozen=True)
@@ -81,8 +76,9 @@ class GuardedModel:
         self.tokenizer = tokenizer
         self.gate = gate
         self.template = Template(tokenizer)
-        self._verified = False
-        self._warned = False
+        texts = () if gate is None else gate.refusal_texts
+        words = words_of(self.template, texts, end_token_ids(model, tokenizer), pad_token_id(tokenizer))
+        self._guard = Guard(self.model, words, tokenizer)
         if gate is not None and gate.template != self.template.fingerprint:
             raise GateError(
                 "the tokenizer renders prompts differently than when the gate was calibrated (its chat template changed); "
@@ -108,7 +104,7 @@ class GuardedModel:
         model.to(pick_device(device))  # type: ignore[arg-type]
         guarded = cls(model, load_tokenizer(folder), gate)
         same_dtype = gate is not None and str(model.dtype) == f"torch.{gate.dtype}"
-        guarded._verified = gate is not None and gate.hash_of_calibrated and same_dtype
+        guarded._guard.verified = gate is not None and gate.hash_of_calibrated and same_dtype
         return guarded
 
     def __repr__(self) -> str:
@@ -121,20 +117,34 @@ class GuardedModel:
         return fingerprint([state_hash(self.model), None if self.gate is None else self.gate.fingerprint])
 
     def generate(
-        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *, raw: bool = False, **options: Any
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        raw: bool = False,
+        hold_back: int = 0,
+        **options: Any,
     ) -> Any:
         """`model.generate(input_ids, attention_mask, **options)`, guarded. Returns [B, T] sequences, or generate's dict.
 
         Refused rows of `sequences` hold the prompt, the refusal, the end token and padding; further outputs (`scores`,
-        `hidden_states`) are the model's own, unguarded. `num_return_sequences` rows are decided one by one. A `streamer`
-        gets its tokens late enough that early refusals leak nothing. `raw`: plain generation, whatever the way of decoding.
-        Raises `GateError` for a way of decoding that the gate cannot watch.
+        `hidden_states`) are the model's own, unguarded. `num_return_sequences` rows are decided one by one. A `streamer`,
+        of one row, gets its tokens late enough that early refusals leak nothing; with `hold_back` only when so many more have
+        passed. `raw`: plain generation, whatever the way of decoding. Raises `GateError` for a way that the gate cannot watch.
         """
         if raw or self.gate is None:
-            options.setdefault("pad_token_id", self._pad_id(options))
+            if effective_config(self.model, options).pad_token_id is None:
+                options["pad_token_id"] = pad_token_id(self.tokenizer)
             return generate_of(self.model)(input_ids=input_ids, attention_mask=attention_mask, **options)
-        output, _ = self._watched(input_ids, attention_mask, options, self.gate)
+        output, _ = self._watched(input_ids, attention_mask, options, self.gate, hold_back)
         return output
+
+    def generate_batch(self, *arguments: Any, **options: Any) -> Any:
+        """Not guarded by any gate, so it raises `GateError`. For raw answers call it on `self.model`."""
+        raise GateError(
+            "continuous batching chooses tokens where no gate can look: use `generate` or `answer` (or `d2unlearn serve`, "
+            "which batches requests as they come)"
+        )
 
     def answer(
         self,
@@ -175,12 +185,14 @@ class GuardedModel:
         options: dict[str, Any] = {"max_new_tokens": self.gate.max_new_tokens, "do_sample": False, "num_beams": 1}
         return self._watched(ids, mask, options, self.gate)[1].decisions()[0]
 
-    def stream(self, prompt: Prompt, *, max_new_tokens: int | None = None, do_sample: bool = False) -> Iterator[str]:
+    def stream(
+        self, prompt: Prompt, *, max_new_tokens: int | None = None, do_sample: bool = False, hold_back: int = 0
+    ) -> Iterator[str]:
         """The answer in pieces, as it is generated.
 
         The first `gate.score.held_back` tokens come together, once the early looks have passed: a request refused by those
-        yields the refusal alone. One refused later ends with a line break and the refusal. Errors of the generation are
-        raised here.
+        yields the refusal alone. One refused later ends with a line break and the refusal; with `hold_back`, tokens come only
+        when so many more have passed, and that many fewer are shown of it. Errors of the generation are raised here.
         """
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         ids, mask = self._batch([self._prompt_ids(prompt)])
@@ -195,7 +207,7 @@ class GuardedModel:
 
         def work() -> None:
             try:
-                self.generate(ids, mask, **options)
+                self.generate(ids, mask, hold_back=hold_back, **options)
             except BaseException as error:
                 failed.append(error)
                 streamer.text_queue.put(streamer.stop_signal)
@@ -215,61 +227,16 @@ class GuardedModel:
         return RAW_MAX_NEW_TOKENS if self.gate is None else self.gate.max_new_tokens
 
     def _watched(
-        self, input_ids: Tensor | None, attention_mask: Tensor | None, options: dict[str, Any], gate: EnergyGate | None
-    ) -> tuple[Any, Watch]:
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        options: dict[str, Any],
+        gate: EnergyGate | None,
+        hold_back: int = 0,
+    ) -> tuple[Any, Watch | BeamWatch]:
         """Generate under watch; return generate's output with refused rows replaced, and the watch."""
-        config = self._effective_config(options)
-        self._check_way(config, options, gate)
-        pad = self._pad_id(options)
-        options.setdefault("pad_token_id", pad)
-        if "generation_config" in options:
-            options["generation_config"] = copy.deepcopy(options["generation_config"])
-            options["generation_config"].disable_compile = True
-        else:
-            options["disable_compile"] = True  # a hook inside a compiled graph would not be called
-        ends = _id_list(config.eos_token_id) or end_token_ids(self.model, self.tokenizer)
-        with EnergyRecorder(
-            self.model, temperature=gate.temperature if gate else 1.0, vocab_rows=_vocab_rows(gate)
-        ) as recorder:
-            watch = Watch(gate, recorder, ends, criteria=self._own_criteria(config, options))
-            options["stopping_criteria"] = StoppingCriteriaList([watch])
-            if gate is not None and options.get("streamer") is not None:
-                options["streamer"] = HeldBackStreamer(
-                    options["streamer"], watch, gate.score.held_back, lambda ids, late: self._refusal_ids(gate, ids, ends, late)
-                )
-            output = generate_of(self.model)(input_ids=input_ids, attention_mask=attention_mask, **options)
-        sequences: Tensor = output if isinstance(output, Tensor) else output.sequences
-        watch.finish(sequences.shape[1] - watch.prompt_length)
-        if gate is None or not watch.refused.any():
-            return output, watch
-        replaced = self._with_refusals(sequences, attention_mask, watch, gate, ends, pad)
-        if isinstance(output, Tensor):
-            return replaced, watch
-        output.sequences = replaced
-        return output, watch
-
-    def _with_refusals(
-        self, sequences: Tensor, mask: Tensor | None, watch: Watch, gate: EnergyGate, ends: Sequence[int], pad: int
-    ) -> Tensor:
-        """[B, T] sequences with each refused row's answer replaced by its refusal, padded on the right."""
-        prompts = sequences[:, : watch.prompt_length]
-        kept = None
-        if mask is not None and mask.shape[-1] == watch.prompt_length:
-            kept = mask.bool().repeat_interleave(len(sequences) // len(mask), dim=0)
-        answers: list[list[int]] = []
-        for row, refused in enumerate(watch.refused):
-            if refused:
-                prompt = prompts[row] if kept is None else prompts[row][kept[row].to(prompts.device)]
-                answers.append(self._refusal_ids(gate, prompt.tolist(), ends, late=False))
-            else:
-                answers.append(sequences[row, watch.prompt_length :][: int(watch.lengths[row])].tolist())
-        width = max(len(answer) for answer in answers)
-        filled = [answer + [pad] * (width - len(answer)) for answer in answers]
-        return torch.cat([prompts, torch.tensor(filled, dtype=prompts.dtype, device=prompts.device)], dim=1)
-
-    def _refusal_ids(self, gate: EnergyGate, prompt_ids: list[int], ends: Sequence[int], late: bool) -> list[int]:
-        line_break = self.template.text_ids("\n") if late else []
-        return [*line_break, *self.template.text_ids(gate.refusal(prompt_ids)), *ends[:1]]
+        rule = None if gate is None else gate.rule
+        return self._guard.generate(rule, input_ids, attention_mask, options, hold_back=hold_back)
 
     def _answer_batch(self, prompts: list[list[int]], options: dict[str, Any], gate: EnergyGate | None) -> list[Answer]:
         ids, mask = self._batch(prompts)
@@ -283,53 +250,6 @@ class GuardedModel:
                 text = str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
             answers.append(Answer(text, made.refused, made.energy, made.score, made.threshold, made.n_tokens))
         return answers
-
-    def _check_way(self, config: GenerationConfig, options: dict[str, Any], gate: EnergyGate | None) -> None:
-        """Refuse what the gate cannot watch; hold the gate against the model once; warn of sampling once."""
-        if gate is None:
-            return
-        mode = config.get_generation_mode(options.get("assistant_model"))
-        if mode not in WATCHED_MODES or options.get("custom_generate") is not None:
-            way = "custom_generate" if options.get("custom_generate") is not None else str(mode.value).replace("_", " ")
-            raise GateError(
-                f"the gate cannot watch {way}, so it is not run unguarded: decode greedily or by sampling (num_beams=1, no "
-                "assistant), or ask for raw=True"
-            )
-        if not self._verified:
-            gate.check_probes(self.model)
-            self._verified = True
-        if mode == GenerationMode.SAMPLE and not self._warned:
-            self._warned = True
-            warnings.warn(
-                "sampling with a gate that was calibrated on greedy answers: requests are still refused above its threshold, "
-                f"but that at most {gate.max_false_refusal:.2%} of legitimate ones are is stated for greedy decoding",
-                GateWarning,
-                stacklevel=5,
-            )
-
-    def _effective_config(self, options: dict[str, Any]) -> GenerationConfig:
-        """What `generate` will go by: the call's options over its generation_config over the model's."""
-        given: GenerationConfig | None = options.get("generation_config")
-        model_config: GenerationConfig | None = self.model.generation_config
-        config = copy.deepcopy(model_config) if model_config else GenerationConfig()  # type: ignore[no-untyped-call]
-        layers = [] if given is None else [{k: v for k, v in given.to_dict().items() if v is not None}]
-        for layer in (*layers, options):
-            for name, value in layer.items():
-                if hasattr(config, name) and not callable(getattr(config, name)):
-                    setattr(config, name, value)
-        return config
-
-    def _own_criteria(self, config: GenerationConfig, options: dict[str, Any]) -> StoppingCriteriaList | None:
-        """The caller's stopping criteria, and one for stop strings: the watch has to know which rows they end."""
-        criteria = StoppingCriteriaList(options.pop("stopping_criteria", None) or [])
-        if config.stop_strings:
-            options.setdefault("tokenizer", self.tokenizer)
-            criteria.append(StopStringCriteria(stop_strings=config.stop_strings, tokenizer=options["tokenizer"]))
-        return criteria or None
-
-    def _pad_id(self, options: dict[str, Any]) -> int:
-        configured = self._effective_config(options).pad_token_id
-        return pad_token_id(self.tokenizer) if configured is None else int(configured)
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         return self.template.question_ids(prompt) if isinstance(prompt, str) else self.template.prompt_ids(prompt)
@@ -356,13 +276,3 @@ class _Abandoned(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         return torch.full((len(input_ids),), self.abandoned, dtype=torch.bool, device=input_ids.device)
-
-
-def _id_list(value: Any) -> list[int]:
-    if value is None:
-        return []
-    return [int(i) for i in value] if isinstance(value, (list, tuple)) else [int(i) for i in torch.as_tensor(value).reshape(-1)]
-
-
-def _vocab_rows(gate: EnergyGate | None) -> int | None:
-    return None if gate is None else gate.vocab_rows
