@@ -28,7 +28,7 @@ from tofu_page import readme_table, results_page
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "benchmarks" / "results"
 RESULTS = KEPT / "tofu"
-COMMANDS = ("quickstart", "unlearn", "calibrate", "generate", "chat", "serve", "evaluate", "report", "data check")
+COMMANDS = ("quickstart", "unlearn", "calibrate", "generate", "chat", "serve", "play", "evaluate", "report", "data check")
 MARKS = re.compile(r"(<!-- results: scripts/generated_docs.py -->\n).*?(<!-- end of results -->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- made by `make docs`: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

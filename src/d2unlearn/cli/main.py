@@ -16,6 +16,7 @@ from d2unlearn.cli.chat import chat
 from d2unlearn.cli.data import data_app
 from d2unlearn.cli.evaluate import evaluate
 from d2unlearn.cli.generate import generate
+from d2unlearn.cli.play import play
 from d2unlearn.cli.quickstart import quickstart
 from d2unlearn.cli.report import report
 from d2unlearn.cli.serve import serve
@@ -37,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for verb in (quickstart, unlearn, calibrate, generate, chat, serve, evaluate, report):
+for verb in (quickstart, unlearn, calibrate, generate, chat, serve, play, evaluate, report):
     app.command()(verb)
 app.add_typer(data_app, name="data")
 
