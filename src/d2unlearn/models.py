@@ -17,6 +17,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from d2unlearn.errors import ModelError
 
 BLOCK = 2**22
+GATE_COPY = "d2_gate"
+"""Where `config.json` carries a copy of the gate."""
 
 
 class StoredTensor(NamedTuple):
@@ -33,8 +35,9 @@ class StoredTensor(NamedTuple):
 def load_model(source: str | Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
     """A causal language model in evaluation mode, from a folder or a hub name; safetensors only.
 
-    dtype None keeps the dtype of the weights. Raises `ModelError` when there is none, its weights are damaged, or it is no
-    causal model: an encoder, an encoder with a decoder, or one whose head is not among its weights.
+    dtype None keeps the dtype of the weights. The copy of a gate is taken out of the configuration: it belongs to the folder,
+    and would be saved with other weights once these are trained. Raises `ModelError` when there is no model, its weights are
+    damaged, or it is no causal model: an encoder, an encoder with a decoder, or one whose head is not among its weights.
     """
     _check_folder(source)
     try:
@@ -58,6 +61,7 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, trust_re
             f"{source} has no causal language-model head, or its files are incomplete: its weights lack "
             f"{', '.join(missing[:3])}"
         )
+    vars(model.config).pop(GATE_COPY, None)
     model.eval()  # type: ignore[no-untyped-call]
     if _sees_ahead(model):
         raise ModelError(f"{source} is no causal model: what it predicts depends on the tokens that come later")

@@ -85,3 +85,22 @@ def test_a_gate_that_cannot_be_used_is_not_taken_for_done(change: Callable[[str]
         EnergyGate.from_pretrained(artifact)
     assert list(run_calibrate(settings(artifact, retain)))[-1] == str(path)
     assert path.read_text() == good
+
+
+def test_a_second_calibration_is_no_other_for_what_the_first_wrote_and_mends_what_was_lost(
+    artifact: Path, retain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """config.json is no weight file: neither the key nor the gate change with it."""
+    list(run_calibrate(settings(artifact, retain)))
+    written = {path: path.read_bytes() for path in artifact.rglob("*") if path.is_file()}
+    monkeypatch.setattr(EnergyGate, "calibrate", lambda *_, **__: pytest.fail("calibrated again"))
+    for lost in (None, "README.md", "custom_generate/guard.py"):
+        if lost is not None:
+            (artifact / lost).unlink()
+        (line,) = run_calibrate(settings(artifact, retain))
+        assert line.endswith("is done: same inputs, same settings")
+        assert {path: path.read_bytes() for path in artifact.rglob("*") if path.is_file()} == written
+    config = artifact / "config.json"
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "d2_gate"}))
+    list(run_calibrate(settings(artifact, retain)))
+    assert json.loads(config.read_text())["d2_gate"] == json.loads(written[config])["d2_gate"]

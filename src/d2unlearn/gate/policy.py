@@ -18,6 +18,7 @@ from d2unlearn.data.holdout import split_validation
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ArtifactError, GateError
 from d2unlearn.gate.calibrate import Calibration, Candidate, calibrate
+from d2unlearn.gate.carried import carry
 from d2unlearn.gate.probes import Probe, dtype_name, make_probes
 from d2unlearn.gate.rule import STATISTIC, Rule, check_statistic, refusal_index
 from d2unlearn.gate.score import CANDIDATES, DEFAULT, Score, score_from_json, score_to_json
@@ -227,16 +228,17 @@ class EnergyGate:
         )
 
     def save(self, folder: str | Path) -> Path:
-        """Write `d2_gate.json` beside the weights of `folder`, atomically; return its path.
+        """Write `d2_gate.json` beside the weights of `folder`, and what carries the gate without this package; return its path.
 
         A gate that was calibrated without `folder` is bound to the weights found there. Raises `GateError` when the folder
-        holds other weights than those calibrated.
+        holds other weights than those calibrated, or a tokenizer that renders prompts otherwise.
         """
         found = weights_hash(folder)
         if self.weights_hash is not None and found != self.weights_hash:
             raise GateError(f"{folder} holds other weights than those the gate was calibrated on; calibrate on that folder")
         path = Path(folder) / GATE_FILE
         write_json(path, gate_to_json(replace(self, weights_hash=found)))
+        carry(Path(folder), self.rule, self.refusal_texts, self.template, found, self.guarantee)
         return path
 
     @classmethod

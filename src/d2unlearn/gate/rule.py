@@ -20,9 +20,6 @@ from d2unlearn.runtime import fingerprint
 STATISTIC = "energies of the last prompt position and of the answer's positions"
 """What scores and thresholds are made of. A threshold of anything else means nothing here."""
 
-COPY = "d2_gate"
-"""Where `config.json` carries the copy."""
-
 
 @dataclass(frozen=True)
 class Words:

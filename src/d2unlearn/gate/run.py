@@ -11,6 +11,7 @@ from d2unlearn import __version__
 from d2unlearn.config import CalibrateSettings
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import GateError
+from d2unlearn.gate.carried import is_carried
 from d2unlearn.gate.policy import GATE_FILE, EnergyGate
 from d2unlearn.models import load_model, load_tokenizer, weights_hash
 from d2unlearn.runtime import check_writable, fingerprint, write_json
@@ -35,6 +36,8 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
         forget = read_examples(settings.forget, group_size=settings.group_size)
     key = _key(settings, folder, retain, forget)
     if manifest.get("calibration", {}).get("key") == key and _has_gate(folder):
+        if not is_carried(folder):
+            EnergyGate.from_pretrained(folder).save(folder)
         yield f"{folder / GATE_FILE} is done: same inputs, same settings"
         return
     yield note
