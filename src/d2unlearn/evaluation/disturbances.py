@@ -1,0 +1,147 @@
+"""What may change between calibration and use without anything being unlearned: each as a context in which answers are read.
+
+A threshold that was set before has to mean the same afterwards. A constant added to all logits changes no probability, so a
+sound index should not notice it; the others change probabilities, and most of them the answers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from d2unlearn.observation import causal_model
+
+SHIFT = 10.0
+"""nats, added to every logit."""
+LEVEL_SPREAD = 5.0
+"""nats, standard deviation of a constant that is drawn for each position and added to all of its logits."""
+HEAT = 1.5
+"""What logits are divided by."""
+LEVELS = 127
+"""int8: a weight is one of the whole multiples of its row's scale between -127 and 127."""
+OTHER_TEMPLATE = (
+    "{% for m in messages %}{{ 'User: ' if m['role'] == 'user' else '' }}{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+"""For a tokenizer that has no chat template of its own; one that has falls back to the plain format."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What answers: a model, the tokenizer that renders its prompts, and whether tokens are sampled."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    sampled: bool = False
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What was done, in words, and the context in which the subject is so disturbed; the model is as before afterwards."""
+
+    label: str
+    applied: Callable[[Subject], Any]
+
+
+@contextmanager
+def unchanged(subject: Subject) -> Iterator[Subject]:
+    yield subject
+
+
+@contextmanager
+def shifted(subject: Subject, constant: float = SHIFT) -> Iterator[Subject]:
+    """A constant added to every logit: the same probabilities, another energy."""
+    with _logits_through(subject.model, lambda logits: logits + constant):
+        yield subject
+
+
+@contextmanager
+def unlevelled(subject: Subject, spread: float = LEVEL_SPREAD, seed: int = 0) -> Iterator[Subject]:
+    """At each position another constant added to every logit: the same probabilities, energies that say nothing."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def moved(logits: Tensor) -> Tensor:
+        constants = spread * torch.randn(*logits.shape[:-1], 1, generator=generator)
+        return logits + constants.to(logits)
+
+    with _logits_through(subject.model, moved):
+        yield subject
+
+
+@contextmanager
+def heated(subject: Subject, factor: float = HEAT) -> Iterator[Subject]:
+    """Every logit divided by a temperature; greedy answers stay the same."""
+    with _logits_through(subject.model, lambda logits: logits / factor):
+        yield subject
+
+
+@contextmanager
+def sampled(subject: Subject) -> Iterator[Subject]:
+    """Answers drawn at temperature 1 instead of the most likely ones."""
+    yield Subject(subject.model, subject.tokenizer, sampled=True)
+
+
+@contextmanager
+def quantised(subject: Subject) -> Iterator[Subject]:
+    """The layers' linear weights rounded to int8 with one scale an output row and multiplied back: what int8 weights compute.
+
+    The LM head and embeddings stay, as common int8 formats leave them. Holds a copy of those weights meanwhile.
+    """
+    causal = causal_model(subject.model)
+    head = causal.get_output_embeddings()  # type: ignore[operator]
+    before = {part: part.weight.data for part in causal.modules() if isinstance(part, nn.Linear) and part is not head}
+    try:
+        for part, weight in before.items():
+            part.weight.data = rounded_to_int8(weight)
+        yield subject
+    finally:
+        for part, weight in before.items():
+            part.weight.data = weight
+
+
+@contextmanager
+def rendered_otherwise(subject: Subject) -> Iterator[Subject]:
+    """Prompts in another template than the one that the model was trained with."""
+    tokenizer = copy.deepcopy(subject.tokenizer)
+    tokenizer.chat_template = None if tokenizer.chat_template is not None else OTHER_TEMPLATE
+    yield Subject(subject.model, tokenizer)
+
+
+def rounded_to_int8(weight: Tensor) -> Tensor:
+    """Each row as the nearest whole multiples, -127 to 127, of its largest magnitude / 127. weight: [out, in]."""
+    scale = weight.abs().amax(dim=1, keepdim=True).float() / LEVELS
+    return ((weight.float() / scale.clamp(min=1e-30)).round() * scale).to(weight.dtype)
+
+
+@contextmanager
+def _logits_through(model: PreTrainedModel, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let a function change the logits that the model returns, before anybody reads them."""
+
+    def hook(_module: nn.Module, _arguments: object, output: Any) -> Any:
+        output.logits = change(output.logits)
+        return output
+
+    handle = causal_model(model).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+DISTURBANCES: Mapping[str, Disturbance] = {
+    "as calibrated": Disturbance("nothing changed", unchanged),
+    "constant shift": Disturbance(f"{SHIFT:g} added to every logit", shifted),
+    "noisy level": Disturbance(f"at each position a constant (s.d. {LEVEL_SPREAD:g}) added to all its logits", unlevelled),
+    "temperature": Disturbance(f"every logit divided by {HEAT:g}", heated),
+    "sampled": Disturbance("answers sampled at temperature 1", sampled),
+    "int8": Disturbance("the layers' weights rounded to int8, one scale a row", quantised),
+    "other template": Disturbance("prompts in another template", rendered_otherwise),
+}
+"""Every disturbance, the undisturbed first."""
