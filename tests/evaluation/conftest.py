@@ -6,6 +6,7 @@ import importlib.util
 import math
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -56,7 +57,8 @@ def artifact(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     never = GuardedModel(model, tokenizer, at(gate, math.inf))
     asked = [example.prompt for example in read_tofu("forget10_perturbed", world.data)]
     scores = sorted(float(answer.score or 0.0) for answer in never.answer(asked, max_new_tokens=200))
-    at(gate, (scores[2] + scores[3]) / 2).save(folder)
+    middle = (scores[2] + scores[3]) / 2
+    at(replace(gate, calibration=replace(gate.calibration, conformal_threshold=middle)), middle).save(folder)
     return folder
 
 

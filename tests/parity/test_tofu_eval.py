@@ -77,7 +77,7 @@ def test_forget_quality_agrees_to_two_swapped_pairs(evaluated: Mapping[str, Path
 def test_the_same_models_in_our_convention_differ_where_it_is_documented(
     evaluated: Mapping[str, Path], shared: Path, tmp_path: Path
 ) -> None:
-    """The floor and the dropped token change extraction strength; what a model gives to its answers does not change."""
+    """The dropped token changes extraction strength; what a model gives to its answers does not change."""
     name = "tofu-4m-retain90"
     given = ["evaluate", "--model", str(shared / "models" / name), "--benchmark", "tofu", "--no-gradient-norm"]
     given += ["--data", str(shared / "parity" / "eval" / "data"), "--output", str(tmp_path / "o")]
@@ -86,15 +86,7 @@ def test_the_same_models_in_our_convention_differ_where_it_is_documented(
     theirs = json.loads((evaluated[name] / "TOFU_EVAL.json").read_text())
     assert ours["forget_Q_A_Prob"]["agg_value"] == pytest.approx(theirs["forget_Q_A_Prob"]["agg_value"], abs=1e-6)
     assert ours["model_utility"]["agg_value"] == pytest.approx(theirs["model_utility"]["agg_value"], abs=1e-5)
-    scores = [
-        (a["score"], b["score"])
-        for a, b in zip(
-            ours["extraction_strength"]["value_by_index"].values(),
-            theirs["extraction_strength"]["value_by_index"].values(),
-            strict=True,
-        )
-    ]
-    assert min(b for _, b in scores) > 0.0  # there, nothing is never zero
-    assert min(a for a, _ in scores) == 0.0
+    strength = [each["extraction_strength"]["agg_value"] for each in (ours, theirs)]
+    assert strength[0] > strength[1] + 0.005  # the end token, which ours counts, is what the model knows best of these answers
     assert ours["privleak"]["agg_value"] is None  # no logs were given, so there is nothing to compare with
     assert theirs["privleak"]["agg_value"] == pytest.approx(100.0, abs=1e-3)
