@@ -6,6 +6,7 @@ TORCH_ARGS ?=
 QUICKSTART_ARGS ?=
 BIN := $(VENV)/bin
 MARK := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: quickstart test lint types docs docs-check install clean
 
@@ -32,9 +33,11 @@ install: $(MARK)
 
 $(MARK): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) $(TORCH_ARGS) >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' >&2
+	@$(PIP) --upgrade pip >&2
+	@echo "installing $(TORCH) into $(VENV)" >&2
+	@$(PIP) $(TORCH) $(TORCH_ARGS) >&2
+	@echo "installing d2unlearn and what it needs" >&2
+	@$(PIP) -e '.[dev]' >&2
 	@touch $(MARK)
 
 clean:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from d2unlearn import runtime
 from d2unlearn.errors import ArtifactError, ConfigError
 from d2unlearn.runtime import (
     atomic_path,
@@ -237,6 +238,16 @@ def test_progress_hands_every_item_on_and_is_silent_without_a_terminal(
     out, err = capsys.readouterr()
     assert out == ""
     assert terminal or err == ""
+
+
+def test_long_work_without_a_terminal_says_now_and_then_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 29.0, 31.0, 31.0, 60.0, 62.0, 62.0])
+    monkeypatch.setattr(runtime.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    assert list(progress(["a", "b", "c", "d"], "counting")) == ["a", "b", "c", "d"]
+    assert capsys.readouterr().err == "counting: 1 of 4\ncounting: 3 of 4\n"
 
 
 def test_what_is_said_goes_to_the_standard_error(capsys: pytest.CaptureFixture[str]) -> None:

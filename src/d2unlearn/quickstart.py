@@ -36,6 +36,7 @@ def run_quickstart(settings: QuickstartSettings) -> Path:
     files = write_world(make_world(settings.seed, size=settings.size), output / "data")
     say("1/5 a small model that knows everyone in the made-up world")
     model = fiction_model(cache_dir() / "fiction", seed=settings.seed, size=settings.size)
+    say(f"that model: {model}")
     say("2/5 unlearn a tenth of the people")
     artifact = run_unlearn(
         UnlearnSettings(

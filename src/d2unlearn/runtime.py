@@ -8,7 +8,8 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+
+QUIET_SECONDS = 30.0
+"""Between two lines about long work where there is no terminal to draw a bar on."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -137,14 +141,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def progress(items: Iterable[T], description: str, *, total: int | None = None) -> Iterator[T]:
-    """Iterate with a progress bar on the standard error; without a terminal it prints nothing."""
+    """Iterate with a progress bar on the standard error; without a terminal, with a line every `QUIET_SECONDS`."""
     from rich.console import Console
     from rich.progress import track
 
     if not sys.stderr.isatty():
-        yield from items
+        yield from _told(items, description, total)
         return
     yield from track(items, description, total=total, console=Console(stderr=True), transient=True)
+
+
+def _told(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+    size = len(items) if total is None and isinstance(items, Sized) else total
+    last = time.monotonic()
+    for number, item in enumerate(items):
+        if time.monotonic() - last >= QUIET_SECONDS:
+            last = time.monotonic()
+            say(f"{description}: {number}" if size is None else f"{description}: {number} of {size}")
+        yield item
 
 
 def say(text: str) -> None:

@@ -31,6 +31,20 @@ def test_a_metric_s_name_and_the_set_it_is_on(name: str, expected: tuple[str, st
     assert notation.split_name(name) == expected
 
 
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("/models/tofu/full/", "full"),
+        ("./artifact", "artifact"),
+        ("owner/name", "owner/name"),
+        ("a/b/c", "c"),
+        ("name", "name"),
+    ],
+)
+def test_a_folder_is_named_by_its_last_part_and_a_model_on_a_hub_in_full(place: str, name: str) -> None:
+    assert notation.folder_name(place) == name
+
+
 def test_labels() -> None:
     assert notation.words_of("auroc_world_facts").label == "AUROC, world facts"
     assert notation.words_of("perplexity").label == "perplexity"

@@ -89,6 +89,23 @@ def test_the_headline_of_each_case(change: dict[str, tuple[float, float] | None]
     assert [c.rule for c in found.concerns] == rules
 
 
+def test_tiles_of_several_sets_say_so_and_concerns_of_one_rule_stand_together() -> None:
+    first, second = (before_after(retain=pair, refused=(0.997, 0.2)) for pair in ((0.98, 0.97), (0.98, 0.93)))
+    before, after = (
+        replace(a, sets=(*a.sets, *(replace(s, name=f"{s.name}_reworded") for s in b.sets)))
+        for a, b in zip(first, second, strict=True)
+    )
+    found = verdict(before, after, None)
+    assert [(box[0].rule, len(box)) for box in found.boxes] == [("false_refusals", 2), ("retain_lost", 1)]
+    assert [concern for box in found.boxes for concern in box] == list(found.concerns)
+    assert [tile.detail for tile in found.tiles] == [
+        "extraction strength of the raw weights, 2 sets together",
+        "of the original’s extraction strength, 2 sets together; least on other reworded: 94.9%",
+        "of forget questions, 2 sets together",
+        "of retained questions, 2 sets together; ceiling 1%",
+    ]
+
+
 def test_nothing_scored_is_said_and_not_shown_as_zero() -> None:
     found = verdict(evaluation(), evaluation(), None)
     assert [t.value for t in found.tiles] == ["–"] * 4

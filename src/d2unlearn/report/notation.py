@@ -100,6 +100,12 @@ def _written(metric: Metric, value: float) -> str:
     return percent(value) if words_of(metric.name.removeprefix(GUARDED)).percent else fixed(value)
 
 
+def folder_name(place: str) -> str:
+    """The last part of a folder's path; a name on a hub (`owner/name`) as it is."""
+    parts = [part for part in place.replace("\\", "/").split("/") if part]
+    return place if len(parts) < 3 and not place.startswith((".", "/", "~")) else parts[-1]
+
+
 def readable(name: str) -> str:
     """A key or a set's name as a reader sees it: `world_facts` is `world facts`."""
     return name.replace("_", " ").strip() or name

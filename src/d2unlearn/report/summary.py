@@ -64,6 +64,12 @@ class Verdict:
     tiles: tuple[Tile, ...]
     concerns: tuple[Concern, ...]
 
+    @property
+    def boxes(self) -> tuple[tuple[Concern, ...], ...]:
+        """The concerns of one rule and level together, in their order."""
+        kinds = dict.fromkeys((concern.level, concern.rule) for concern in self.concerns)
+        return tuple(tuple(each for each in self.concerns if (each.level, each.rule) == kind) for kind in kinds)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -327,7 +333,7 @@ def _forget_tile(c: Comparison, found: Sequence[Concern]) -> Tile:
         return Tile("Forgotten", fixed(math.nan), "not scored", "unknown")
     others = [other for other in KNOWLEDGE if other != name and any(metric_of(s, other) for _, s in c.sets("forget"))]
     numbers = [f"{words_of(other).label.lower()} {' → '.join(_change(c, other, 3))}" for other in others]
-    detail = "; ".join([f"{words_of(name).label.lower()} of the raw weights", *numbers])
+    detail = "; ".join([f"{words_of(name).label.lower()} of the raw weights{_together(c, 'forget')}", *numbers])
     return Tile("Forgotten", " → ".join(_change(c, name, 2)), detail, _judged(found, "extractable"))
 
 
@@ -336,7 +342,7 @@ def _retain_tile(c: Comparison, found: Sequence[Concern]) -> Tile:
     name, kept = retention(pairs)
     if math.isnan(kept):
         return Tile("Kept", fixed(kept), "not scored", "unknown")
-    detail = f"of the original’s {words_of(name).label.lower()}"
+    detail = f"of the original’s {words_of(name).label.lower()}{_together(c, 'retain')}"
     worst = min((retention([p])[1], p[1].name) for p in pairs if not math.isnan(retention([p])[1]))
     if len(pairs) > 1:
         detail += f"; least on {readable(worst[1])}: {percent(worst[0])}"
@@ -345,11 +351,20 @@ def _retain_tile(c: Comparison, found: Sequence[Concern]) -> Tile:
 
 def _refusal_tiles(c: Comparison, found: Sequence[Concern]) -> tuple[Tile, Tile]:
     hit, wrong = _rate(c, "forget"), _rate(c, "retain")
-    caught = Tile("Rightly refused", percent(hit), "of forget questions", _judged(found, "missed", "leaks"))
+    caught = Tile(
+        "Rightly refused", percent(hit), f"of forget questions{_together(c, 'forget')}", _judged(found, "missed", "leaks")
+    )
     allowed = "" if math.isnan(c.ceiling) else f"; ceiling {stated(c.ceiling)}"
-    mistaken = Tile("Wrongly refused", percent(wrong), f"of retained questions{allowed}", _judged(found, "false_refusals"))
+    of = f"of retained questions{_together(c, 'retain')}"
+    mistaken = Tile("Wrongly refused", percent(wrong), f"{of}{allowed}", _judged(found, "false_refusals"))
     unknown = [Tile(t.title, t.value, "no gate was measured", "unknown") for t in (caught, mistaken)]
     return unknown[0] if math.isnan(hit) else caught, unknown[1] if math.isnan(wrong) else mistaken
+
+
+def _together(c: Comparison, kind: Kind) -> str:
+    """Says that a tile's number is of several sets, where there are several."""
+    count = len(c.sets(kind))
+    return f", {count} sets together" if count > 1 else ""
 
 
 def _judged(found: Sequence[Concern], *rules: str) -> State:
