@@ -17,6 +17,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from d2unlearn import __version__
 from d2unlearn.data.template import Template
 from d2unlearn.errors import GateError
@@ -61,8 +63,7 @@ def carry(folder: Path, rule: Rule, refusal_texts: tuple[str, ...], template: st
     found = Template(tokenizer)
     if found.fingerprint != template:
         raise GateError(f"the tokenizer in {folder} renders prompts differently than when the gate was calibrated; recalibrate")
-    ends = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    words = words_of(found, refusal_texts, ends, pad_token_id(tokenizer))
+    words = words_of(found, refusal_texts, _end_ids(folder, tokenizer), pad_token_id(tokenizer))
     for name, text in custom_generate().items():
         atomic_write(folder / FOLDER / name, text)
     config = read_json(folder / "config.json")
@@ -109,6 +110,14 @@ Not guarded: everything else, in particular transformers without `trust_remote_c
 refuses to run. `{GATE_COPY}` in config.json is a copy of d2_gate.json.
 {END}
 """
+
+
+def _end_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end an answer: those of the folder's generation configuration, else the tokenizer's."""
+    path = folder / "generation_config.json"
+    configured = read_json(path).get("eos_token_id") if path.is_file() else None
+    found = tokenizer.eos_token_id if configured is None else configured
+    return [int(i) for i in found] if isinstance(found, list) else [] if found is None else [int(found)]
 
 
 def _text(path: Path) -> str:

@@ -1,0 +1,126 @@
+"""The gate for engines that show the logits of one position at a time and let a token be forced, and nothing else.
+
+A refusal cannot take back what was sent: an answer that is refused later goes on with a line break and the refusal. And it is
+not known whether a position's token will end the answer, so an end is forbidden where the look at it would refuse, unless the
+model would choose it: then the answer is refused there.
+
+Decisions are a function of a request's tokens and energies by position, never of the number of calls: engines ask again for
+the same position when they cut a long prompt in pieces, and forget and recompute requests when memory runs out.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from d2unlearn.gate.rule import Rule, Words, refusal_index
+from d2unlearn.gate.score import RunningScore
+
+KEPT = 4096
+"""Requests whose decisions are kept beyond their last position, in case the engine has forgotten them for the time being."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do at a position: choose `forced` (None: what the model likes); and whether the answer must not end here."""
+
+    forced: int | None
+    no_end: bool = False
+
+
+class Session:
+    """One request. `ends`: ids that end its answer; `limit`: the most tokens that it may have, None for no limit.
+
+    Positions count from 0, the one that the answer's first token is chosen from. `key` stands for the prompt and the tokens
+    before the position judged last.
+    """
+
+    def __init__(self, rule: Rule, words: Words, prompt: Sequence[int], ends: Sequence[int], limit: int | None) -> None:
+        self._rule = rule
+        self._limit = limit
+        self._refusal = words.refusals[refusal_index(rule.seed, prompt, len(words.refusals))]
+        self._line_break = words.line_break
+        self._end = words.ends[0]
+        self._running = RunningScore(rule.score, 1)
+        self.ends = tuple(ends)
+        self.energies: list[float] = []
+        self.refused_at: int | None = None
+        self.key = hash(tuple(prompt))
+
+    def judge(self, position: int, energy: float) -> Verdict:
+        """Take the energy of a position, again if it was taken before. Refuses when the positions before it are not known."""
+        if position > len(self.energies):
+            self.refused_at = position if self.refused_at is None else self.refused_at
+            self.energies += [float("nan")] * (position - len(self.energies))
+        elif position < len(self.energies):
+            self._rewind(position)
+        self.energies.append(energy)
+        if self.refused_at is None and self._running.update(np.array([energy]))[0] > self._rule.threshold:
+            self.refused_at = position
+        if self.refused_at is not None:
+            return Verdict(self._word(position - self.refused_at))
+        if self._running.if_ended()[0] <= self._rule.threshold:
+            return Verdict(None)
+        if self._limit is not None and position + 1 >= self._limit:
+            return self.refuse(position)
+        return Verdict(None, no_end=True)
+
+    def refuse(self, position: int) -> Verdict:
+        """Refuse at the position judged last."""
+        self.refused_at = position
+        return Verdict(self._word(0))
+
+    def go_on_from(self, other: Session, position: int) -> None:
+        """Take over what is known of the positions before this one."""
+        self.energies = list(other.energies)
+        self.refused_at = other.refused_at
+        self._rewind(position)
+
+    def _rewind(self, position: int) -> None:
+        """Forget this position and those after it."""
+        del self.energies[position:]
+        if self.refused_at is not None and self.refused_at >= position:
+            self.refused_at = None
+        self._running = RunningScore(self._rule.score, 1)
+        for energy in self.energies[: self.refused_at]:
+            self._running.update(np.array([energy]))
+
+    def _word(self, place: int) -> int:
+        """The refusal's token at a place; the end token from its end on."""
+        words = [*(self._line_break if self.refused_at else ()), *self._refusal]
+        return words[place] if place < len(words) else self._end
+
+
+class Sessions:
+    """Requests under way, found again by their tokens when the engine has forgotten them: same tokens, same energies."""
+
+    def __init__(self, rule: Rule, words: Words) -> None:
+        self._rule = rule
+        self._words = words
+        self._kept: OrderedDict[int, Session] = OrderedDict()
+
+    def begin(self, prompt: Sequence[int], answer: Sequence[int], ends: Sequence[int], limit: int | None) -> Session:
+        """A request that has its `answer` tokens so far. Without any record of them it will be refused."""
+        session = Session(self._rule, self._words, prompt, sorted({*self._words.ends, *ends}), limit)
+        for token in answer[:-1]:
+            session.key = hash((session.key, token))
+        found = self._kept.get(session.key) if answer else None
+        if found is not None:
+            session.go_on_from(found, len(answer))
+        return session
+
+    def judge(self, session: Session, position: int, last_token: int | None, energy: float) -> Verdict:
+        """`Session.judge`, noted. `last_token`: the answer's latest token, which this position was fed (None at the first)."""
+        if position >= len(session.energies) and last_token is not None:
+            if self._kept.get(session.key) is session:
+                del self._kept[session.key]
+            session.key = hash((session.key, last_token))
+        verdict = session.judge(position, energy)
+        self._kept[session.key] = session
+        self._kept.move_to_end(session.key)
+        if len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+        return verdict
