@@ -304,10 +304,14 @@ def test_a_crowd_of_connections_at_once_gets_each_its_own_answer(split: Halves) 
 def test_more_connections_than_are_allowed_are_turned_away_and_the_server_goes_on(split: Halves) -> None:
     with serving(split.guarded, connections=50) as running:
         idle = [socket.create_connection(("127.0.0.1", running.port), timeout=10) for _ in range(120)]
-        until(lambda: running.send("/health").status == 503)
+        until(lambda: running.send("/v1/models").status == 503)
+        turned_away = running.chat(split.prompts[0])
+        assert (turned_away.status, turned_away.error["code"]) == (503, "overloaded")
+        assert turned_away.headers["retry-after"] == "1"
+        assert running.healthy()
         for each in idle:
             each.close()
-        until(running.healthy)
+        until(lambda: running.send("/v1/models").status == 200)
         assert running.chat(split.prompts[0]).status == 200
 
 

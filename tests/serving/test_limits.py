@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import openai
 import pytest
 import torch
 
+from d2unlearn.cli.options import needs_extra
 from d2unlearn.config import ServeSettings
 from d2unlearn.errors import ConfigError
 from d2unlearn.gate import recorder
@@ -226,7 +228,7 @@ def test_a_stop_lets_running_requests_finish(split: Halves) -> None:
 def test_a_stop_ends_with_an_error_what_does_not_finish(split: Halves) -> None:
     never = GuardedModel(split.guarded.model, split.guarded.tokenizer, at(split.guarded.gate, 1e9))  # type: ignore[arg-type]
     running_for = {"max_new_tokens": 2000, "stop_timeout": 0.5, "batch_size": 1}
-    with serving(never, **running_for) as running, slowed(never.model, 0.02), ThreadPoolExecutor(4) as pool:
+    with serving(never, **running_for) as running, slowed(never.model, 0.1), ThreadPoolExecutor(4) as pool:
         whole = pool.submit(running.chat, split.prompts[0], max_tokens=2000)
         until(lambda: running.service._calls and running.service.engine.waiting == 0)
         waiting = pool.submit(running.chat, split.prompts[1], max_tokens=2000, stream=True)
@@ -276,6 +278,16 @@ def test_keys_come_from_a_file_and_addresses_are_had_or_not(tmp_path: Path) -> N
             listen("127.0.0.1", held.getsockname()[1])
     with pytest.raises(ConfigError, match="cannot listen on no such host"):
         listen("no such host", 80)
+
+
+def test_a_missing_part_of_the_installation_is_named() -> None:
+    with (
+        pytest.raises(ConfigError, match=r"no_such_module is not installed.*pip install 'd2unlearn\[serve\]'"),
+        needs_extra("serve"),
+    ):
+        import_module("no_such_module")
+    with pytest.raises(ModuleNotFoundError), needs_extra("serve"):
+        import_module("d2unlearn.no_such_module")
 
 
 def test_a_server_on_loopback_is_reached_by_its_own_names_alone(served: Served) -> None:

@@ -33,7 +33,7 @@ from d2unlearn.generation.rows import Asked, Outcome, Piece, generate_rows
 from d2unlearn.generation.server import Service, make_app
 from d2unlearn.generation.server_api import ApiError, ChatRequest
 from d2unlearn.generation.server_engine import Busy, Stopping
-from d2unlearn.generation.server_run import listen, load, make_service, run
+from d2unlearn.generation.server_run import BACKLOG, listen, load, make_service, run
 from d2unlearn.models import load_model, load_tokenizer
 from d2unlearn.runtime import pick_device, say, torch_dtype
 from d2unlearn.training.artifact import read_manifest
@@ -269,6 +269,7 @@ def run_play(settings: PlaySettings) -> None:
         service = make_service(guarded, serving)
         app = make_app(service)
         add_playground(app, service, Playground(guarded, original), samples, name)
+        listener.listen(BACKLOG)
         say(f"open http://{serving.host}:{listener.getsockname()[1]}/ ; Ctrl-C stops")
         run(app, service, serving, listener)
 

@@ -49,12 +49,15 @@ def key_digest(key: str) -> bytes:
 
 
 class Door:
-    """ASGI middleware. `note` is told path, status and seconds of every request."""
+    """ASGI middleware. `note` is told path, status and seconds of every request; `crowded`: too many connections are open."""
 
-    def __init__(self, app: ASGIApp, rules: Rules, note: Callable[[str, int, float], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, rules: Rules, note: Callable[[str, int, float], None], crowded: Callable[[], bool]
+    ) -> None:
         self._app = app
         self._rules = rules
         self._note = note
+        self._crowded = crowded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -87,7 +90,11 @@ class Door:
         host = _without_port(headers.get("host", ""))
         if rules.hosts is not None and host not in rules.hosts:
             return ApiError(421, "this server is not reached by that host name", code="wrong_host")
-        if rules.keys and scope["path"] != "/health" and not self._has_key(headers.get("authorization", "")):
+        if scope["path"] == "/health":
+            return None
+        if self._crowded():
+            return ApiError(503, "too many connections are open; try again in a moment", code="overloaded", retry_after=1)
+        if rules.keys and not self._has_key(headers.get("authorization", "")):
             return ApiError(401, "give a valid API key: Authorization: Bearer KEY", code="invalid_api_key")
         if scope["method"] != "POST":
             return None

@@ -24,6 +24,8 @@ from d2unlearn.schema import Message
 
 MOST_PROMPT_TOKENS = 4096
 """Where the settings name no limit."""
+BACKLOG = 2048
+"""Connections that wait to be taken up."""
 GATE_ON = "on"
 GATE_OFF = "off; raw answers, nothing guards them"
 PROBE = (Message("user", "Who is there?"),)
@@ -40,6 +42,7 @@ def run_serve(settings: ServeSettings) -> None:
         say(f"{service.name}: {promise(guarded)}")
         if settings.host not in LOOPBACK and not keys:
             say("note: other machines can reach this server, and it asks for no API key (--api-keys FILE)")
+        listener.listen(BACKLOG)
         say(f"listening on {address}/v1; Ctrl-C stops")
         run(make_app(service), service, settings, listener, keys)
 
@@ -142,28 +145,31 @@ def make_server(app: FastAPI, service: Service, settings: ServeSettings, keys: S
         request_seconds=2 * settings.timeout,
         gate=GATE_ON if service.engine.guarded.gate is not None else GATE_OFF,
     )
-    config = uvicorn.Config(
-        Door(app, rules, service.metrics.note_request),
-        http=PatientProtocol,
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=settings.connections,
-        timeout_graceful_shutdown=int(settings.stop_timeout) + 5,
-    )
-    return Server(config, service, settings.stop_timeout)
+    return Server(app, service, settings, rules)
 
 
 class Server(uvicorn.Server):
-    """uvicorn that, told to stop, lets running requests finish for a while and then ends them with an error."""
+    """uvicorn behind the door, which told to stop lets running requests finish for a while and then ends them with an error."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, stop_timeout: float) -> None:
-        super().__init__(config)
+    def __init__(self, app: FastAPI, service: Service, settings: ServeSettings, rules: Rules) -> None:
         self._service = service
-        self._stop_timeout = stop_timeout
+        self._settings = settings
+        config = uvicorn.Config(
+            Door(app, rules, service.metrics.note_request, self._crowded),
+            http=PatientProtocol,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            backlog=BACKLOG,
+            proxy_headers=False,
+            timeout_graceful_shutdown=int(settings.stop_timeout) + 5,
+        )
+        super().__init__(config)
+
+    def _crowded(self) -> bool:
+        return len(self.server_state.connections) > self._settings.connections
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal stops in good order, a second one at once; neither is raised again afterwards."""
@@ -172,7 +178,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.stop()
-        timer = asyncio.get_running_loop().call_later(self._stop_timeout, self._service.end_all)
+        timer = asyncio.get_running_loop().call_later(self._settings.stop_timeout, self._service.end_all)
         await super().shutdown(sockets)
         timer.cancel()
         self._service.end_all()
