@@ -17,6 +17,7 @@ import d2unlearn
 
 SOURCE = Path(d2unlearn.__file__).parent
 CORE = "energy errors head likelihood observation positions quantities schema"
+COMPARED = "comparison.markdown comparison.outcomes comparison.records comparison.table"
 
 ALLOWED = {
     "errors": "",
@@ -38,11 +39,18 @@ ALLOWED = {
     "generation": f"{CORE} config data gate models runtime training.artifact",
     "guards": f"{CORE} data gate.policy generation models runtime stats",
     "evaluation.store": "errors runtime schema",
+    "evaluation.trial_results": "errors runtime schema",
     "evaluation": f"{CORE} config data gate generation models runtime stats training.artifact",
     "audit": f"{CORE} data evaluation runtime stats",
-    "report": "errors evaluation.store runtime schema stats",
+    "comparison.records": "schema",
+    "comparison.rule": "stats",
+    "comparison.outcomes": "schema",
+    "comparison.table": "schema",
+    "comparison.markdown": "",
+    "report": f"{COMPARED} errors evaluation.store evaluation.trial_results runtime schema stats",
+    "comparison": f"{CORE} audit config data evaluation gate generation guards methods models report runtime stats training",
     "quickstart": "config data errors evaluation gate models report runtime schema training",
-    "cli": "config data errors evaluation gate generation models quickstart report runtime schema stats training",
+    "cli": "comparison config data errors evaluation gate generation models quickstart report runtime schema stats training",
 }
 """A module or package, and the modules or packages that it may import: each must stand on a line above.
 
@@ -63,6 +71,13 @@ LIBRARIES = {
     "methods": "torch",
     "gate.calibrate": "numpy",
     "gate.score": "numpy",
+    "comparison.records": "",
+    "comparison.rule": "",
+    "comparison.outcomes": "numpy scipy",
+    "comparison.table": "scipy numpy",
+    "comparison.markdown": "",
+    "comparison.plan": "",
+    "comparison.questions": "numpy",
     "report": "jinja2 markupsafe matplotlib numpy scipy",
 }
 """The pure core: all that these may import beside the standard library, even inside a function."""
@@ -173,7 +188,7 @@ def test_modules_import_only_what_their_line_allows() -> None:
     mistakes = []
     for each in CHECKED:
         line = line_of(each.module, ALLOWED)
-        if line_of(each.target, dict.fromkeys(ALLOWED[str(line)].split(), "")) is None:
+        if line is not None and line_of(each.target, dict.fromkeys(ALLOWED[line].split(), "")) is None:
             mistakes.append(f"{each}: not on the line of {line}")
     assert mistakes == []
 

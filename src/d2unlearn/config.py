@@ -213,6 +213,52 @@ class AnalyzeSettings:
 
 
 @dataclass(frozen=True)
+class CompareSettings:
+    """`d2unlearn compare`: methods and guards, tuned alike on validation questions and judged once on test questions.
+
+    splits: by name, what is forgotten and what kept (`comparison.plan.Split`). results: a JSON file a run; None: in `output`.
+    methods: none named are all. search: by contestant, a parameter as a value or as a range to search, [low, high]. left_out:
+    contestants that the table names with a reason in place of numbers. backend: process, ray, or here (in this process).
+    launcher: what starts a run's command in place of python, e.g. `accelerate launch --num_processes 2`. run: only the run of
+    this key; plan: say what there is to do, and do nothing.
+    """
+
+    model: str
+    splits: dict[str, dict[str, Any]]
+    output: str
+    results: str | None = None
+    methods: list[str] = field(default_factory=list)
+    guards: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    trials: int = 6
+    search: dict[str, dict[str, Any]] = field(default_factory=dict)
+    learning_rate: float | str = "auto"
+    epochs: float = 5.0
+    batch_size: int = 8
+    accumulation: int | str = "auto"
+    max_length: int = 512
+    lora: bool = False
+    lora_rank: int = 16
+    dtype: str = "auto"
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    max_false_refusal: float = 0.01
+    test_rows: int = 400
+    max_new_tokens: int = 96
+    eval_batch_size: int = 32
+    attack_learning_rate: float = 5e-4
+    keep_artifacts: bool = False
+    backend: str = "process"
+    jobs: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    launcher: str | None = None
+    run: str | None = None
+    plan: bool = False
+
+
+@dataclass(frozen=True)
 class QuickstartSettings:
     """`d2unlearn quickstart`: the whole way on the embedded world of made-up people."""
 
@@ -263,6 +309,14 @@ LIMITS = {
     "accumulation": Limit("at least 1 or auto", lambda v: v == "auto" if isinstance(v, str) else COUNT.holds(v)),
     "max_length": Limit("at least 2", lambda value: value >= 2),
     "lora_rank": COUNT,
+    "trials": COUNT,
+    "test_rows": COUNT,
+    "eval_batch_size": COUNT,
+    "attack_learning_rate": POSITIVE,
+    "backend": one_of("process", "ray", "here"),
+    "jobs": COUNT,
+    "cpus": POSITIVE,
+    "gpus": Limit("0 or more", lambda value: 0 <= value < math.inf),
     "keep": one_of("best", "last"),
     "group_size": COUNT,
     "max_new_tokens": COUNT,

@@ -137,6 +137,18 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Comeback:
+    """What relearning brought back (`d2unlearn.audit.tampering`). choice: which rows were relearned; `relearned`: how many.
+
+    probability: answer probability on the rows that were not, by steps taken ("0": before the first).
+    """
+
+    choice: str
+    relearned: int
+    probability: Mapping[str, Metric]
+
+
+@dataclass(frozen=True)
 class GateSummary:
     """What a reader has to know of a calibrated gate. Scores are one per request; above `threshold` it is refused.
 

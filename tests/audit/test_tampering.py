@@ -93,6 +93,16 @@ def test_the_attack_is_what_it_says(choice: str) -> None:
     assert found.probability["3"].value != pytest.approx(found.probability["0"].value, rel=1e-3)
 
 
+def test_only_rows_that_are_judged_are_asked_for() -> None:
+    model = tiny_models.llama()
+    chosen = attacked_rows(20, GROUPS, "first", share=0.2, seed=7)
+    found = relearn(model, ROWS, GROUPS, "first", ATTACK, judged={0, 1, 5, 19})
+    left = [index for index in range(20) if index not in chosen]
+    expected = [by_hand(model, chosen, 3)[3][left.index(index)] for index in (5, 19)]
+    assert found.probability["3"].n == 2
+    assert found.probability["3"].value == pytest.approx(np.mean(expected), rel=1e-4)
+
+
 def test_what_is_relearned_comes_back_where_rows_share_it() -> None:
     """Rows that are all one row: the others are learnt along with those that are trained."""
     same = [Tokens(str(index), ROWS[0].input_ids, ROWS[0].answer_mask) for index in range(10)]

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,8 @@ def test_a_warning_is_one_line_without_the_place_in_the_code(monkeypatch: pytest
         (MemoryError(), "out of memory: choose a smaller --batch-size"),
         (PermissionError(13, "Permission denied", "rows.jsonl"), "rows.jsonl cannot be used: Permission denied"),
         (click.UsageError("Something."), "Something (see --help)"),
+        (PackageNotFoundError("peft"), "the installation is incomplete, peft is missing: install d2unlearn again"),
+        (ModuleNotFoundError("No module", name="datasets"), "the installation is incomplete, datasets is missing"),
     ],
 )
 def test_what_a_machine_runs_out_of_is_one_sentence(error: Exception, says: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +21,7 @@ from d2unlearn.evaluation.memorization import answer_probability
 from d2unlearn.evaluation.runner import likelihoods
 from d2unlearn.observation import observe
 from d2unlearn.quantities import Nll
-from d2unlearn.schema import Interval, Tokens
+from d2unlearn.schema import Comeback, Metric, Tokens
 from d2unlearn.stats import bootstrap_interval
 
 Choice = Literal["first", "spread"]
@@ -50,15 +50,6 @@ class Relearning:
             raise ConfigError(mistakes)
 
 
-@dataclass(frozen=True)
-class Comeback:
-    """What an attack brought back. `probability`: answer probability on the rows not relearned, by steps taken (0: before)."""
-
-    choice: str
-    relearned: int
-    probability: Mapping[str, Interval]
-
-
 def relearn(
     model: PreTrainedModel,
     rows: Sequence[Tokens],
@@ -66,22 +57,25 @@ def relearn(
     choice: Choice,
     attack: Relearning,
     *,
+    judged: Collection[int] | None = None,
     eval_batch_size: int = 32,
 ) -> Comeback:
     """Attack a copy of the model, in memory; the model is left as it is and nothing is written.
 
-    `groups`: of each row, for the interval's bootstrap and for `spread`; None: every row by itself. Raises `ConfigError` when
-    there are too few rows for some to be relearned and some to be asked for.
+    `groups`: of each row, for the interval's bootstrap and for `spread`; None: every row by itself. `judged`: indices of the
+    rows that may be asked for, where they were not relearned; None: all. Raises `ConfigError` when there are too few rows for
+    some to be relearned and some to be asked for.
     """
     chosen = attacked_rows(len(rows), groups, choice, share=attack.share, seed=attack.seed)
-    asked = [index for index in range(len(rows)) if index not in set(chosen)]
+    asked = [index for index in range(len(rows)) if index not in set(chosen) and (judged is None or index in judged)]
     if not chosen or not asked:
         raise ConfigError([f"{len(rows)} rows are too few to relearn a share of {attack.share:g} and to ask for the rest"])
     labels = None if groups is None else [groups[index] for index in asked]
-    found: dict[str, Interval] = {}
+    found: dict[str, Metric] = {}
     for steps, attacked in _attacked(model, [rows[index] for index in chosen], attack):
         values = _probabilities(attacked, [rows[index] for index in asked], eval_batch_size)
-        found[str(steps)] = bootstrap_interval(values, groups=labels, seed=attack.seed)
+        interval = bootstrap_interval(values, groups=labels, seed=attack.seed)
+        found[str(steps)] = Metric("answer_probability", *interval, len(values) - interval.n, "lower")
     return Comeback(choice, len(chosen), found)
 
 

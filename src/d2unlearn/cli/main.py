@@ -13,6 +13,7 @@ import typer
 from d2unlearn import __version__
 from d2unlearn.cli.calibrate import calibrate
 from d2unlearn.cli.chat import chat
+from d2unlearn.cli.compare import compare
 from d2unlearn.cli.data import data_app
 from d2unlearn.cli.evaluate import evaluate
 from d2unlearn.cli.generate import generate
@@ -38,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for verb in (quickstart, unlearn, calibrate, generate, chat, serve, play, evaluate, report):
+for verb in (quickstart, unlearn, calibrate, generate, chat, serve, play, evaluate, compare, report):
     app.command()(verb)
 app.add_typer(data_app, name="data")
 
@@ -87,6 +88,8 @@ def _sentence(error: Exception) -> str | None:
         )
     if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
         return "out of memory: choose a smaller --batch-size"
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("d2unlearn"):
+        return f"the installation is incomplete, {error.name} is missing: install d2unlearn again (`make install` does it here)"
     if type(error).__name__ == "NoArgsIsHelpError":
         return ""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:

@@ -41,7 +41,7 @@ def build(before: Evaluation, after: Evaluation, gate: GateSummary | None, run: 
     comes from outside is escaped. Numbers that were not scored are shown as a dash.
     """
     seed = run.get("seed")
-    return _template().render(
+    return template("page.html.j2").render(
         before=before,
         after=after,
         gate=gate,
@@ -148,7 +148,8 @@ def _entries(values: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """One of this package's templates, with the report's filters; what is inserted is escaped."""
     environment = Environment(
         loader=PackageLoader("d2unlearn", "report"),
         autoescape=True,
@@ -157,7 +158,12 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        svg=Markup, readable=notation.readable, fixed=notation.fixed, shorten=notation.shorten, percent=notation.percent
+        svg=Markup,
+        readable=notation.readable,
+        folder_name=notation.folder_name,
+        fixed=notation.fixed,
+        shorten=notation.shorten,
+        percent=notation.percent,
     )
     environment.globals.update(level_words=LEVEL_WORDS, state_words=STATE_WORDS)
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)

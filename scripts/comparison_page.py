@@ -1,0 +1,106 @@
+"""docs/comparison.md and its figures, from the kept results of the comparison alone; no number is typed by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import yaml
+
+from d2unlearn.comparison.markdown import parts_of
+from d2unlearn.comparison.output import read_results, tables_of
+from d2unlearn.comparison.records import Judged, Tuned
+from d2unlearn.comparison.rule import RULE
+from d2unlearn.comparison.table import SplitTable
+from d2unlearn.methods import METHODS
+from d2unlearn.report import tradeoff as drawing
+from d2unlearn.report.tradeoff import tradeoff
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = ROOT / "scripts" / "comparison.yaml"
+LIGHT = {"forget": "#bc4c00", "retain": "#0969da", "axis": "#59636e", "ink": "#1f2328"}
+DARK = {"forget": "#f0883e", "retain": "#58a6ff", "axis": "#9198a1", "ink": "#e6edf3"}
+FONT = "-apple-system,'Segoe UI',Helvetica,Arial,sans-serif"
+INTRODUCTION = """# Methods side by side
+
+Made by `make docs` from the runs kept in `benchmarks/results/comparison`; `scripts/comparison.py` makes the runs.
+
+Every method is trained by the same trainer on the same pairs of rows, with the same number of epochs and of trials: the
+published parameters first, the others found by [optuna](https://optuna.org). A trial is chosen on validation questions, by a
+rule in which no energy, gate or refusal enters, and the training's last weights are taken, so that no energy chooses an epoch
+either. What was chosen is then trained with each seed and judged once on test questions: those of three quarters of the
+forgotten authors, and retained rows that no method was given. Each model is given an energy gate, calibrated on retained rows
+that training never saw, at the same rate of false refusals. The oracle is a model that never knew.
+
+A prompt guard, an input classifier and embeddings that are corrupted behind it (ECO) leave the weights alone: what they hide
+is still there. The classifier is fitted on the very questions whose refusal "refused: forget" counts; those in other words say
+more. Corrupted embeddings lead to another answer, not to a refusal, so their refusals are none by design.
+
+These models know TOFU and little else: nothing here speaks about general ability, or about models a thousand times as large.
+"""
+
+
+def comparison_pages(results: Path) -> dict[Path, str]:
+    """The page and its figures, as they should be."""
+    settings = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
+    splits, order = list(settings["splits"]), [*(settings.get("methods") or METHODS), *settings["guards"]]
+    tables = tables_of(results, splits, settings["left_out"], order)
+    judged, tuned = read_results(results)
+    parts = [INTRODUCTION, state(settings, order, judged, tuned)]
+    files: dict[Path, str] = {}
+    for table in tables:
+        parts.append(f"## {table.split}\n")
+        figures = figure_files(table, results)
+        parts += [picture(table, results)] if figures else []
+        parts += list(parts_of(table, rule=RULE))
+        files |= figures
+    return {ROOT / "docs" / "comparison.md": "\n".join(parts), **files}
+
+
+def state(settings: dict[str, object], order: list[str], judged: list[Judged], tuned: list[Tuned]) -> str:
+    """What is there and what is missing, split by split, and the command that goes on."""
+    lines = ["## What is there\n"]
+    seeds = settings["seeds"]
+    splits = settings["splits"]
+    assert isinstance(seeds, list)
+    assert isinstance(splits, dict)
+    for name, split in splits.items():
+        runs = [run for run in judged if run.split == name]
+        names = {run.contestant for run in (*tuned, *runs) if run.split == name and run.kind != "as_is"}
+        wanted = "strongest" in split and f"{split['strongest']} strongest of {split['strongest_of']}"
+        whole = [each for each in order if len({run.seed for run in runs if run.contestant == each}) == len(seeds)]
+        begun = [each for each in order if each in names and each not in whole]
+        left = [] if wanted else [each for each in order if each not in names]
+        said = [f"complete: {', '.join(whole) or 'none'}", f"begun: {', '.join(begun) or 'none'}"]
+        said.append(f"not begun: {wanted or ', '.join(left) or 'none'}")
+        lines.append(f"- {name}: {'; '.join(said)}.")
+    return "\n".join([*lines, "\n`python scripts/comparison.py --jobs 2` goes on with what is missing.\n"])
+
+
+def picture(table: SplitTable, results: Path) -> str:
+    """The figure in both colours."""
+    place = f"../{(results / table.split).relative_to(ROOT)}"
+    drawn = tradeoff(table)
+    assert drawn is not None
+    return (
+        f'<picture>\n<source media="(prefers-color-scheme: dark)" srcset="{place}-dark.svg">\n'
+        f'<img alt="{drawn.description}" src="{place}.svg">\n</picture>\n'
+    )
+
+
+def figure_files(table: SplitTable, results: Path) -> dict[Path, str]:
+    """Both drawings of a split. What these very numbers drew is taken as it is: versions of matplotlib differ in bytes."""
+    paths = results / f"{table.split}.svg", results / f"{table.split}-dark.svg"
+    source = Path(drawing.__file__).read_bytes() + repr(table.rows).encode()
+    mark = f"<!-- scripts/comparison_page.py {hashlib.sha256(source).hexdigest()[:16]} -->"
+    if all(path.is_file() and path.read_text(encoding="utf-8").endswith(f"{mark}\n") for path in paths):
+        return {path: path.read_text(encoding="utf-8") for path in paths}
+    drawn = tradeoff(table)
+    if drawn is None:
+        return {}
+    svg = drawn.svg.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" font-family="{FONT}" ', 1)
+    return {
+        path: re.sub(r"var\(--(\w+)\)", lambda found, palette=palette: palette[found[1]], svg) + mark + "\n"
+        for path, palette in zip(paths, (LIGHT, DARK), strict=True)
+    }

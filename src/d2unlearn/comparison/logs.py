@@ -1,0 +1,32 @@
+"""Of the oracle's logs what a benchmark's metrics are held against, small enough to be kept with the results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from d2unlearn.evaluation.open_unlearning import MARK, eval_file, read_logs
+from d2unlearn.evaluation.suites import TOFU
+from d2unlearn.runtime import write_json
+
+COMPARED = ("forget_truth_ratio",)
+"""Metrics that are compared example by example; of all others the number is enough."""
+
+
+def keep_logs(evaluated: Path, target: Path) -> None:
+    """Write the kept part of the logs in an evaluated benchmark's folder to `target`."""
+    write_json(target, kept_part(read_logs(evaluated / eval_file(TOFU), TOFU)))
+
+
+def kept_part(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """Every metric's number, and the scores of each example where they are compared."""
+    found: dict[str, Any] = {}
+    for key, entry in logs.items():
+        found[key] = {"agg_value": entry.get("agg_value")}
+        if key in COMPARED:
+            scores = {index: {"score": record["score"]} for index, record in entry["value_by_index"].items()}
+            found[key]["value_by_index"] = scores
+        if key == MARK:
+            found[key]["convention"] = entry["convention"]
+    return found

@@ -1,0 +1,51 @@
+"""What a comparison leaves to read: tables and pages with the trade-off. All of it is made from files, anew each time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from d2unlearn.comparison.markdown import in_words, page_of
+from d2unlearn.comparison.plan import Comparison
+from d2unlearn.comparison.records import Judged, Tuned
+from d2unlearn.comparison.rule import RULE
+from d2unlearn.comparison.store import Store, written
+from d2unlearn.comparison.table import SplitTable, split_table
+from d2unlearn.evaluation.store import record_from_json, record_to_json
+from d2unlearn.report.comparison import write_pages
+from d2unlearn.runtime import atomic_write, read_json
+
+
+def write_output(comparison: Comparison, store: Store) -> Iterator[str]:
+    """Write table.md, table.json and the pages into the output folder; lines for a person."""
+    settings = comparison.settings
+    order = [*comparison.methods, *comparison.guards]
+    tables = tables_of(store.results, [split.name for split in comparison.splits], settings.left_out, order)
+    if not tables:
+        yield "no run is done yet"
+        return
+    markdown, numbers = store.output / "table.md", store.output / "table.json"
+    atomic_write(markdown, "# Comparison\n\n" + page_of(tables, rule=RULE))
+    atomic_write(numbers, written({"splits": [record_to_json(table, "table") for table in tables]}) + "\n")
+    for table in tables:
+        for line in in_words(table.outcomes):
+            yield f"{table.split}: {line.removeprefix('- ')}"
+    yield str(markdown)
+    yield str(numbers)
+    yield str(write_pages(tables, store.output / "answers", store.output / "pages"))
+
+
+def tables_of(results: Path, splits: list[str], left_out: dict[str, str], order: list[str]) -> list[SplitTable]:
+    """The tables of all splits of which something is judged, from the kept results alone."""
+    judged, tuned = read_results(results)
+    there = [name for name in splits if any(run.split == name for run in judged)]
+    return [split_table(name, judged, tuned, left_out if name == there[0] else {}, order) for name in there]
+
+
+def read_results(results: Path) -> tuple[list[Judged], list[Tuned]]:
+    """Every kept record. Raises `DataError` for a file that holds something else."""
+    judged = [record_from_json(Judged, read_json(path), str(path), "a comparison's result", "remove it")
+              for path in sorted(results.glob("*/*/seed-*.json"))]  # fmt: skip
+    tuned = [record_from_json(Tuned, read_json(path), str(path), "a comparison's result", "remove it")
+             for path in sorted(results.glob("*/*/tune.json"))]  # fmt: skip
+    return judged, tuned

@@ -1,0 +1,189 @@
+"""Which runs a comparison is made of, in which order, and what each has to wait for. Pure.
+
+For each split: the original and the oracle as they are; then, contestant by contestant, one tuning and one judgement a seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
+
+from d2unlearn.comparison.records import ORACLE, ORIGINAL, ContestantKind
+from d2unlearn.comparison.search import Space, space_of
+from d2unlearn.config import CompareSettings, typed
+from d2unlearn.errors import ConfigError
+
+BENCHMARKS = ("tofu",)
+
+
+@dataclass(frozen=True)
+class Split:
+    """What is forgotten and what kept, and what it is judged on.
+
+    model: what to unlearn (None: the comparison's); oracle: a model that never knew; also_forget, also_retain: further test
+    sets; benchmark: `tofu`, with its files in `data`, where the forget split is called `forget_split` (None: as this split).
+    methods, guards: other ones than the comparison's; strongest: only so many, those whose tuning scored best on the split
+    `strongest_of`.
+    """
+
+    forget: str
+    retain: str
+    name: str = ""
+    model: str | None = None
+    oracle: str | None = None
+    group_size: int | None = None
+    also_forget: dict[str, str] = field(default_factory=dict)
+    also_retain: dict[str, str] = field(default_factory=dict)
+    benchmark: str | None = None
+    data: str | None = None
+    forget_split: str | None = None
+    methods: list[str] | None = None
+    guards: list[str] | None = None
+    strongest: int | None = None
+    strongest_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Settings that can be run: names checked, splits and search spaces read."""
+
+    settings: CompareSettings
+    splits: tuple[Split, ...]
+    methods: tuple[str, ...]
+    guards: tuple[str, ...]
+    spaces: Mapping[str, Space]
+
+    def split(self, name: str) -> Split:
+        return next(each for each in self.splits if each.name == name)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One piece of work. seed None: the tuning, whose outcome all seeds share."""
+
+    split: str
+    contestant: str
+    kind: ContestantKind
+    seed: int | None
+
+    @property
+    def key(self) -> str:
+        return f"{self.split}/{self.contestant}/{'tune' if self.seed is None else f'seed-{self.seed}'}"
+
+    @property
+    def tuning(self) -> Run:
+        return Run(self.split, self.contestant, self.kind, None)
+
+
+def comparison_of(settings: CompareSettings, *, methods: Collection[str], guards: Collection[str]) -> Comparison:
+    """Checked settings. methods, guards: the names there are. Raises `ConfigError` with every mistake."""
+    splits, mistakes = _splits(settings.splits)
+    chosen = tuple(settings.methods or methods)
+    for what, given, known in (
+        ("method", [*chosen, *(name for each in splits for name in each.methods or ())], methods),
+        ("guard", [*settings.guards, *(name for each in splits for name in each.guards or ())], guards),
+    ):
+        unknown = sorted(set(given) - set(known))
+        mistakes += [f"{what} {name!r} is not known; known: {', '.join(known)}" for name in unknown]
+    mistakes += (
+        [] if settings.seeds and len(set(settings.seeds)) == len(settings.seeds) else ["seeds should be different numbers"]
+    )
+    mistakes += _repeated([*chosen, *settings.guards])
+    spaces: dict[str, Space] = {}
+    for name in dict.fromkeys([*methods, *guards]):
+        spaces[name], wrong = space_of(name, settings.search.get(name, {}))
+        mistakes += wrong
+    mistakes += [f"search names {name!r}, which is no contestant" for name in settings.search if name not in spaces]
+    if mistakes:
+        raise ConfigError(mistakes)
+    return Comparison(settings, splits, chosen, tuple(settings.guards), spaces)
+
+
+def runs_of(comparison: Comparison, scores: Mapping[str, float]) -> list[Run]:
+    """All runs, in the order in which they are best done. scores: those of the tunings that are done, by key.
+
+    Contestants of a split with `strongest` are known once the split that it looks at is tuned.
+    """
+    runs = []
+    first = comparison.settings.seeds[0]
+    for split in comparison.splits:
+        runs.append(Run(split.name, ORIGINAL, "as_is", first))
+        runs += [Run(split.name, ORACLE, "as_is", first)] if split.oracle is not None else []
+        for name, kind in contestants_of(comparison, split, scores):
+            runs += [Run(split.name, name, kind, seed) for seed in (None, *comparison.settings.seeds)]
+    return runs
+
+
+def contestants_of(comparison: Comparison, split: Split, scores: Mapping[str, float]) -> list[tuple[str, ContestantKind]]:
+    """The split's methods and guards. Of the strongest methods of another split, none while any of those is not tuned."""
+    methods = list(comparison.methods if split.methods is None else split.methods)
+    if split.strongest is not None:
+        other = comparison.split(str(split.strongest_of))
+        compared = list(comparison.methods if other.methods is None else other.methods)
+        keys = {name: Run(other.name, name, "method", None).key for name in compared}
+        if not set(keys.values()) <= set(scores):
+            return []
+        ranked = sorted(compared, key=lambda name: (-scores[keys[name]], compared.index(name)))
+        methods = [name for name in methods if name in ranked[: split.strongest]]
+    guards = list(comparison.guards if split.guards is None else split.guards)
+    kinds: tuple[tuple[ContestantKind, list[str]], ...] = (("method", methods), ("guard", guards))
+    return [(name, kind) for kind, names in kinds for name in names]
+
+
+def needs_of(comparison: Comparison, run: Run) -> list[str]:
+    """The keys of what has to be done before a run can begin."""
+    needs = [] if run.seed is None or run.kind == "as_is" else [run.tuning.key]
+    if reads_logs(comparison.split(run.split), run):
+        needs.append(Run(run.split, ORACLE, "as_is", comparison.settings.seeds[0]).key)
+    return needs
+
+
+def reads_logs(split: Split, run: Run) -> bool:
+    """Whether a benchmark holds the run's model against the oracle's logs."""
+    judged = run.seed is not None and run.kind != "guard" and run.contestant != ORACLE
+    return judged and split.benchmark is not None and split.oracle is not None
+
+
+def find_run(runs: Sequence[Run], key: str) -> Run:
+    """The run of a key. Raises `ConfigError` when there is none."""
+    found = next((run for run in runs if run.key == key), None)
+    if found is None:
+        raise ConfigError([f"there is no run {key!r} in this comparison (--plan lists them)"])
+    return found
+
+
+def _splits(given: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[Split, ...], list[str]]:
+    found, mistakes = [], [] if given else ["splits names nothing to forget"]
+    required = ("forget", "retain")
+    hints = {name: hint for name, hint in get_type_hints(Split).items() if name != "name"}
+    for name, entries in given.items():
+        values, wrong = typed(entries, hints)
+        wrong += [f"{key} is missing" for key in required if key not in entries]
+        if not wrong:
+            split = Split(**{**values, "name": name})
+            wrong += _wrong_in(split, list(given))
+            found.append(split)
+        if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            wrong.append("its name should be of letters, digits, '-', '_' and '.': folders are called after it")
+        mistakes += [f"split {name}: {mistake}" for mistake in wrong]
+    return tuple(found), mistakes
+
+
+def _wrong_in(split: Split, names: Sequence[str]) -> list[str]:
+    wrong = []
+    if split.benchmark is not None and split.benchmark not in BENCHMARKS:
+        wrong.append(f"benchmark should be {' or '.join(BENCHMARKS)}, not {split.benchmark!r}")
+    if split.benchmark is not None and split.data is None:
+        wrong.append("benchmark needs data: the folder with its files")
+    if (split.strongest is None) != (split.strongest_of is None):
+        wrong.append("strongest and strongest_of go together")
+    earlier = names[: names.index(split.name)]
+    if split.strongest_of is not None and split.strongest_of not in earlier:
+        wrong.append(f"strongest_of should be a split that stands before it, not {split.strongest_of!r}")
+    taken = {"forget", "retain"} & {*split.also_forget, *split.also_retain}
+    return [*wrong, *(f"a further set cannot be called {name}" for name in sorted(taken))]
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    return [f"{name} is named twice" for name in dict.fromkeys(names) if names.count(name) > 1]

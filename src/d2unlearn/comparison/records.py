@@ -1,0 +1,117 @@
+"""What a comparison keeps of its runs: two records, a JSON file each, made of plain values. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from d2unlearn.schema import Comeback, Kind, Metric
+
+ContestantKind = Literal["as_is", "method", "guard"]
+"""A model judged as it is (the original, the oracle), one that a method trained, or untouched weights behind a guard."""
+ORIGINAL, ORACLE = "original", "oracle"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One choice of parameters, tried out. `score`: the rule's, 0 to 1; `measured`: what it was computed from, on validation.
+
+    `reason`: why there is nothing measured (the model was destroyed, say); the score is 0 then.
+    """
+
+    number: int
+    parameters: Mapping[str, float]
+    score: float
+    measured: Mapping[str, float]
+    seconds: float
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The trials of a contestant on a split, in order. `chosen`: the number of the best; `before`: the original's measures."""
+
+    key: str
+    identity: str
+    split: str
+    contestant: str
+    kind: ContestantKind
+    seed: int
+    trials: tuple[Trial, ...]
+    chosen: int
+    before: Mapping[str, float]
+    n_forget: int
+    n_retain: int
+    machine: str
+    versions: Mapping[str, str]
+
+    @property
+    def best(self) -> Trial:
+        return self.trials[self.chosen]
+
+
+@dataclass(frozen=True)
+class JudgedSet:
+    """One set of test questions. `groups`: each question's author or document; `values`: some metrics, question by question.
+
+    Questions stand in the file's order, the same in every run of a split, so that runs can be compared question by question.
+    """
+
+    name: str
+    kind: Kind
+    n: int
+    metrics: tuple[Metric, ...]
+    groups: tuple[str, ...]
+    values: Mapping[str, tuple[float, ...]]
+
+    def metric(self, name: str) -> Metric | None:
+        return next((each for each in self.metrics if each.name == name), None)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What training took: wall-clock and processor seconds, and bytes held at once beyond what the process held before.
+
+    NaN where it could not be measured (a run that was interrupted, a system that does not tell) or nothing was trained.
+    """
+
+    seconds: float
+    processor_seconds: float
+    peak_bytes: float
+    device: str
+
+
+NO_COST = Cost(math.nan, math.nan, math.nan, "")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One contestant on one split with one seed, judged on test questions.
+
+    `parameters`: those that were chosen; empty for a model judged as it is. `score_name`, `threshold`: of its gate or guard;
+    `gate_reason`: why there is none. `suite`: a benchmark's metrics.
+    """
+
+    key: str
+    identity: str
+    split: str
+    contestant: str
+    kind: ContestantKind
+    seed: int
+    parameters: Mapping[str, float]
+    learning_rate: float | None
+    sets: tuple[JudgedSet, ...]
+    separation: tuple[Metric, ...]
+    suite: tuple[Metric, ...]
+    score_name: str | None
+    threshold: float | None
+    gate_reason: str
+    comebacks: tuple[Comeback, ...]
+    cost: Cost
+    machine: str
+    versions: Mapping[str, str]
+
+    def of_set(self, name: str) -> JudgedSet | None:
+        return next((each for each in self.sets if each.name == name), None)

@@ -1,0 +1,136 @@
+"""The trade-off of forgetting against keeping as a figure: every contestant a point, the model that never knew marked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from d2unlearn.comparison.outcomes import BASELINE
+from d2unlearn.comparison.records import ORACLE, ORIGINAL
+from d2unlearn.comparison.table import Cell, Row, SplitTable
+from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, STYLE, render
+
+KEPT = "retain.extraction_strength"
+ASKED = (
+    ("forget.extraction_strength", "left of the forgotten answers: extraction strength at rest"),
+    ("comeback.first.20", "come back: answer probability after relearning"),
+)
+"""What stands on the horizontal axis of either panel."""
+GAP = 0.055
+"""Between two labels, as a share of the height."""
+MARKS = {ORACLE: ("*", RETAIN, 170.0), ORIGINAL: ("s", AXIS, 42.0), BASELINE: ("D", FORGET, 52.0)}
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """The drawing, and what it shows in words."""
+
+    svg: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """A contestant in one panel, with half intervals over seeds (0 where there is one seed)."""
+
+    name: str
+    x: float
+    y: float
+    dx: float
+    dy: float
+
+
+def tradeoff(table: SplitTable, key: str = "tradeoff") -> Tradeoff | None:
+    """Two panels, what is left at rest and what comes back, against what was kept. None where nothing is judged."""
+    panels = [(label, points_of(table.rows, asked)) for asked, label in ASKED]
+    panels = [(label, points) for label, points in panels if points]
+    if not panels:
+        return None
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 3.9 * len(panels)))
+        for place, (label, points) in enumerate(panels):
+            height = 1 / len(panels)
+            bottom = 1 - (place + 1) * height
+            _panel(figure.add_axes((0.085, bottom + 0.17 * height, 0.6, 0.78 * height)), label, points)
+        described = "; ".join(f"{each.name}: left {each.x:.3f}, kept {each.y:.3f}" for each in panels[0][1])
+        return Tradeoff(render(figure, key), f"Forgetting against keeping on {table.split}. {described}.")
+
+
+def points_of(rows: Sequence[Row], asked: str) -> list[Point]:
+    """The contestants that have both numbers."""
+    points = []
+    for row in rows:
+        x, y = row.cells.get(asked), row.cells.get(KEPT)
+        if x is not None and y is not None and math.isfinite(x.value) and math.isfinite(y.value):
+            points.append(Point(row.contestant, x.value, y.value, _half(x), _half(y)))
+    return points
+
+
+def label_heights(wanted: Sequence[float], gap: float) -> list[float]:
+    """Heights near those wanted, in the same order from below, at least `gap` apart, none below 0.
+
+    Labels that would run into each other are spread evenly around their common middle.
+    """
+    order = np.argsort(np.asarray(wanted), kind="stable")
+    clusters: list[list[float]] = []
+    for index in order:
+        clusters.append([float(wanted[index])])
+        while len(clusters) > 1 and _bottom(clusters[-1], gap) < _bottom(clusters[-2], gap) + gap * len(clusters[-2]):
+            clusters[-2:] = [clusters[-2] + clusters[-1]]
+    spread = [_bottom(cluster, gap) + gap * place for cluster in clusters for place in range(len(cluster))]
+    heights = [0.0] * len(spread)
+    for index, height in zip(order, spread, strict=True):
+        heights[index] = height
+    return heights
+
+
+def _bottom(cluster: Sequence[float], gap: float) -> float:
+    return max(0.0, float(np.mean(cluster)) - gap * (len(cluster) - 1) / 2)
+
+
+def _panel(axes: Axes, label: str, points: Sequence[Point]) -> None:
+    low = min(0.0, *(each.y - each.dy for each in points))
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_ylim(low - 0.03, 1.05)
+    for each in points:
+        marker, colour, size = MARKS.get(each.name, ("o", INK, 30.0))
+        axes.errorbar(each.x, each.y, each.dy, each.dx, fmt="none", ecolor=AXIS, elinewidth=1, clip_on=True, zorder=2)
+        axes.scatter([each.x], [each.y], s=size, marker=marker, color=colour, zorder=3, clip_on=False, linewidth=0)
+    _labels(axes, points)
+    axes.set_xlabel(label)
+    axes.set_ylabel("kept: extraction strength, retained")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.grid(linewidth=0.6, alpha=0.45)
+    axes.set_axisbelow(True)
+
+
+def _labels(axes: Axes, points: Sequence[Point]) -> None:
+    """Names in a column on the right, each tied to its point."""
+    low, high = axes.get_ylim()
+    heights = label_heights([(each.y - low) / (high - low) for each in points], GAP)
+    for each, height in zip(points, heights, strict=True):
+        colour = MARKS.get(each.name, ("", INK, 0.0))[1]
+        axes.annotate(
+            each.name.replace("_", " "),
+            xy=(each.x, each.y),
+            xytext=(1.06, height),
+            textcoords="axes fraction",
+            fontsize=10.5,
+            va="center",
+            color=INK if colour == AXIS else colour,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": AXIS, "linewidth": 0.6, "shrinkA": 2, "shrinkB": 3, "alpha": 0.6},
+        )
+
+
+def _half(cell: Cell) -> float:
+    return 0.0 if math.isnan(cell.low) else (cell.high - cell.low) / 2

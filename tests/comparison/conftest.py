@@ -1,0 +1,33 @@
+"""The whole comparison in small, carried out once for the session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from d2unlearn.comparison.run import run_compare
+from d2unlearn.config import CompareSettings
+
+from .tiny import settings_in
+
+
+class Compared(NamedTuple):
+    """What was asked for, where it stands, and what the command said."""
+
+    settings: CompareSettings
+    output: Path
+    said: list[str]
+
+
+@pytest.fixture(scope="session")
+def given(tmp_path_factory: pytest.TempPathFactory) -> CompareSettings:
+    return settings_in(tmp_path_factory.mktemp("given"))
+
+
+@pytest.fixture(scope="session")
+def compared(given: CompareSettings) -> Compared:
+    """Two methods and a guard, tuned and judged."""
+    said = list(run_compare(given))
+    return Compared(given, Path(given.output), said)

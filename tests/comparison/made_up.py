@@ -1,0 +1,66 @@
+"""Records of runs that nobody made: a few questions by a few authors, numbers chosen by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from d2unlearn.comparison.records import NO_COST, Cost, Judged, JudgedSet, Trial, Tuned
+from d2unlearn.schema import Comeback, Kind, Metric
+
+GROUPS = ("0", "0", "1", "1")
+
+
+def metric(name: str, value: float) -> Metric:
+    return Metric(name, value, value, value, 4, 0, "neither")
+
+
+def judged_set(name: str, kind: Kind, strength: list[float], refused: list[float] | None = None) -> JudgedSet:
+    """Four questions of two authors."""
+    values = {"extraction_strength": tuple(strength)}
+    metrics = [metric("extraction_strength", sum(strength) / len(strength)), metric("answer_probability", 0.5)]
+    if refused is not None:
+        values["guarded_refusal_rate"] = tuple(refused)
+        metrics.append(metric("guarded_refusal_rate", sum(refused) / len(refused)))
+    return JudgedSet(name, kind, len(strength), tuple(metrics), GROUPS, values)
+
+
+def judged(contestant: str, seed: int, forget: list[float], retain: list[float], **changes: Any) -> Judged:
+    """One run. `refused`: (forget, retain) refusals; `returned`: what 20 steps of relearning bring back; `seconds`, `bytes`."""
+    kinds: dict[str, Any] = {"original": "as_is", "oracle": "as_is", "input_classifier": "guard"}
+    refused = changes.get("refused", (None, None))
+    returned, seconds = changes.get("returned"), changes.get("seconds")
+    at = {} if returned is None else {"0": metric("p", 0.01), "20": metric("p", returned)}
+    return Judged(
+        key=f"ten/{contestant}/seed-{seed}",
+        identity="same",
+        split="ten",
+        contestant=contestant,
+        kind=kinds.get(contestant, "method"),
+        seed=seed,
+        parameters={"gamma": 0.5},
+        learning_rate=1e-3,
+        sets=(judged_set("forget", "forget", forget, refused[0]), judged_set("retain", "retain", retain, refused[1])),
+        separation=(metric("auroc_gate_forget_vs_retain", 0.9),) if refused[0] is not None else (),
+        suite=tuple(metric(name, value) for name, value in changes.get("suite", {}).items()),
+        score_name="window-4" if refused[0] is not None else None,
+        threshold=-3.0 if refused[0] is not None else None,
+        gate_reason=changes.get("gate_reason", ""),
+        comebacks=(Comeback("first", 1, at),) if at else (),
+        cost=NO_COST if seconds is None else Cost(9 * seconds, seconds, changes.get("bytes", math.nan), "cpu"),
+        machine="made up",
+        versions={"d2unlearn": "0"},
+    )
+
+
+def tuned(contestant: str, *scores: float) -> Tuned:
+    """A tuning whose trials differ in their scores."""
+    trials = tuple(
+        Trial(
+            number, {"gamma": 0.1 * number}, score, {"forget_extraction_strength": 0.123456}, 1.0, "" if score else "destroyed"
+        )
+        for number, score in enumerate(scores)
+    )
+    chosen = max(range(len(scores)), key=lambda number: scores[number])
+    key = f"ten/{contestant}/tune"
+    return Tuned(key, "same", "ten", contestant, "method", 0, trials, chosen, {"extraction_strength": 1.0}, 2, 3, "made up", {})

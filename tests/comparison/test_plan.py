@@ -1,0 +1,112 @@
+"""Which runs there are, what each waits for, and every mistake of the settings at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from d2unlearn.comparison.plan import Comparison, Run, comparison_of, contestants_of, find_run, needs_of, runs_of
+from d2unlearn.config import CompareSettings, load_settings
+from d2unlearn.errors import ConfigError
+
+SPLIT = {"forget": "f.jsonl", "retain": "r.jsonl"}
+METHODS, GUARDS = ("eua", "npo", "simnpo"), ("input_classifier", "prompt_guard")
+
+
+def compared(splits: dict[str, Any], **changes: Any) -> Comparison:
+    settings = CompareSettings("model", splits, "out", **{"seeds": [4, 5], **changes})
+    return comparison_of(settings, methods=METHODS, guards=GUARDS)
+
+
+def test_runs_are_tunings_and_a_judgement_a_seed_after_the_models_that_are_judged_as_they_are() -> None:
+    comparison = compared({"ten": {**SPLIT, "oracle": "o"}}, methods=["npo"], guards=["input_classifier"])
+    assert [run.key for run in runs_of(comparison, {})] == [
+        "ten/original/seed-4",
+        "ten/oracle/seed-4",
+        *(f"ten/npo/{each}" for each in ("tune", "seed-4", "seed-5")),
+        *(f"ten/input_classifier/{each}" for each in ("tune", "seed-4", "seed-5")),
+    ]
+    assert [run.kind for run in runs_of(comparison, {})] == ["as_is"] * 2 + ["method"] * 3 + ["guard"] * 3
+
+
+def test_without_names_all_methods_are_compared() -> None:
+    assert compared({"ten": SPLIT}).methods == METHODS
+
+
+def test_a_judgement_waits_for_its_tuning_and_a_method_s_for_the_oracle_whose_logs_it_is_held_against() -> None:
+    with_logs = {**SPLIT, "oracle": "o", "benchmark": "tofu", "data": "d"}
+    comparison = compared({"ten": with_logs, "five": SPLIT}, guards=["input_classifier"])
+
+    def needs(key: str) -> list[str]:
+        return needs_of(comparison, find_run(runs_of(comparison, {}), key))
+
+    assert needs("ten/npo/tune") == needs("ten/oracle/seed-4") == needs("five/original/seed-4") == []
+    assert needs("ten/original/seed-4") == ["ten/oracle/seed-4"]
+    assert needs("ten/npo/seed-5") == ["ten/npo/tune", "ten/oracle/seed-4"]
+    assert needs("ten/input_classifier/seed-5") == ["ten/input_classifier/tune"]
+    assert needs("five/npo/seed-5") == ["five/npo/tune"]
+
+
+def test_the_strongest_of_another_split_are_known_once_all_of_it_is_tuned() -> None:
+    comparison = compared({"ten": SPLIT, "five": {**SPLIT, "strongest": 2, "strongest_of": "ten", "guards": []}})
+    five = comparison.split("five")
+    scores = {"ten/eua/tune": 0.7, "ten/npo/tune": 0.9}
+    assert contestants_of(comparison, five, scores) == []
+    assert contestants_of(comparison, five, scores | {"ten/simnpo/tune": 0.7}) == [("eua", "method"), ("npo", "method")]
+    assert contestants_of(comparison, five, scores | {"ten/simnpo/tune": 0.8}) == [("npo", "method"), ("simnpo", "method")]
+    assert [run.key for run in runs_of(comparison, scores) if run.split == "five"] == ["five/original/seed-4"]
+
+
+def test_a_split_may_have_methods_of_its_own() -> None:
+    comparison = compared({"ten": {**SPLIT, "methods": ["simnpo"], "guards": ["prompt_guard"]}}, guards=["input_classifier"])
+    assert contestants_of(comparison, comparison.splits[0], {}) == [("simnpo", "method"), ("prompt_guard", "guard")]
+
+
+def test_every_mistake_is_said_at_once() -> None:
+    splits = {
+        "ten": {"forget": "f", "retian": "r"},
+        "five": {**SPLIT, "strongest": 2},
+        "one": {**SPLIT, "benchmark": "muse", "also_forget": {"retain": "x"}},
+        "t wo": {**SPLIT, "strongest": 1, "strongest_of": "nine"},
+    }
+    with pytest.raises(ConfigError) as caught:
+        compared(splits, methods=["npo", "npo", "nop"], guards=["guard"], seeds=[1, 1], search={"npo": {"b": [2, 1]}, "x": {}})
+    said = "\n".join(caught.value.mistakes)
+    for part in (
+        "split ten: unknown key retian; did you mean retain?",
+        "split ten: retain is missing",
+        "split five: strongest and strongest_of go together",
+        "split one: benchmark should be tofu, not 'muse'",
+        "split one: benchmark needs data",
+        "split one: a further set cannot be called retain",
+        "split t wo: strongest_of should be a split that stands before it, not 'nine'",
+        "split t wo: its name should be of letters",
+        "method 'nop' is not known; known: eua, npo, simnpo",
+        "guard 'guard' is not known",
+        "npo is named twice",
+        "seeds should be different numbers",
+        "search npo.b: 2.0 should lie below 1.0",
+        "search names 'x', which is no contestant",
+    ):
+        assert part in said
+
+
+def test_a_key_that_is_none_is_refused() -> None:
+    runs = runs_of(compared({"ten": SPLIT}), {})
+    assert find_run(runs, "ten/npo/tune") == Run("ten", "npo", "method", None)
+    with pytest.raises(ConfigError, match="there is no run 'ten/npo/seed-9'"):
+        find_run(runs, "ten/npo/seed-9")
+
+
+def test_the_project_s_own_comparison_is_one_that_can_be_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    from d2unlearn.guards import GUARDS as ALL_GUARDS
+    from d2unlearn.methods import METHODS as ALL_METHODS
+
+    file = Path(__file__).resolve().parents[2] / "scripts" / "comparison.yaml"
+    comparison = comparison_of(load_settings(CompareSettings, file, {}), methods=ALL_METHODS, guards=ALL_GUARDS)
+    assert (comparison.methods, comparison.settings.seeds) == (tuple(ALL_METHODS), [0, 1, 2])
+    assert set(comparison.guards) | set(comparison.settings.left_out) == set(ALL_GUARDS)
+    runs = runs_of(comparison, {f"forget10/{name}/tune": 1 / (1 + place) for place, name in enumerate(ALL_METHODS)})
+    assert {run.contestant for run in runs if run.split == "forget05" and run.kind == "method"} == set(list(ALL_METHODS)[:4])

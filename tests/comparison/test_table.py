@@ -1,0 +1,189 @@
+"""Tables from records: intervals by hand, whose numbers a guard has, and what a table never shows."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from d2unlearn.comparison.markdown import cell_text, in_words, markdown_table, number, page_of, section_table
+from d2unlearn.comparison.outcomes import Outcome, outcomes_of, paired_interval, result_of
+from d2unlearn.comparison.table import Cell, Column, SplitTable, seed_interval, split_table
+
+from .made_up import judged, tuned
+
+RUNS = [
+    judged("original", 0, [1.0] * 4, [1.0] * 4, suite={"model_utility": 0.6}, returned=0.99),
+    judged("oracle", 0, [0.1, 0.0, 0.1, 0.0], [1.0] * 4, returned=0.002),
+    *(
+        judged("eua", seed, [0.0] * 4, [0.9, 1.0, 0.9, 1.0], refused=([1.0, 1, 1, 0], [0.0] * 4), seconds=40.0 + seed,
+               bytes=200.0, returned=0.4 + 0.01 * seed, suite={"model_utility": 0.5 + 0.1 * seed})
+        for seed in (0, 1)
+    ),
+    *(
+        judged("npo", seed, [0.3, 0.4, 0.5, 0.6], [1.0] * 4, refused=([0.0] * 4, [0.0] * 4), seconds=20.0, bytes=300.0,
+               returned=0.2)
+        for seed in (0, 1)
+    ),
+    judged("input_classifier", 0, [0.7] * 4, [0.7] * 4, refused=([1.0] * 4, [0.0, 0.0, 0.0, 1.0])),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def table() -> SplitTable:
+    left_out = {"prompt_guard": "needs a model that follows instructions"}
+    return split_table("ten", RUNS, [tuned("eua", 0.5, 0.9), tuned("npo", 0.0, 0.7)], left_out, ["eua", "npo"])
+
+
+def cell(table: SplitTable, contestant: str, key: str) -> Cell:
+    return next(row for row in table.rows if row.contestant == contestant).cells[key]
+
+
+def outcome(table: SplitTable, contestant: str, respect: str) -> Outcome:
+    return next(each for each in table.outcomes if (each.contestant, each.respect) == (contestant, respect))
+
+
+def test_the_interval_over_seeds_is_student_s() -> None:
+    """Of 1, 2, 4: mean 7/3, deviation sqrt(7/3), t at two degrees of freedom 4.3027."""
+    found = seed_interval([1.0, 2.0, math.nan, 4.0])
+    half = 4.30265 * math.sqrt(7 / 3) / math.sqrt(3)
+    assert (found.value, found.n) == (pytest.approx(7 / 3), 3)
+    assert (found.low, found.high) == (pytest.approx(7 / 3 - half, rel=1e-5), pytest.approx(7 / 3 + half, rel=1e-5))
+    alone = seed_interval([5.0])
+    assert (alone.value, alone.n, math.isnan(alone.low)) == (5.0, 1, True)
+    assert math.isnan(seed_interval([]).value)
+
+
+def test_rows_stand_in_order_with_their_seeds(table: SplitTable) -> None:
+    assert [(row.contestant, row.seeds) for row in table.rows] == [
+        ("original", (0,)),
+        ("oracle", (0,)),
+        ("eua", (0, 1)),
+        ("npo", (0, 1)),
+        ("input_classifier", (0,)),
+        ("prompt_guard", ()),
+    ]
+    assert table.sizes == {"forget": 4, "retain": 4}
+
+
+def test_numbers_are_means_over_seeds(table: SplitTable) -> None:
+    assert cell(table, "eua", "suite.model_utility").value == pytest.approx(0.55)
+    half = 12.7062 * np.std([0.5, 0.6], ddof=1) / math.sqrt(2)
+    assert cell(table, "eua", "suite.model_utility").high == pytest.approx(0.55 + half, rel=1e-4)
+    assert cell(table, "eua", "comeback.first.20").value == pytest.approx(0.405)
+
+
+def test_cost_is_a_ratio_to_eua_in_processor_time(table: SplitTable) -> None:
+    assert cell(table, "eua", "cost.time").value == pytest.approx(1.0)
+    assert cell(table, "npo", "cost.seconds").value == 20.0
+    assert cell(table, "npo", "cost.time").value == pytest.approx(20 / 40.5)
+    assert cell(table, "npo", "cost.memory").value == pytest.approx(1.5)
+    assert math.isnan(cell(table, "original", "cost.time").value)
+
+
+def test_a_guard_s_raw_numbers_are_the_original_s_and_its_guarded_ones_its_own(table: SplitTable) -> None:
+    assert cell(table, "input_classifier", "forget.extraction_strength").value == 1.0
+    assert cell(table, "input_classifier", "suite.model_utility").value == 0.6
+    assert cell(table, "input_classifier", "comeback.first.20").value == 0.99
+    assert cell(table, "input_classifier", "retain.guarded_refusal_rate").value == 0.25
+    assert math.isnan(cell(table, "input_classifier", "cost.time").value)
+
+
+def test_no_number_of_the_validation_questions_is_in_a_row(table: SplitTable) -> None:
+    shown = [each.value for row in table.rows for each in row.cells.values()]
+    assert not [value for value in shown if value in (0.9 - 1e-12, 0.123456, 0.7 + 1e-12)]
+    page = page_of([table], rule="stated rule")
+    tuning = page.index("### How parameters were chosen")
+    assert "0.9000" not in page[:tuning]
+    assert re.search(r"\| eua \| 2 \| 0 \| 0\.9000 \| gamma 0\.1 \|", page[tuning:])
+    assert re.search(r"\| npo \| 2 \| 1 \| 0\.7000 \| gamma 0\.1 \|", page[tuning:])
+    assert "By the stated rule." in page
+
+
+def test_outcomes_by_hand(table: SplitTable) -> None:
+    """EUA knows less than the oracle, which counts as the oracle's 0.05; NPO knows 0.45 on average."""
+    erased = outcome(table, "npo", "forget.extraction_strength")
+    assert (erased.difference, erased.n, erased.result) == (pytest.approx(0.45 - 0.05), 4, "win")
+    kept = outcome(table, "npo", "retain.extraction_strength")
+    assert (kept.difference, kept.result) == (pytest.approx(0.05), "loss")
+    assert outcome(table, "npo", "forget.guarded_refusal_rate").result == "win"
+    assert outcome(table, "npo", "retain.guarded_refusal_rate").result == "tie"
+    back = outcome(table, "npo", "comeback.first.20")
+    assert (back.difference, back.n) == (pytest.approx(-0.205), 2)
+    guard = outcome(table, "input_classifier", "forget.extraction_strength")
+    assert (guard.difference, guard.result) == (pytest.approx(0.95), "win")  # its weights know all that the original knows
+    assert not [each for each in table.outcomes if each.contestant in ("original", "oracle", "eua")]
+
+
+def test_without_the_baseline_there_are_no_outcomes() -> None:
+    assert outcomes_of([run for run in RUNS if run.contestant != "eua"], ["npo"]) == []
+
+
+def test_the_paired_interval_draws_whole_authors() -> None:
+    """Two authors that differ by 0 and by 1: a draw gives 0, 1/2 or 1, so 95% reach from 0 to 1. Within them nothing varies."""
+    rival = np.array([0.0, 0.0, 1.0, 1.0])
+    assert paired_interval(np.zeros(4), rival, None, ["a", "a", "b", "b"], confidence=0.95) == (0.5, 0.0, 1.0)
+    assert paired_interval(np.zeros(4), rival, None, ["a", "b", "a", "b"], confidence=0.95) == (0.5, 0.5, 0.5)
+
+
+def test_the_paired_interval_covers_the_truth_as_often_as_it_says() -> None:
+    """300 studies of 30 authors with 5 questions each: the true difference is 0.3."""
+    rng = np.random.default_rng(0)
+    groups = [str(index // 5) for index in range(150)]
+    held = 0
+    for study in range(300):
+        authors = rng.normal(0, 1, 30).repeat(5)
+        base, rival = rng.normal(0, 1, 150), 0.3 + authors + rng.normal(0, 1, 150)
+        _, low, high = paired_interval(base, rival, None, groups, confidence=0.9, seed=study)
+        held += low <= 0.3 <= high
+    assert held / 300 == pytest.approx(0.9, abs=4 * math.sqrt(0.09 / 300) + 0.02)
+
+
+def test_below_the_oracle_nothing_is_better() -> None:
+    base, rival, oracle = np.full(6, 0.0), np.full(6, 0.04), np.full(6, 0.05)
+    groups = ["a", "b", "c", "d", "e", "f"]
+    assert paired_interval(base, rival, oracle, groups, confidence=0.95) == (0.0, 0.0, 0.0)
+    difference, _, _ = paired_interval(base, np.full(6, 0.25), oracle, groups, confidence=0.95)
+    assert difference == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "better", "result"),
+    [
+        (0.1, 0.2, "lower", "win"),
+        (0.1, 0.2, "higher", "loss"),
+        (-0.2, -0.1, "lower", "loss"),
+        (-0.2, -0.1, "higher", "win"),
+        (-0.1, 0.1, "lower", "tie"),
+        (0.0, 0.0, "higher", "tie"),
+    ],
+)
+def test_results_are_the_baseline_s(low: float, high: float, better: str, result: str) -> None:
+    assert result_of(low, high, better) == result  # type: ignore[arg-type]
+
+
+def test_words_name_whom_it_wins_against_and_by_how_much(table: SplitTable) -> None:
+    said = list(in_words(table.outcomes))
+    assert said[0] == "- extraction strength on forget: eua wins against npo (-0.400), input_classifier (-0.950)."
+    assert "- refusals of retain: eua ties with npo" in "\n".join(said)
+
+
+def test_cells_are_written_as_they_are_read() -> None:
+    share, plain, seconds = Column("x", "", "lower", True), Column("x", "", "lower"), Column("cost.seconds", "", "lower")
+    assert cell_text(Cell(0.0123, 0.0023, 0.0223, 3), share) == "1.2% ± 1.0%"
+    assert cell_text(Cell(0.5, math.nan, math.nan, 1), plain) == "0.500"
+    assert cell_text(Cell(math.nan, math.nan, math.nan, 0), plain) == "–"
+    assert cell_text(None, plain) == "–"
+    assert [number(value, plain) for value in (0.0, 1.7e-9, 0.00051, -0.0001)] == ["0.000", "1.7e-09", "0.001", "-1.0e-04"]
+    assert number(123.4, seconds) == "123"
+
+
+def test_columns_that_nobody_fills_are_left_out(table: SplitTable) -> None:
+    raw = section_table(table.sections[0], table.rows)
+    assert "model utility ↑" in raw
+    assert "forget quality" not in raw
+    assert raw.splitlines()[-1] == "| prompt_guard ² | – | – | – | – |"
+    assert "² prompt_guard: needs a model that follows instructions." in page_of([table], rule="rule")
+    assert markdown_table(["", "a"], [["x", "1"]]) == "|  | a |\n| --- | ---: |\n| x | 1 |"

@@ -1,0 +1,94 @@
+"""The comparison's index and its figure: where labels go, what is linked, what is escaped, that nothing is loaded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from comparison.made_up import judged, tuned
+from d2unlearn.comparison.table import SplitTable, split_table
+from d2unlearn.evaluation.store import write_evaluation
+from d2unlearn.report.comparison import index_page, write_pages
+from d2unlearn.report.tradeoff import Point, label_heights, points_of, tradeoff
+from d2unlearn.schema import Evaluation
+
+from .test_page import Page
+
+RUNS = [
+    judged("original", 0, [1.0] * 4, [1.0] * 4, returned=0.99),
+    judged("oracle", 0, [0.1, 0.0, 0.1, 0.0], [1.0] * 4, returned=0.002),
+    *(judged("eua", seed, [0.02] * 4, [0.9, 1.0, 0.9, 1.0 - 0.1 * seed], returned=0.4 + 0.1 * seed) for seed in (0, 1)),
+    judged("npo", 0, [0.3, 0.4, 0.5, 0.6], [0.95] * 4, returned=0.2),
+]
+
+
+@pytest.fixture(scope="module")
+def table() -> SplitTable:
+    return split_table("ten", RUNS, [tuned("eua", 0.5, 0.9)], {"prompt_guard": "does not <b>read</b>"}, ["eua", "npo"])
+
+
+def test_labels_keep_their_order_and_their_distance_and_stay_near() -> None:
+    assert label_heights([0.1, 0.9, 0.5], 0.2) == pytest.approx([0.1, 0.9, 0.5])
+    assert label_heights([0.5, 0.5, 0.5], 0.2) == pytest.approx([0.3, 0.5, 0.7])
+    assert label_heights([0.02, 0.0], 0.1) == pytest.approx([0.1, 0.0])
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        wanted = rng.uniform(0.3, 0.7, size=12)
+        placed = np.array(label_heights(wanted.tolist(), 0.05))
+        assert (np.argsort(placed) == np.argsort(wanted)).all()
+        assert np.diff(np.sort(placed)).min() >= 0.05 - 1e-9
+
+
+def test_points_are_means_with_half_intervals_and_only_of_those_that_have_both_numbers(table: SplitTable) -> None:
+    points = {each.name: each for each in points_of(table.rows, "forget.extraction_strength")}
+    assert set(points) == {"original", "oracle", "eua", "npo"}
+    assert points["npo"] == Point("npo", pytest.approx(0.45), pytest.approx(0.95), 0.0, 0.0)
+    assert points["eua"].y == pytest.approx(0.9375)
+    assert points["eua"].dy == pytest.approx(12.7062 * np.std([0.95, 0.925], ddof=1) / np.sqrt(2), rel=1e-4)
+    assert (points["eua"].x, points["eua"].dx) == (pytest.approx(0.02), pytest.approx(0.0))
+
+
+def test_the_figure_names_everybody_marks_the_oracle_and_says_what_it_shows(table: SplitTable) -> None:
+    drawn = tradeoff(table)
+    assert drawn is not None
+    for name in ("original", "oracle", "eua", "npo"):
+        assert drawn.svg.count(f">{name}</text>") == 2  # at rest, and after relearning
+    assert "var(--retain)" in drawn.svg
+    assert "var(--forget)" in drawn.svg
+    assert "oracle: left 0.050, kept 1.000" in drawn.description
+    assert tradeoff(table) == drawn
+    assert tradeoff(replace(table, rows=())) is None
+    only_at_rest = [replace(run, comebacks=()) for run in RUNS]
+    alone = tradeoff(split_table("ten", only_at_rest, [], {}))
+    assert alone is not None
+    assert alone.svg.count(">npo</text>") == 1
+
+
+def test_the_index_links_what_is_at_hand_and_escapes_the_rest(table: SplitTable) -> None:
+    text = index_page([table], {"ten/eua/seed-0": "ten/eua/seed-0.html", "ten/eua/seed-1": "ten/eua/seed-1.html"})
+    page = Page(text)
+    assert page.open == []
+    assert [a["href"] for a in page.of("a")] == ["ten/eua/seed-0.html", "ten/eua/seed-1.html"] * 2
+    assert "<b>read</b>" not in text
+    assert not re.search(r"https?:|<script|javascript:|@import", text)
+    policy = next(m["content"] for m in page.of("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+    assert page.text("h2") == ["ten"]
+    assert "eua wins against npo" in text
+    assert "0.938 ± 0.159" in page.text("td")
+
+
+def test_pages_are_written_for_every_answer_at_hand_beside_the_original_s(
+    table: SplitTable, before: Evaluation, after: Evaluation, tmp_path: Path
+) -> None:
+    for key, result in (("ten/original/seed-0", before), ("ten/eua/seed-0", after), ("nine/eua/seed-0", after)):
+        write_evaluation(tmp_path / "answers" / key / "evaluation.json", result)
+    index = write_pages([table], tmp_path / "answers", tmp_path / "pages")
+    written = sorted(str(path.relative_to(tmp_path / "pages")) for path in (tmp_path / "pages").rglob("*.html"))
+    assert written == ["index.html", "ten/eua/seed-0.html", "ten/original/seed-0.html"]
+    assert index == (tmp_path / "pages" / "index.html").resolve()
+    assert "<dt>contestant</dt><dd>eua</dd>" in (index.parent / "ten" / "eua" / "seed-0.html").read_text()
