@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ REFUSED_CEILING = 0.1
 @dataclass(frozen=True)
 class Judged:
     """One question of a task. `score`: lm-eval's metric of the raw answer; `options`: how many there were, 0 where the answer
-    is generated; `guarded_score`: the metric of the answer that was generated behind the gate, NaN where none was.
+    is generated; `guarded_score` and `told`: the metric and the text of the answer that was generated behind the gate, NaN and
+    empty where none was.
     """
 
     place: str
@@ -35,11 +36,12 @@ class Judged:
     score: float
     options: int
     guarded_score: float = math.nan
+    told: str = ""
 
 
 def judged(task: str, samples: Sequence[Mapping[str, Any]], guarded: Sequence[Mapping[str, Any]] = ()) -> list[Judged]:
     """A task's questions, each once. guarded: the samples of the same generative task behind the gate; none: by likelihood."""
-    behind = {sample["doc_id"]: _metric(sample) for sample in reversed(guarded)}
+    behind = {sample["doc_id"]: sample for sample in reversed(guarded)}
     first = {sample["doc_id"]: sample for sample in reversed(samples)}
     found = []
     for place, sample in sorted(first.items()):
@@ -48,9 +50,19 @@ def judged(task: str, samples: Sequence[Mapping[str, Any]], guarded: Sequence[Ma
         given = _likeliest(sample, arguments) if multiple else str(sample["filtered_resps"][0])
         options = len(arguments) if multiple else 0
         answer = _target(sample, arguments) if multiple else str(sample["target"])
-        score = behind.get(place, math.nan)
-        found.append(Judged(f"{task}:{place}", str(arguments[0][0]), answer, given, _metric(sample), options, score))
+        one = Judged(f"{task}:{place}", str(arguments[0][0]), answer, given, _metric(sample), options)
+        told = behind.get(place)
+        found.append(one if told is None else replace(one, guarded_score=_metric(told), told=str(told["resps"][0][0]).strip()))
     return found
+
+
+def told_answers(questions: Sequence[Judged], refusals: Sequence[str]) -> list[Answer]:
+    """What was generated behind the gate: refused where it is a refusal's text, or the beginning of one that a stop cut, and
+    the raw weights say something else.
+    """
+    changed = [each.told if each.told != each.given.strip() else "" for each in questions]
+    refused = [bool(told) and any(text.startswith(told) for text in refusals) for told in changed]
+    return [Answer(each.told, no, math.nan, None, None, 0) for each, no in zip(questions, refused, strict=True)]
 
 
 def task_set(task: str, questions: Sequence[Judged], answers: Sequence[Answer], seed: int) -> EvaluatedSet:

@@ -21,7 +21,7 @@ from d2unlearn.config import BenchmarkSettings
 from d2unlearn.data.batching import by_length
 from d2unlearn.data.wmdp import check_questions, task_file
 from d2unlearn.errors import ConfigError, DataError
-from d2unlearn.evaluation.lm_results import Judged, judged, summary_of, task_set, tasks_evaluation
+from d2unlearn.evaluation.lm_results import Judged, judged, summary_of, task_set, tasks_evaluation, told_answers
 from d2unlearn.evaluation.partial import Findings, each_once
 from d2unlearn.evaluation.runner import RESULT
 from d2unlearn.evaluation.store import write_evaluation
@@ -152,21 +152,25 @@ def _generates(manager: Any, task: str, spec: str | dict[str, Any]) -> bool:
 
 
 def _local(task: str, file: Path) -> dict[str, Any]:
-    """lm-eval's own task on the questions of a file."""
-    kind = "parquet" if file.suffix == ".parquet" else "json"
-    return {
+    """lm-eval's own task on the questions of a file: as the member of a group, which may override what the task says."""
+    own = {
         "task": task,
-        "dataset_path": kind,
+        "dataset_path": "parquet" if file.suffix == ".parquet" else "json",
         "dataset_name": None,
         "dataset_kwargs": {"data_files": {"test": str(file)}},
         "test_split": "test",
     }
+    return {"group": f"{task} from a file", "task": [own]}
 
 
 def _sets(result: Results, guarded: GuardedModel, findings: Findings, settings: BenchmarkSettings) -> Iterator[EvaluatedSet]:
     for task, samples in result.raw["samples"].items():
         questions = judged(task, samples, result.guarded.get(task, ()))
-        answers = _gated(task, questions, guarded, findings, settings.batch_size) if guarded.gate is not None else []
+        answers: list[Answer] = []
+        if guarded.gate is not None and task in result.guarded:
+            answers = told_answers(questions, guarded.gate.refusal_texts)
+        elif guarded.gate is not None:
+            answers = _gated(task, questions, guarded, findings, settings.batch_size)
         yield task_set(task, questions, answers, settings.seed)
 
 
