@@ -119,7 +119,7 @@ def test_a_question_scored_as_a_tree_has_the_scores_of_each_answer_by_itself(nam
 
 def test_neither_the_batch_nor_the_order_nor_the_layout_changes_a_score() -> None:
     model = tiny_models.llama()
-    groups = [[Asked(tokens, thorough=i == 0) for i, tokens in enumerate(family(seed))] for seed in range(4)]
+    groups = [[Asked(tokens, i == 0, ranked=i == 0) for i, tokens in enumerate(family(seed))] for seed in range(4)]
     plain = scores_of(model, groups, OURS, trees=False, batch_size=1)
     for convention in (OURS, OPEN_UNLEARNING):
         for batch_size in (1, 3, 64):

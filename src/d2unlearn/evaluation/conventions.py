@@ -156,9 +156,9 @@ DIFFERENCES = (
     ),
     Difference(
         "rows_in_file_order",
-        "none beyond rounding",
+        "membership attacks",
         "batches of rows in the file's order, padded on the right",
-        "one question's answers as a tree, longest first",
+        "a question's answers as a tree, longest first",
         "the last bits differ, so that ranks of nearly equal scores can swap",
     ),
 )

@@ -100,7 +100,11 @@ def score_set(scorer: Scorer, loaded: LoadedSet) -> tuple[SetScores, list[Answer
 
 def likelihoods(scorer: Scorer, name: str, rendered: Sequence[Rendered]) -> list[dict[str, tuple[AnswerScores, ...]]]:
     """Every answer of every example, teacher-forced: {column: the scores of its answers}."""
-    asked = [[Asked(row, column == TRUE) for column, rows in each.rows.items() for row in rows] for each in rendered]
+    ranked = name in attacked_sets(scorer.suite)
+    asked = [
+        [Asked(row, column == TRUE, ranked and column == TRUE) for column, rows in each.rows.items() for row in rows]
+        for each in rendered
+    ]
     places = [(g, i) for g, group in enumerate(asked) for i in range(len(group))]
     keys = [_row_key(asked[g][i]) for g, i in places]
 
@@ -131,14 +135,16 @@ def raw_answers(
     passed: list[str | None] = [None] * len(rendered)
     for index, answer in enumerate(guarded):
         if not answer.refused and _guard_prompt_ids(scorer, loaded, rendered[index]) == list(rendered[index].prompt):
-            passed[index] = scorer.renderer.cleaned(answer.text)
+            passed[index] = answer.text
     rest = [index for index, text in enumerate(passed) if text is None]
     generated = iter(_generated(scorer, loaded, [rendered[i] for i in rest], [true[i] for i in rest]))
     return [_cut(next(generated) if text is None else text, loaded.spec.stops) for text in passed]
 
 
 def guarded_answers(scorer: Scorer, loaded: LoadedSet, rendered: Sequence[Rendered]) -> list[Answer]:
-    """What a user of the guarded model is told: a passage to continue is asked for as a question."""
+    """What a user of the guarded model is told, cleaned and cut like raw answers: a passage to continue is asked for as a
+    question.
+    """
     guarded, limit = scorer.guarded, loaded.spec.limit
     gate = "" if guarded.gate is None else guarded.gate.fingerprint
     prompts = [_guard_prompt(scorer, loaded, each) for each in rendered]
@@ -151,7 +157,8 @@ def guarded_answers(scorer: Scorer, loaded: LoadedSet, rendered: Sequence[Render
             answers = guarded.answer([prompts[i] for i in batch], max_new_tokens=limit, batch_size=scorer.batch_size)
             yield [(index, astuple(answer)) for index, answer in zip(batch, answers, strict=True)]
 
-    return [Answer(*value) for value in each_once(scorer.findings, keys, compute)]
+    found = [Answer(*value) for value in each_once(scorer.findings, keys, compute)]
+    return [replace(answer, text=_cut(scorer.renderer.cleaned(answer.text), loaded.spec.stops)) for answer in found]
 
 
 def _generated(scorer: Scorer, loaded: LoadedSet, rendered: Sequence[Rendered], true: Sequence[AnswerScores]) -> list[str]:

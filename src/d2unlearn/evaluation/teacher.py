@@ -43,10 +43,14 @@ AGREE = 1e-3
 
 @dataclass(frozen=True)
 class Asked:
-    """One answer to score. `thorough`: it is the true answer, of which all metrics are wanted; else its likelihood alone."""
+    """One answer to score. `thorough`: it is the true answer, of which all metrics are wanted; else its likelihood alone.
+
+    `ranked`: its scores are compared with others' to the last bit, so a convention may want it in the file's order.
+    """
 
     tokens: Tokens
     thorough: bool
+    ranked: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,19 +166,19 @@ class _Layout:
 def _places(
     groups: Sequence[Sequence[Asked]], convention: Convention, hidden_token: int | None, trees: bool
 ) -> tuple[list[Place], list[list[Place]]]:
-    """What runs row by row, in order: true answers of a convention with the file's order, and rows that cannot be in a tree;
+    """What runs row by row, in order: ranked answers of a convention with the file's order, and rows that cannot be in a tree;
     and what is planted, group by group.
     """
     places = [[(g, i) for i in range(len(group))] for g, group in enumerate(groups)]
 
     def alone(place: Place) -> bool:
         asked = groups[place[0]][place[1]]
-        return not trees or hidden_token in asked.tokens.input_ids or (convention.rows_in_file_order and asked.thorough)
+        return not trees or hidden_token in asked.tokens.input_ids or (convention.rows_in_file_order and asked.ranked)
 
     rows = [place for group in places for place in group if alone(place)]
     planted = [[place for place in group if not alone(place)] for group in places]
     if convention.rows_in_file_order:
-        rows.sort(key=lambda place: not groups[place[0]][place[1]].thorough)
+        rows.sort(key=lambda place: not groups[place[0]][place[1]].ranked)
     else:
         rows.sort(key=lambda place: -len(groups[place[0]][place[1]].tokens.input_ids))
     return rows, [group for group in planted if group]
