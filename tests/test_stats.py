@@ -120,6 +120,19 @@ def test_bounds_of_a_mean_are_those_of_the_mean() -> None:
     assert np.isnan(bootstrap_bounds(lambda c: NAN, [("one", values)], {"one": list(range(200))}, n_boot=5)).all()
 
 
+@pytest.mark.parametrize("labels", [list("aabbccdd"), list("aaabccdd"), list(range(8))], ids=["even", "uneven", "alone"])
+def test_whole_groups_are_drawn_whatever_their_sizes(labels: list[object]) -> None:
+    """The same draws as groups put together one by one."""
+    values = np.random.default_rng(1).normal(0, 1, 8)
+    members = [[i for i, label in enumerate(labels) if label == each] for each in dict.fromkeys(labels)]
+    rng, drawn = np.random.default_rng(7), []
+    for _ in range(40):
+        places = [i for g in rng.integers(0, len(members), len(members)) for i in members[g]]
+        drawn.append(values[places].mean())
+    found = bootstrap_bounds(lambda c: float(c[0].mean()), [("one", values)], {"one": labels}, n_boot=40, seed=7)
+    assert found == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), rel=1e-12)
+
+
 # -- shares -------------------------------------------------------------------------------------------------------------
 
 

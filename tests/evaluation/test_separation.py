@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,6 +69,31 @@ def test_the_interval_depends_on_the_seed_alone_and_covers_the_truth() -> None:
     assert covered >= 12
     assert separation("x", retain, forget, seed=3) == separation("x", retain, forget, seed=3)
     assert separation("x", retain, forget, seed=3)[0].low != separation("x", retain, forget, seed=4)[0].low
+
+
+def test_intervals_are_drawn_over_groups_where_a_side_has_them() -> None:
+    """Ten equal requests an author are one observation an author: as wide as for the authors alone, wider than for requests."""
+    rng = np.random.default_rng(5)
+    retain, forget = rng.normal(0, 1, 12), rng.normal(1, 1, 8)
+    alone = separation("x", retain.tolist(), forget.tolist(), seed=2)
+    many = [np.repeat(side, 10).tolist() for side in (retain, forget)]
+    authors = [[f"author-{i // 10}" for i in range(len(side))] for side in many]
+    clustered = separation("x", *many, groups=(authors[0], authors[1]), seed=2)
+    as_if_independent = separation("x", *many, seed=2)
+    for one, other, narrow in zip(alone, clustered, as_if_independent, strict=True):
+        assert (other.value, other.low, other.high) == pytest.approx((one.value, one.low, one.high), abs=1e-12)
+        assert narrow.high - narrow.low < 0.7 * (other.high - other.low)
+        assert other.n == 200
+
+
+def test_groups_of_requests_that_were_not_scored_are_left_out() -> None:
+    gaps, groups = [1.0, math.nan, 2.0, math.nan, 3.0], ["a", "a", "b", "c", "d"]
+    found = separation("x", gaps, [2.5, 4.0], groups=(groups, None), seed=1)
+    assert found == [
+        replace(each, unscored=2) for each in separation("x", [1, 2, 3], [2.5, 4.0], groups=(["a", "b", "d"], None), seed=1)
+    ]
+    with pytest.raises(ValueError, match="zip"):
+        separation("x", [1.0, 2.0], [3.0], groups=(["a"], None))
 
 
 def test_the_ks_distance_is_scipy_s_with_ties_too() -> None:

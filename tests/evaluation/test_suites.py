@@ -33,6 +33,7 @@ from d2unlearn.evaluation.measures import (
     Membership,
     PrivLeak,
     Probability,
+    RougeScore,
     SetScores,
     Study,
     Utility,
@@ -43,6 +44,7 @@ from d2unlearn.evaluation.store import read_evaluation
 from d2unlearn.evaluation.suites import MUSE, SUITES, TOFU, Suite, attacked_sets, chosen, sets_of
 from d2unlearn.evaluation.teacher import AnswerScores
 from d2unlearn.evaluation.utility import Rouge, refuses, repetition, rouge
+from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.models import load_model, load_tokenizer
 from d2unlearn.schema import EvaluatedSet, Evaluation, Example, Message, Metric
 from evaluation.conftest import World
@@ -363,16 +365,22 @@ def test_equal_rows_are_scored_once(world: World, tmp_path: Path, monkeypatch: p
     assert scored_rows == [5, 5, 4, 4, 1]
 
 
-def test_without_held_out_rows_the_attacks_say_so_and_the_rest_is_there(world: World, tmp_path: Path) -> None:
+def test_without_held_out_rows_the_attacks_say_so_and_the_rest_is_there(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = tmp_path / "data"
     data.mkdir()
     for file in world.data.iterdir():
         if file.stem != "holdout10":
             (data / file.name).write_bytes(file.read_bytes())
-    result = read_evaluation(run_benchmark(settings(world, tmp_path / "o", data=str(data))))
+    monkeypatch.setattr(scoring, "gradient_norms", lambda *_: pytest.fail("no attack can use them"))
+    given = {"data": str(data), "reference_model": str(world.never_knew)}
+    result = read_evaluation(run_benchmark(settings(world, tmp_path / "o", **given)))
     metrics = {metric.name: metric for metric in result.suite}
-    assert metrics["mia_loss"].reason == "there are no held-out rows (holdout10)"
-    assert math.isnan(metrics["mia_loss"].value)
+    for attack in ("loss", "zlib", "reference", "min_k", "min_k_plus_plus", "gradnorm"):
+        assert metrics[f"mia_{attack}"].reason == "there are no held-out rows (holdout10)"
+        assert math.isnan(metrics[f"mia_{attack}"].value)
+    assert metrics["privleak"].reason == "there are no held-out rows (holdout10)"  # logs would not help
     assert metrics["model_utility"].n == 13
     assert entries(tmp_path / "o")["mia_loss"]["agg_value"] is None
     (data / "retain_perturbed.jsonl").unlink()
@@ -434,6 +442,15 @@ def test_behind_a_gate_everything_is_measured_twice_and_generated_once(
     kept = next(each for each in result.sets if each.name == "retain")
     directions = {metric.name: metric.better for metric in kept.metrics}
     assert directions["guarded_refusal_rate"] == "lower"
+    suite = {metric.name: metric for metric in result.suite}
+    generated_ones = [key for key, measure in TOFU.measures.items() if isinstance(measure, RougeScore | Utility)]
+    assert [name for name in suite if name.startswith("guarded_")] == [f"guarded_{key}" for key in generated_ones]
+    assert suite["guarded_forget_Q_A_ROUGE"].value == pytest.approx(metrics["guarded_rouge_l_recall"].value, rel=1e-12)
+    assert (suite["guarded_forget_Q_A_ROUGE"].better, suite["guarded_forget_Q_A_ROUGE"].n) == ("lower", 6)
+    nine = TOFU.measures["model_utility"].keys  # type: ignore[attr-defined]
+    behind = [suite.get(f"guarded_{key}", suite[key]).value for key in nine]
+    assert suite["guarded_model_utility"].value == pytest.approx(len(nine) / sum(1 / value for value in behind), rel=1e-12)
+    assert suite["guarded_model_utility"].low <= suite["guarded_model_utility"].value <= suite["guarded_model_utility"].high
 
 
 def test_the_command_line_runs_a_benchmark_and_names_what_it_shows(world: World, tmp_path: Path) -> None:
@@ -549,6 +566,27 @@ def test_muses_own_rouge_is_not_stemmed(world: World, muse: Path, tmp_path: Path
         )
     for score, expected in found.values():
         assert score == pytest.approx(expected.rougeL_f1, abs=1e-12)
+
+
+def test_behind_a_gate_answers_are_cut_at_the_stops_like_raw_ones(
+    artifact: Path, muse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guarded = GuardedModel.from_pretrained(artifact, device="cpu")
+    asked = with_shots(read_muse("knowmem", "retain_qa", folder=muse), read_muse("knowmem", "retain_qa_icl", folder=muse))
+    whole = guarded.answer([each.prompt for each in asked], max_new_tokens=32)
+    stop = next(answer.text.split()[1] for answer in whole if not answer.refused)
+    knowmem = {name: replace(spec, stops=(stop,)) for name, spec in MUSE.sets.items() if name.endswith("knowmem")}
+    monkeypatch.setitem(SUITES, "muse", replace(MUSE, sets={**MUSE.sets, **knowmem}))
+    given = {"model": str(artifact), "benchmark": "muse", "data": str(muse), "gradient_norm": False}
+    result = read_evaluation(run_benchmark(BenchmarkSettings(output=str(tmp_path / "o"), **given)))
+    examples = next(each for each in result.sets if each.name == "retain_knowmem").examples
+    assert [each.refused for each in examples] == [answer.refused for answer in whole]
+    for each, answer in zip(examples, whole, strict=True):
+        assert each.guarded_answer == answer.text.split(stop)[0].strip()
+        assert answer.refused or each.guarded_answer == each.raw_answer
+    suite = {metric.name: metric.value for metric in result.suite}
+    told = [rouge(each.answer, str(each.guarded_answer), stemmer=False).rougeL_f1 for each in examples]
+    assert suite["guarded_retain_knowmem_ROUGE"] == pytest.approx(np.mean(told), rel=1e-12)
 
 
 # -- warnings -----------------------------------------------------------------------------------------------------------

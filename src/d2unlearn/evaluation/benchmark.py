@@ -32,7 +32,7 @@ from d2unlearn.evaluation.results import evaluation_of
 from d2unlearn.evaluation.runner import RESULT
 from d2unlearn.evaluation.scoring import Scorer, overlap, render, score_set, takes_trees
 from d2unlearn.evaluation.store import write_evaluation
-from d2unlearn.evaluation.suites import SUITES, Suite, chosen
+from d2unlearn.evaluation.suites import SUITES, Suite, attacked_sets, chosen
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.models import load_model, weights_hash
 from d2unlearn.runtime import atomic_path, check_writable, fingerprint, say, torch_dtype, write_json
@@ -93,14 +93,19 @@ def scorer_of(
     findings: Findings,
     sets: Sequence[LoadedSet],
 ) -> Scorer:
-    """The model with all that it is scored with; loads the reference model where one was named."""
+    """The model with all that it is scored with; loads the reference model where one was named and can be attacked with.
+
+    Without held-out rows no attack has a number, so what only attacks need is not computed.
+    """
+    attackable = all(each.examples for each in sets if each.name in attacked_sets(suite))
     reference = None
-    if settings.reference_model is not None:
+    if settings.reference_model is not None and attackable:
         reference = load_model(settings.reference_model, dtype=guarded.model.dtype)
         reference.to(guarded.model.device)  # type: ignore[arg-type]
     several = [(each.spec, each.examples[0]) for each in sets if each.spec.others and each.examples]
     trees = takes_trees(guarded.model, [render(renderer, spec, example) for spec, example in several[:1]])
-    return Scorer(guarded, renderer, findings, suite, settings.batch_size, settings.gradient_norm, reference, trees)
+    gradients = settings.gradient_norm and attackable
+    return Scorer(guarded, renderer, findings, suite, settings.batch_size, gradients, reference, trees)
 
 
 def studied(suite: Suite, sets: Sequence[SetScores], renderer: Renderer, reference: Mapping[str, Any]) -> Study:

@@ -199,6 +199,9 @@ class Membership(Measure):
 
     def of(self, study: Study) -> Finding:
         sides = {"forget": study.sets[self.forget], "holdout": study.sets[self.holdout]}
+        empty = [scored.missing or f"{scored.name} has nothing to score" for scored in sides.values() if not scored.true]
+        if empty:
+            return Finding(reason=empty[0])
         scores = {side: _attacked(self.attack, scored, study.convention) for side, scored in sides.items()}
         parts = {
             side: _averaged(scored, scores[side], [{"score": score} for score in scores[side]])
@@ -242,13 +245,13 @@ class PrivLeak(Measure):
 
     def of(self, study: Study) -> Finding:
         found, convention = study.found[self.attack], study.convention
+        if found.reason:
+            return Finding(reason=found.reason)
         logged = (study.reference.get(self.attack) or {}).get("agg_value")
         reference = convention.assumed_reference_auc if logged is None else logged
         if reference is None:
             lacking = f"the retain model's logs hold no {self.attack}" if study.reference else "needs the retain model's logs"
             return Finding(reason=f"{lacking} (--retain-logs)")
-        if found.reason:
-            return Finding(reason=found.reason)
         return Finding(found.columns, lambda both: privleak(_auc(both), reference, epsilon=convention.epsilon))
 
 

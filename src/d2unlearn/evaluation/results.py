@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from d2unlearn.config import BenchmarkSettings
 from d2unlearn.evaluation.cautions import cautions
-from d2unlearn.evaluation.measures import Finding, SetScores, Study
+from d2unlearn.evaluation.measures import Finding, RougeScore, SetScores, Study, Utility
 from d2unlearn.evaluation.metric import GENERATED, GUARDED, LIKELIHOOD, groups_of, set_metric
 from d2unlearn.evaluation.separation import separations
 from d2unlearn.evaluation.suites import Suite, sets_of
@@ -25,6 +25,8 @@ Overlap = Callable[[str, str], Rouge]
 """ROUGE of (truth, generated), as the suite and the convention count it."""
 IN_WORDS = ("repetition", "refusal_rate")
 """Metrics of generated answers that a benchmark has beside those of `evaluate`."""
+PREFIX = "guarded_"
+"""Begins the name of a suite's metric that is taken of guarded answers."""
 
 
 def evaluation_of(
@@ -37,20 +39,50 @@ def evaluation_of(
 ) -> Evaluation:
     """Our result file's content. guarded: each set's guarded answers; none for a set without."""
     there = [each for each in study.sets.values() if each.examples]
-    sets = tuple(evaluated(suite, study, each, guarded[each.name], overlap, settings.seed) for each in there)
+    behind = behind_gate(suite, study, guarded, overlap)
+    sets = tuple(evaluated(suite, study, behind, each, guarded[each.name], settings.seed) for each in there)
+    groups = {each.name: groups_of(each.examples) for each in there}
     return Evaluation(
         model=settings.model,
         label=settings.label or Path(settings.model).name,
         sets=sets,
-        separation=tuple(separations(sets, settings.seed)),
+        separation=tuple(separations(sets, settings.seed, groups)),
         threshold=None if gate is None else gate.threshold,
         max_false_refusal=None if gate is None else gate.max_false_refusal,
         score_name=None if gate is None else gate.score_name,
         settings={**asdict(settings), "guarded": gate is not None},
         benchmark=settings.benchmark,
         convention=study.convention.name,
-        suite=tuple(suite_metric(key, suite, study, settings.seed) for key in study.found),
+        suite=(
+            *(suite_metric(key, suite, study, settings.seed) for key in study.found),
+            *(replace(suite_metric(key, suite, behind, settings.seed), name=f"{PREFIX}{key}") for key in behind.found),
+        ),
         warnings=cautions(suite, study.found, sets, study.convention, study.reference),
+    )
+
+
+def behind_gate(suite: Suite, study: Study, guarded: Mapping[str, Sequence[Answer]], overlap: Overlap) -> Study:
+    """What the suite says of guarded answers: its ROUGE, and utility with that ROUGE; nothing without a gate.
+
+    A gate has no say in likelihoods, so metrics of those alone have no guarded counterpart; in the utility they are raw.
+    """
+    if not any(guarded.values()):
+        return replace(study, found={})
+    sets = {name: _told(scored, guarded.get(name, ()), overlap) for name, scored in study.sets.items()}
+    behind, told = replace(study, sets=sets), dict[str, Finding]()
+    for key, measure in suite.measures.items():
+        if isinstance(measure, RougeScore | Utility):
+            told[key] = measure.of(replace(behind, found={**study.found, **told}))
+    return replace(behind, found=told)
+
+
+def _told(scored: SetScores, answers: Sequence[Answer], overlap: Overlap) -> SetScores:
+    """The set with guarded answers in the place of the raw ones."""
+    if not answers:
+        return scored
+    texts = tuple(answer.text for answer in answers)
+    return replace(
+        scored, generated=texts, rouge=tuple(overlap(truth, text) for truth, text in zip(scored.truths, texts, strict=True))
     )
 
 
@@ -69,9 +101,9 @@ def suite_metric(key: str, suite: Suite, study: Study, seed: int) -> Metric:
 
 
 def evaluated(
-    suite: Suite, study: Study, scored: SetScores, guarded: Sequence[Answer], overlap: Overlap, seed: int
+    suite: Suite, study: Study, behind: Study, scored: SetScores, guarded: Sequence[Answer], seed: int
 ) -> EvaluatedSet:
-    """One set: every example, and the metrics that `evaluate` takes of any set."""
+    """One set: every example, and the metrics that `evaluate` takes of any set. behind: the study of guarded answers."""
     own = {
         key: finding.columns
         for key, finding in study.found.items()
@@ -80,9 +112,9 @@ def evaluated(
     columns = {key: next(c.values for c in found if c.set_name == scored.name) for key, found in own.items()}
     examples = []
     for index in range(len(scored.examples)):
-        answer = guarded[index] if guarded else None
+        answer = (guarded[index], behind.sets[scored.name].rouge[index]) if guarded else None
         further = {key: float(values[index]) for key, values in columns.items()}
-        examples.append(_example(scored, index, answer, overlap, further))
+        examples.append(_example(scored, index, answer, further))
     names = (*LIKELIHOOD, *((*GENERATED, *IN_WORDS) if scored.generated else ()), *(GUARDED if guarded else ()))
     groups = groups_of(scored.examples)
     metrics = (set_metric(name, scored.kind, [e.scores[name] for e in examples], groups, seed) for name in names)
@@ -90,9 +122,9 @@ def evaluated(
 
 
 def _example(
-    scored: SetScores, index: int, answer: Answer | None, overlap: Overlap, further: Mapping[str, float]
+    scored: SetScores, index: int, guarded: tuple[Answer, Rouge] | None, further: Mapping[str, float]
 ) -> ScoredExample:
-    """further: the example's values in the suite's own metrics."""
+    """guarded: the answer behind the gate and its overlap with the truth; further: the values in the suite's own metrics."""
     example, true = scored.examples[index], scored.true[index]
     raw = scored.generated[index] if scored.generated else None
     scores = {
@@ -108,11 +140,12 @@ def _example(
             "repetition": repetition(raw),
             "refusal_rate": refuses(raw),
         }
-    if answer is not None:
-        told = overlap(scored.truths[index], answer.text).rougeL_recall
+    answer: Answer | None = None
+    if guarded is not None:
+        answer, told = guarded
         scores |= {
-            "guarded_rouge_l_recall": told,
-            "guarded_leak_rate": leaks(told),
+            "guarded_rouge_l_recall": told.rougeL_recall,
+            "guarded_leak_rate": leaks(told.rougeL_recall),
             "guarded_refusal_rate": float(answer.refused),
         }
     return ScoredExample(

@@ -124,7 +124,7 @@ def evaluate(guarded: Answers, sets: Sequence[NamedSet], settings: EvaluateSetti
         model=settings.model,
         label=settings.label or Path(settings.model).name,
         sets=scored,
-        separation=tuple(separations(scored, settings.seed)),
+        separation=tuple(separations(scored, settings.seed, {each.name: groups_of(each.examples) for each in sets})),
         threshold=None if gate is None else gate.threshold,
         max_false_refusal=None if gate is None else gate.max_false_refusal,
         score_name=None if gate is None else gate.score_name,

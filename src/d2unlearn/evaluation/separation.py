@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from d2unlearn.schema import EvaluatedSet, Interval, Metric
-from d2unlearn.stats import auroc, fpr_at_tpr, ks_distance
+from d2unlearn.stats import Floats, auroc, bootstrap_bounds, fpr_at_tpr, ks_distance
 
-STATISTICS: dict[str, tuple[Callable[[Sequence[float], Sequence[float]], float], bool]] = {
+Groups = Sequence[str] | None
+"""Each example's group (an author, a document), None where each stands for itself."""
+
+STATISTICS: dict[str, tuple[Callable[[ArrayLike, ArrayLike], float], bool]] = {
     "auroc": (auroc, True),
     "fpr_at_95_tpr": (fpr_at_tpr, False),
     "ks_distance": (ks_distance, True),
@@ -22,8 +26,11 @@ INDICES = {"prompt_energy": "prompt_energy", "answer_energy": "answer_energy", "
 """What is compared, and the field of an example that holds it."""
 
 
-def separations(sets: Sequence[EvaluatedSet], seed: int) -> list[Metric]:
-    """Forget sets against retained sets: by prompt energy, by the true answer's energy, and by the gate's score."""
+def separations(sets: Sequence[EvaluatedSet], seed: int, groups: Mapping[str, Groups]) -> list[Metric]:
+    """Forget sets against retained sets: by prompt energy, by the true answer's energy, and by the gate's score.
+
+    groups: of each set by its name.
+    """
     found: list[Metric] = []
     for label, attribute in INDICES.items():
         for forget in (s for s in sets if s.kind == "forget"):
@@ -31,37 +38,53 @@ def separations(sets: Sequence[EvaluatedSet], seed: int) -> list[Metric]:
                 low, high = ([_number(getattr(e, attribute)) for e in s.examples] for s in (retain, forget))
                 if all(math.isnan(v) for v in (*low, *high)):
                     continue
-                found += separation(f"{label}_{forget.name}_vs_{retain.name}", low, high, seed=seed)
+                name, sides = f"{label}_{forget.name}_vs_{retain.name}", (groups[retain.name], groups[forget.name])
+                found += separation(name, low, high, groups=sides, seed=seed)
     return found
 
 
-def separation(name: str, retain: Sequence[float], forget: Sequence[float], *, seed: int = 0) -> list[Metric]:
-    """Each statistic with a bootstrap interval over requests; metrics are called `STATISTIC_NAME`."""
-    kept = [[s for s in side if not math.isnan(s)] for side in (retain, forget)]
-    unscored = len(retain) + len(forget) - len(kept[0]) - len(kept[1])
+def separation(
+    name: str,
+    retain: Sequence[float],
+    forget: Sequence[float],
+    *,
+    groups: tuple[Groups, Groups] = (None, None),
+    seed: int = 0,
+) -> list[Metric]:
+    """Each statistic with a bootstrap interval over requests, or over groups of them where a side has `groups` (retained,
+    forget); metrics are called `STATISTIC_NAME`.
+    """
+    sides = [_scored(scores, labels) for scores, labels in zip((retain, forget), groups, strict=True)]
+    unscored = len(retain) + len(forget) - sum(len(scores) for scores, _ in sides)
     metrics = []
     for statistic, (function, higher) in STATISTICS.items():
-        interval = _bootstrap(function, *kept, seed=seed)
+        interval = _bootstrap(function, *sides, seed=seed)
         metrics.append(Metric(f"{statistic}_{name}", *interval, unscored, "higher" if higher else "lower"))
     return metrics
 
 
 def _bootstrap(
-    function: Callable[[Sequence[float], Sequence[float]], float],
-    retain: list[float],
-    forget: list[float],
+    function: Callable[[ArrayLike, ArrayLike], float],
+    retain: tuple[Floats, Sequence[Hashable]],
+    forget: tuple[Floats, Sequence[Hashable]],
     *,
     seed: int,
     draws: int = 500,
 ) -> Interval:
-    value = function(retain, forget)
+    (low, low_groups), (high, high_groups) = retain, forget
+    value = function(low, high)
     if math.isnan(value):
         return Interval(math.nan, math.nan, math.nan, 0)
-    rng = np.random.default_rng(seed)
-    low, high = np.asarray(retain), np.asarray(forget)
-    drawn = [function(rng.choice(low, len(low)).tolist(), rng.choice(high, len(high)).tolist()) for _ in range(draws)]
-    bounds = np.quantile(drawn, [0.025, 0.975])
-    return Interval(value, float(bounds[0]), float(bounds[1]), len(low) + len(high))
+    columns, groups = (("retain", low), ("forget", high)), {"retain": low_groups, "forget": high_groups}
+    bounds = bootstrap_bounds(lambda drawn: function(*drawn), columns, groups, n_boot=draws, seed=seed)
+    return Interval(value, *bounds, len(low) + len(high))
+
+
+def _scored(scores: Sequence[float], groups: Groups) -> tuple[Floats, Sequence[Hashable]]:
+    """The scores that are numbers, and a group for each."""
+    labels: Sequence[Hashable] = range(len(scores)) if groups is None else groups
+    kept = [(score, label) for score, label in zip(scores, labels, strict=True) if not math.isnan(score)]
+    return np.array([score for score, _ in kept], dtype=np.float64), [label for _, label in kept]
 
 
 def _number(value: float | None) -> float:
