@@ -22,6 +22,7 @@ from d2unlearn.evaluation.trial import (
     statistics,
     threshold_at,
 )
+from d2unlearn.evaluation.trial_results import Estimate
 from d2unlearn.stats import auroc, fpr_at_tpr, ks_distance
 
 Floats = NDArray[np.float64]
@@ -199,14 +200,14 @@ def test_refusals_at_every_rate_beside_the_reference_index() -> None:
     sharp = Judged(calibration, {"forget": np.array([99.5, 101, 102, 103]), "retain": np.array([1.0, 98, 99.5, 96])})
     blunt = Judged(calibration, {"forget": np.array([50.0, 60, 102, 103]), "retain": np.array([1.0, 2, 3, 4])})
     draws = {"forget": draw(range(4), 20, 0), "retain": draw(range(4), 20, 1)}
-    found = {(r.index, r.rate): r for r in refusals({"sharp": sharp, "blunt": blunt}, draws, ["forget"], "sharp")}
+    found = {(r.index, r.rate): r for r in refusals({"sharp": sharp, "blunt": blunt}, draws, "sharp")}
     one = found["sharp", 0.01]
     assert one.threshold == 100
     assert {name: share.value for name, share in one.refused.items()} == {"forget": 0.75, "retain": 0.0}
     assert found["sharp", 0.05].threshold == 96
     assert {name: share.value for name, share in found["sharp", 0.05].refused.items()} == {"forget": 1, "retain": 0.5}
-    assert found["blunt", 0.01].ahead["forget"].value == -0.25
-    assert list(found["blunt", 0.01].ahead) == ["forget"]
+    assert {name: more.value for name, more in found["blunt", 0.05].more.items()} == {"forget": -0.5, "retain": -0.5}
+    assert found["sharp", 0.05].more["retain"] == Estimate(0, 0, 0)
 
 
 def test_a_calibration_curve_on_scores_with_a_known_answer() -> None:

@@ -142,11 +142,10 @@ class Judged:
 def refusals(
     evidence: Mapping[str, Judged],
     draws: Mapping[str, Draws],
-    forget: Sequence[str],
     reference: str,
     rates: Sequence[float] = RATES,
 ) -> list[Refusals]:
-    """What each index would refuse of every set at each rate. forget: the names of the sets that should be refused."""
+    """What each index would refuse of every set at each rate, and how much more than the reference index would."""
     found = []
     for rate in rates:
         thresholds = {index: threshold_at(each.calibration, rate) for index, each in evidence.items()}
@@ -155,8 +154,9 @@ def refusals(
             for index, each in evidence.items()
         }
         for index, by_set in shares.items():
-            ahead = {name: estimate(by_set[name] - shares[reference][name]) for name in forget}
-            found.append(Refusals(index, rate, thresholds[index], {name: estimate(v) for name, v in by_set.items()}, ahead))
+            refused = {name: estimate(share) for name, share in by_set.items()}
+            more = {name: estimate(share - shares[reference][name]) for name, share in by_set.items()}
+            found.append(Refusals(index, rate, thresholds[index], refused, more))
     return found
 
 

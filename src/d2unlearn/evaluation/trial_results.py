@@ -72,15 +72,15 @@ class Separation:
 class Refusals:
     """What a threshold at `rate` false refusals, set on calibration requests, refuses of each set.
 
-    `threshold`: of the evidence, above which a request is refused; intervals take it as given. `ahead`: by forget set, how much
-    more of it is refused than by the reference index.
+    `threshold`: of the evidence, above which a request is refused; intervals take it as given. `more`: by set, how much more of
+    it is refused than by the reference index, on the same draws.
     """
 
     index: str
     rate: float
     threshold: float
     refused: Mapping[str, Estimate]
-    ahead: Mapping[str, Estimate]
+    more: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True)
