@@ -20,9 +20,15 @@ from numpy.typing import NDArray
 
 from d2unlearn.schema import EvaluatedSet, Evaluation, GateSummary, Kind
 
-COLOURS = {"#f00001": "var(--forget)", "#0000f1": "var(--retain)", "#808081": "var(--axis)", "#010101": "var(--ink)"}
+COLOURS = {
+    "#f00001": "var(--forget)",
+    "#0000f1": "var(--retain)",
+    "#808081": "var(--axis)",
+    "#010101": "var(--ink)",
+    **{f"#{place}0a00{place}": f"var(--series{place})" for place in range(1, 6)},
+}
 """What is drawn with, and what the page makes of it."""
-FORGET, RETAIN, AXIS, INK = COLOURS
+FORGET, RETAIN, AXIS, INK, *SERIES = COLOURS
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 12.5,
@@ -135,30 +141,31 @@ def _energy_panel(title: str, forget: Values, retain: Values, edges: Values, top
     figure = Figure(figsize=(5.2, 2.9))
     axes = figure.add_axes((0.105, 0.175, 0.875, 0.8))
     for values, colour in ((retain, RETAIN), (forget, FORGET)):
-        _stairs(axes, shares(values, edges), edges, colour)
+        stairs(axes, shares(values, edges), edges, colour)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(0, top * 1.06)
     axes.set_xlabel("energy of the question (nats)")
-    _plain(axes)
-    described = "; ".join(f"{kind}: {_spread(values)}" for kind, values in (("forget", forget), ("retained", retain)))
+    plain_axes(axes)
+    described = "; ".join(f"{kind}: {spread_text(values)}" for kind, values in (("forget", forget), ("retained", retain)))
     return Panel(title, render(figure, title.lower()), f"{title}: energy of the question in nats. {described}.")
 
 
-def _stairs(axes: Axes, heights: Values, edges: Values, colour: str) -> None:
+def stairs(axes: Axes, heights: Values, edges: Values, colour: str) -> None:
     """A filled histogram with an outline; nothing is drawn where it is empty."""
     occupied = np.where(heights > 0, heights, np.nan)
     axes.stairs(occupied, edges, fill=True, color=colour, alpha=0.34, linewidth=0, clip_on=False)
     axes.stairs(occupied, edges, color=colour, linewidth=1.5, clip_on=False)
 
 
-def _spread(values: Values) -> str:
+def spread_text(values: Values) -> str:
+    """How many, the median and where 90% lie, in words."""
     if not len(values):
         return "not scored"
     middle, low, high = np.quantile(values, [0.5, 0.05, 0.95])
     return f"n = {len(values)}, median {middle:.1f}, 90% between {low:.1f} and {high:.1f}".replace("-", "−")
 
 
-def _plain(axes: Axes) -> None:
+def plain_axes(axes: Axes) -> None:
     """Only what is read: the value axis, light horizontal lines, no box."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -179,7 +186,7 @@ def _ridge(name: str, kind: str, values: Values, edges: Values, threshold: float
     figure = Figure(figsize=(8, 0.6))
     axes = figure.add_axes((0, 0, 1, 1))
     heights = shares(values, edges)
-    _stairs(axes, heights, edges, colour)
+    stairs(axes, heights, edges, colour)
     axes.set(xlim=(edges[0], edges[-1]), ylim=(0, float(heights.max()) * 1.1))
     axes.set_axis_off()
     above = int((values > threshold).sum()) if threshold is not None else 0
