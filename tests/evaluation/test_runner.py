@@ -314,3 +314,21 @@ def test_a_loaded_model_can_be_evaluated_without_files(folders: Folders) -> None
     found = evaluate(guarded, sets, settings(folders, Path("nowhere"), limit=3))
     assert [len(each.examples) for each in found.sets] == [3, 3]
     assert found.threshold == guarded.gate.threshold  # type: ignore[union-attr]
+
+
+def test_a_row_longer_than_the_context_is_scored_as_far_as_it_goes(folders: Folders, tmp_path: Path) -> None:
+    guarded = GuardedModel.from_pretrained(folders.plain, raw=True)
+    room = guarded.model.config.max_position_embeddings
+    row = {"question": "was he born in Paris?", "answer": " ".join(["city"] * room)}
+    long = write(tmp_path / "long.jsonl", [row])
+    found = evaluate(
+        guarded, read_sets(settings(folders, tmp_path / "out", forget=str(long))), settings(folders, tmp_path / "o")
+    )
+    (scored,) = by_name(found)["forget"].examples
+    prompt = guarded.template.question_ids(row["question"])
+    ids = torch.tensor([guarded.template.tokens(read_examples(long)[0]).input_ids[:room]])
+    with torch.no_grad():
+        log_p = guarded.model(input_ids=ids).logits[0].double().log_softmax(-1)[len(prompt) - 1 : -1]
+    targets = ids[0, len(prompt) :]
+    probability = float(log_p[torch.arange(len(targets)), targets].mean().exp())
+    assert scored.scores["answer_probability"] == pytest.approx(probability, rel=1e-4)

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from d2unlearn.data.batching import pad_left
-from d2unlearn.errors import GateError
+from d2unlearn.errors import DataError, GateError
 from d2unlearn.gate import EnergyGate
 from d2unlearn.gate.score import FirstTokens, TrailingWindow, request_scores
 from d2unlearn.gate.traces import collect_traces
@@ -342,6 +342,16 @@ def test_special_tokens_typed_in_a_prompt_stay_text(early: Halves) -> None:
     assert ids.count(2) == 0
     assert ids.count(0) == 0
     assert early.guarded.decide("w1 <eos> w2").energy != early.guarded.decide("w1 w2").energy
+
+
+def test_a_prompt_that_fills_the_context_is_an_error_and_not_an_answer(early: Halves) -> None:
+    room = early.guarded.model.config.max_position_embeddings
+    overhead = len(early.guarded._prompt_ids("w1")) - 1
+    too_long, fits = (" ".join(["w1"] * (room - overhead - spare)) for spare in (0, 1))
+    for ask in (early.guarded.decide, lambda prompt: early.guarded.answer([prompt], raw=True), early.guarded.stream):
+        with pytest.raises(DataError, match=f"a prompt of {room} tokens leaves no room in the model's context of {room}"):
+            list(ask(too_long))
+    assert len(early.guarded.answer([fits], max_new_tokens=1)) == 1
 
 
 def test_conversations_are_prompts(early: Halves) -> None:

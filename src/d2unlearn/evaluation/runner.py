@@ -7,6 +7,7 @@ what it refused is generated again, raw.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from d2unlearn import __version__
 from d2unlearn.config import EvaluateSettings
-from d2unlearn.data.batching import by_length, pad_tokens
+from d2unlearn.data.batching import by_length, pad_tokens, truncate
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ConfigError
@@ -27,7 +28,7 @@ from d2unlearn.evaluation.separation import separations
 from d2unlearn.evaluation.store import write_evaluation
 from d2unlearn.evaluation.utility import leaks, rouge_l_recall, token_entropy
 from d2unlearn.generation.guarded import Answer, GuardedModel, Prompt
-from d2unlearn.models import weights_hash
+from d2unlearn.models import context_length, weights_hash
 from d2unlearn.observation import observe
 from d2unlearn.quantities import Correct, LogSumExp, Nll
 from d2unlearn.runtime import atomic_path, check_writable, fingerprint, progress, say, torch_dtype, write_json
@@ -153,7 +154,8 @@ def likelihoods(model: torch.nn.Module, rows: Sequence[Tokens], *, batch_size: i
 
 def _evaluated(guarded: Answers, each: NamedSet, settings: EvaluateSettings) -> EvaluatedSet:
     template = Template(guarded.tokenizer)
-    rows = [template.tokens(example) for example in each.examples]
+    limit = context_length(guarded.model)
+    rows = [truncate(template.tokens(example), limit or sys.maxsize) for example in each.examples]
     held = likelihoods(guarded.model, rows, batch_size=settings.batch_size, name=each.name)
     answers = _answers(guarded, each.examples, settings)
     examples = tuple(

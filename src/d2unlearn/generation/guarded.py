@@ -22,7 +22,7 @@ from transformers.generation.streamers import TextIteratorStreamer
 
 from d2unlearn.data.batching import by_length, pad_left
 from d2unlearn.data.template import Template
-from d2unlearn.errors import GateError
+from d2unlearn.errors import DataError, GateError
 from d2unlearn.gate import EnergyGate
 from d2unlearn.gate.policy import GATE_FILE
 from d2unlearn.gate.recorder import generate_of
@@ -31,7 +31,7 @@ from d2unlearn.generation.beams import BeamWatch
 from d2unlearn.generation.guard import GateWarning, Guard
 from d2unlearn.generation.watch import Decision, Watch
 from d2unlearn.generation.ways import effective_config
-from d2unlearn.models import end_token_ids, load_model, load_tokenizer, pad_token_id, state_hash
+from d2unlearn.models import context_length, end_token_ids, load_model, load_tokenizer, pad_token_id, state_hash
 from d2unlearn.runtime import fingerprint, pick_device, progress
 from d2unlearn.schema import Message
 
@@ -161,7 +161,8 @@ class GuardedModel:
         """Answer each prompt, in order. `max_new_tokens` None: as many as the gate was calibrated with.
 
         Greedy unless `do_sample`; sampling draws from `seed` and leaves torch's own generator alone. The same seed, prompts
-        and batch size give the same answers. `raw`: without the gate; energies are still noted.
+        and batch size give the same answers. `raw`: without the gate; energies are still noted. Raises `DataError` for a prompt
+        that fills the model's context.
         """
         asked = [self._prompt_ids(prompt) for prompt in prompts]
         gate = None if raw else self.gate
@@ -252,7 +253,12 @@ class GuardedModel:
         return answers
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
-        return self.template.question_ids(prompt) if isinstance(prompt, str) else self.template.prompt_ids(prompt)
+        ids = self.template.question_ids(prompt) if isinstance(prompt, str) else self.template.prompt_ids(prompt)
+        limit = context_length(self.model)
+        if limit is not None and len(ids) >= limit:
+            start = self.tokenizer.decode(ids[:12])
+            raise DataError(f"a prompt of {len(ids)} tokens leaves no room in the model's context of {limit}: {start!r} ...")
+        return ids
 
     def _batch(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
         ids, mask = pad_left(prompts, pad_token_id(self.tokenizer))
