@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 
 from benchmark_page import benchmark_blocks
 from d2unlearn.cli.main import app
+from energy_figures import energy_figures
+from energy_page import energy_blocks
 from method_figures import figure_files
 from method_numbers import number_blocks
 from methods_page import method_blocks
@@ -28,7 +30,7 @@ from tofu_page import readme_table, results_page
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "benchmarks" / "results"
 RESULTS = KEPT / "tofu"
-COMMANDS = ("quickstart", "unlearn", "calibrate", "generate", "chat", "serve", "play", "evaluate", "report", "data check")
+COMMANDS = ("quickstart", "unlearn", "calibrate", "generate", "chat", "serve", "play", "evaluate", "analyze", "report", "data check")
 MARKS = re.compile(r"(<!-- results: scripts/generated_docs.py -->\n).*?(<!-- end of results -->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- made by `make docs`: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -60,6 +62,8 @@ def pages() -> dict[Path, str]:
         readme: MARKS.sub(lambda m: m[1] + readme_table(RESULTS) + m[2], text),
         **filled(ROOT / "docs" / "method.md", number_blocks()),
         **filled(ROOT / "docs" / "methods.md", method_blocks()),
+        **filled(ROOT / "docs" / "energy.md", energy_blocks(KEPT)),
+        **energy_figures(KEPT),
         **filled(ROOT / "benchmarks" / "README.md", benchmark_blocks(KEPT)),
         **figure_files(),
     }
