@@ -44,7 +44,7 @@ def test_what_is_not_given_is_the_default() -> None:
 
 def test_the_published_recipe_is_the_default() -> None:
     settings = UnlearnSettings(**NEEDED)
-    assert (settings.method, settings.learning_rate, settings.epochs) == ("eua", "auto", 10.0)
+    assert (settings.method, settings.learning_rate, settings.epochs) == ("eua", "auto", "auto")
     assert (CalibrateSettings("m", "r").max_false_refusal, CalibrateSettings("m", "r").confidence) == (0.01, None)
 
 
@@ -95,10 +95,11 @@ def test_an_unknown_key_is_refused_with_the_nearest_one() -> None:
 
 
 def test_all_mistakes_are_told_together(tmp_path: Path) -> None:
-    file = yaml_file(tmp_path, "modle: m\nretain: r\nepochs: many\nbatch_size: 0\nlora: 1\n")
+    file = yaml_file(tmp_path, "modle: m\nretain: r\nepochs: many\nlora_rank: many\nbatch_size: 0\nlora: 1\n")
     assert mistakes(UnlearnSettings, file, seed=-1) == [
         "unknown key modle; did you mean model?",
-        "epochs should be a number, not 'many'",
+        "epochs should be a positive number or auto, not many",
+        "lora_rank should be a whole number, not 'many'",
         "batch_size should be at least 1, not 0",
         "lora should be true or false, not 1",
         "seed should be between 0 and 4294967295, not -1",
@@ -117,8 +118,8 @@ def test_all_mistakes_are_told_together(tmp_path: Path) -> None:
         ("batch_size", 2.5, "batch_size should be a whole number, not 2.5"),
         ("batch_size", True, "batch_size should be a whole number, not True"),
         ("batch_size", "inf", "batch_size should be a whole number, not 'inf'"),
-        ("epochs", float("nan"), "epochs should be a positive number, not nan"),
-        ("epochs", float("inf"), "epochs should be a positive number, not inf"),
+        ("epochs", float("nan"), "epochs should be a positive number or auto, not nan"),
+        ("epochs", float("inf"), "epochs should be a positive number or auto, not inf"),
         ("learning_rate", "fast", "learning_rate should be a positive number or auto, not fast"),
         ("learning_rate", 0, "learning_rate should be a positive number or auto, not 0"),
         ("learning_rate", -1e-5, "learning_rate should be a positive number or auto, not -1e-05"),

@@ -33,7 +33,7 @@ class UnlearnSettings:
     method: str = "eua"
     method_parameters: dict[str, Any] = field(default_factory=dict)
     learning_rate: float | str = "auto"
-    epochs: float = 10.0
+    epochs: float | str = "auto"
     batch_size: int = 8
     accumulation: int | str = "auto"
     max_length: int = 512
@@ -234,7 +234,7 @@ class CompareSettings:
     trials: int = 6
     search: dict[str, dict[str, Any]] = field(default_factory=dict)
     learning_rate: float | str = "auto"
-    epochs: float = 5.0
+    epochs: float | str = 5.0
     batch_size: int = 8
     accumulation: int | str = "auto"
     max_length: int = 512
@@ -304,7 +304,7 @@ POSITIVE = Limit("a positive number", lambda value: 0 < value < math.inf)
 SHARE = Limit("above 0 and below 1", lambda value: 0 < value < 1)
 LIMITS = {
     "learning_rate": Limit("a positive number or auto", lambda v: v == "auto" if isinstance(v, str) else POSITIVE.holds(v)),
-    "epochs": POSITIVE,
+    "epochs": Limit("a positive number or auto", lambda v: v == "auto" if isinstance(v, str) else POSITIVE.holds(v)),
     "batch_size": COUNT,
     "accumulation": Limit("at least 1 or auto", lambda v: v == "auto" if isinstance(v, str) else COUNT.holds(v)),
     "max_length": Limit("at least 2", lambda value: value >= 2),

@@ -8,6 +8,7 @@ from pathlib import Path
 from d2unlearn import __version__
 from d2unlearn.config import CalibrateSettings, EvaluateSettings, QuickstartSettings, UnlearnSettings
 from d2unlearn.data.fiction import SIZES, make_world, write_world
+from d2unlearn.data.records import read_examples
 from d2unlearn.errors import ConfigError
 from d2unlearn.evaluation.runner import run_evaluate
 from d2unlearn.gate.run import run_calibrate
@@ -16,10 +17,6 @@ from d2unlearn.runtime import cache_dir, fingerprint, say, write_json
 from d2unlearn.training.artifact import MANIFEST, is_done, manifest
 from d2unlearn.training.pretrain import fiction_model
 from d2unlearn.training.unlearn import run_unlearn
-
-LEARNING_RATE = 7e-4
-EPOCHS = 20
-"""A hundred rows are 14 updates a pass: more passes and larger steps than the automatic recipe takes for thousands of rows."""
 
 
 def run_quickstart(settings: QuickstartSettings) -> Path:
@@ -31,7 +28,7 @@ def run_quickstart(settings: QuickstartSettings) -> Path:
         raise ConfigError([f"size should be one of {', '.join(SIZES)}, not {settings.size!r}"])
     output = Path(settings.output)
     key = fingerprint([__version__, settings.size, settings.seed])
-    if not is_done(output, key):
+    if not is_done(output, key, asdict(settings)):
         write_json(output / MANIFEST, manifest("quickstart", key, settings=asdict(settings)))
     files = write_world(make_world(settings.seed, size=settings.size), output / "data")
     say("1/5 a small model that knows everyone in the made-up world")
@@ -44,8 +41,6 @@ def run_quickstart(settings: QuickstartSettings) -> Path:
             forget=str(files.forget),
             retain=str(files.retain),
             output=str(output / "artifact"),
-            learning_rate=LEARNING_RATE,
-            epochs=EPOCHS,
             seed=settings.seed,
         )
     )
@@ -70,4 +65,7 @@ def run_quickstart(settings: QuickstartSettings) -> Path:
             )
         )
     say("5/5 report")
-    return run_report(results["before"], results["after"], artifact, output / "report.html")
+    report = run_report(results["before"], results["after"], artifact, output / "report.html")
+    gone, kept = (read_examples(file)[0].question for file in (files.forget, files.retain_test))
+    say(f'ask it yourself: d2unlearn chat --model {artifact} --show-energy\n  forgotten: "{gone}"\n  kept: "{kept}"')
+    return report

@@ -123,7 +123,7 @@ def test_bad_rows_are_all_named_by_file_and_line(given: Given) -> None:
 
 
 def test_bad_requests_are_all_named_by_file_and_line(walked: Walked) -> None:
-    Path("asked.jsonl").write_text('{"prompt": "it"}\n{"question": "it"}\nit\n{"prompt": "\\ud800"}\n', encoding="utf-8")
+    Path("asked.jsonl").write_text('{"prompt": "it"}\n{"asked": "it"}\nit\n{"prompt": "\\ud800"}\n', encoding="utf-8")
     sentence = turned_down("generate", "--model", walked.artifact, "--input", "asked.jsonl", *NEW)
     assert [part.split(": ")[0] for part in sentence.split("; ")] == ["asked.jsonl:2", "asked.jsonl:3", "asked.jsonl:4"]
 
@@ -157,7 +157,7 @@ def test_unknown_keys_and_every_other_mistake_together(given: Given) -> None:
         (("--learning-rate", "fast"), "learning_rate should be a positive number or auto, not fast"),
         (("--dtype", "int3"), "dtype 'int3' is not known"),
         (("--report-to", "nowhere"), "report_to should be none, all or one of"),
-        (("--epochs", "0"), "epochs should be a positive number, not 0.0"),
+        (("--epochs", "0"), "epochs should be a positive number or auto, not 0"),
         (("--output", "a\udcff"), "output should be text, not 'a\\udcff'"),
     ],
 )

@@ -91,7 +91,7 @@ def test_version_and_nothing() -> None:
     [
         (("forget-all",), "No such command 'forget-all' (see --help)"),
         (("unlearn", "--modle", "x"), "No such option: --modle"),
-        (("unlearn", "--epochs", "many"), "Invalid value for '--epochs'"),
+        (("unlearn", "--batch-size", "many"), "Invalid value for '--batch-size'"),
         (("generate", "stray"), "unexpected extra argument"),
         (("unlearn", "--model"), "Option '--model' requires an argument"),
     ],

@@ -77,9 +77,12 @@ def test_the_command_line_wins_over_the_file_and_the_manifest_says_what_was_run(
 
 
 def test_unlearn_says_what_it_does_and_shows_what_a_person_steers_by(walked: Walked) -> None:
-    first, *epochs = walked.ran["unlearn"].err.splitlines()
+    first, legend, *epochs, kept, following = walked.ran["unlearn"].err.splitlines()
     assert "16 rows to forget, 60 to keep, 60 retained rows set aside" in first
     assert "learning rate 0.01 (as given)" in first
+    assert "energy should rise / stay" in legend
+    assert kept.startswith("kept: epoch ")
+    assert following.startswith(f"next: d2unlearn calibrate --model {walked.artifact} ")
     assert [line.split(":")[0] for line in epochs] == [f"epoch {n}" for n in range(1, 9)]
     for word in ("energy forget", "active hinges", "retain NLL", "AUROC"):
         assert all(word in line for line in epochs)
@@ -212,11 +215,33 @@ def test_the_second_report_is_the_same_page(walked: Walked) -> None:
     assert {name: sha for name, (sha, _) in everything(walked.folder).items()} == content
 
 
+def test_an_evaluation_behind_another_gate_than_the_artifact_s_is_not_reported_with_it(walked: Walked, tmp_path: Path) -> None:
+    result = read_json(walked.folder / "after" / "evaluation.json")
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**result, "threshold": result["threshold"] + 0.5}))
+    said = refused(
+        d2(
+            "report",
+            "--before",
+            walked.folder / "before",
+            "--after",
+            other,
+            "--artifact",
+            walked.artifact,
+            "--output",
+            tmp_path / "r",
+        )
+    )
+    assert "was evaluated behind another gate" in said
+    assert "run `d2unlearn evaluate` on it again" in said
+    assert not (tmp_path / "r").exists()
+
+
 def test_other_settings_do_not_overwrite_a_result(walked: Walked) -> None:
     written = everything(walked.folder)
     for name in ("unlearn", "after"):
         command = commands_of(walked.folder, walked.given, walked.artifact)[name]
-        assert "holds the result of other inputs or settings; remove it or choose another --output" in refused(
+        assert "holds the result of other inputs or settings (seed: 0 there, 5 here); remove it" in refused(
             d2(*command, "--seed", 5)
         )
     assert everything(walked.folder) == written

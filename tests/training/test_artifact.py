@@ -42,6 +42,16 @@ def test_the_same_run_s_artifact_is_done_and_another_s_is_refused(tmp_path: Path
         is_done(folder, "another key")
 
 
+def test_what_differs_from_the_run_that_is_there_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    (folder / MANIFEST).write_text(json.dumps(manifest("unlearn", KEY, settings={"epochs": 10, "seed": 0, "output": "a"})))
+    with pytest.raises(ArtifactError, match=r"other inputs or settings \(epochs: 10 there, 20 here\); remove it"):
+        is_done(folder, "another", {"epochs": 20, "seed": 0, "output": "b", "new": 1})
+    with pytest.raises(ArtifactError, match="other inputs or settings; remove it"):
+        is_done(folder, "another", {"epochs": 10, "seed": 0})
+
+
 def test_what_is_no_artifact_is_left_alone(tmp_path: Path) -> None:
     file, folder, damaged = tmp_path / "file", tmp_path / "folder", tmp_path / "damaged"
     file.write_text("mine")

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from d2unlearn.training.recipe import automatic_accumulation, automatic_learning_rate
+from d2unlearn.training.recipe import automatic_accumulation, automatic_epochs, automatic_learning_rate
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,12 @@ def test_an_adapter_gets_ten_times_the_rate_up_to_a_bound(parameters: int, rate:
 @pytest.mark.parametrize(("parameters", "batches"), [(10**12, 4), (10**9, 4), (65_000_000, 2), (4_200_000, 1), (0, 1)])
 def test_a_small_model_makes_more_updates_of_fewer_rows(parameters: int, batches: int) -> None:
     assert automatic_accumulation(parameters) == batches
+
+
+@pytest.mark.parametrize(
+    ("rows", "pairs", "epochs"),
+    [(400, 8, 10), (4000, 8, 10), (112, 8, 36), (200, 8, 20), (1, 8, 50), (400, 32, 10), (112, 32, 33)],
+)
+def test_few_rows_are_passed_more_often(rows: int, pairs: int, epochs: int) -> None:
+    """As many updates as ten passes over 400 rows make, in ten passes at least and fifty at most."""
+    assert automatic_epochs(rows, pairs) == epochs

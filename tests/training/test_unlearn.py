@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from d2unlearn.training.monitor import Snapshot
 from d2unlearn.training.trainer import UnlearnTrainer
 from d2unlearn.training.unlearn import DestroyedModelError, run_unlearn
 
-from .runs import distance, unlearn_settings, write_rows
+from .runs import distance, trainer, unlearn_settings, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +180,31 @@ def test_the_learning_rate_is_announced_and_used(
     assert f"{manifest_of(folder)['learning_rate']:g}" in said
 
 
+def test_few_rows_are_passed_often_enough_by_itself(fresh: UnlearnSettings, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_unlearn(replace(fresh, epochs="auto", batch_size=1, accumulation=100))
+    assert "1 x 100 pairs an update, 40 epochs" in capsys.readouterr().err
+    assert (manifest_of(folder)["epochs"], len(manifest_of(folder)["training"]["history"])) == (40, 40)
+
+
+@pytest.mark.parametrize(
+    ("left", "kept", "says"),
+    [
+        (0.5, 0.9, ["above 0.1 the forget rows are not gone: more --epochs"]),
+        (0.05, 0.9, ["next: d2unlearn calibrate --model OUT --retain R --forget F"]),
+        (0.05, 0.5, ["44% of what should stay is lost: a lower --learning-rate", "next: d2unlearn calibrate"]),
+    ],
+)
+def test_the_last_lines_say_what_is_left_and_what_to_do(left: float, kept: float, says: list[str]) -> None:
+    log = {"epoch": 3.0, "step": 6, "eval_selection": 0.9, "eval_forget_probability": left, "eval_retain_probability": kept}
+    state = SimpleNamespace(log_history=[{**log, "step": 4}, log], best_model_checkpoint="x/checkpoint-6")
+    before = Snapshot(-9.0, -9.0, 0.99, 0.9, 0.1, 0.5)
+    trainer: Any = SimpleNamespace(state=state, before=before)
+    first, *others = unlearn._outcome(trainer, UnlearnSettings("m", "F", "R", "OUT"))
+    assert first == f"kept: epoch 3; answer probability forget 0.990 -> {left:.3f}, retained 0.900 -> {kept:.3f}"
+    assert len(others) == len(says)
+    assert all(words in line for words, line in zip(says, others, strict=True))
+
+
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -243,6 +269,13 @@ def test_a_rate_that_destroys_the_model_at_every_evaluation_publishes_nothing(
         run_unlearn(replace(fresh, learning_rate=1e30, batch_size=2))
     assert "warning: the model is destroyed" in capsys.readouterr().err
     assert list(Path(fresh.output).parent.iterdir()) == []
+
+
+def test_a_trainer_does_not_save_into_an_artifact(made: Path) -> None:
+    held = (made / "model.safetensors").read_bytes()
+    with pytest.raises(ArtifactError, match="holds an artifact with a manifest or a gate; save to another folder"):
+        trainer(made.parent / "run", tiny_models.llama()).save_model(str(made))
+    assert (made / "model.safetensors").read_bytes() == held
 
 
 def test_a_done_artifact_is_not_overwritten_by_another_run(given: UnlearnSettings, made: Path, tmp_path: Path) -> None:

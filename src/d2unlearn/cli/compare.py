@@ -31,7 +31,7 @@ def compare(
     learning_rate: str = typer.Option(
         None, help="The rate that the search's factors are of.  [default: auto]", rich_help_panel=TRAINING
     ),
-    epochs: float = typer.Option(None, help="Passes over the forget rows.  [default: 5]", rich_help_panel=TRAINING),
+    epochs: str = typer.Option(None, help="Passes over the forget rows, or auto.  [default: 5]", rich_help_panel=TRAINING),
     batch_size: int = typer.Option(None, help="Forget rows a step and device.  [default: 8]", rich_help_panel=TRAINING),
     accumulation: str = typer.Option(
         None, help="Batches that make one update.  [default: auto, by size]", rich_help_panel=TRAINING

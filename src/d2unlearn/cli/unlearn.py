@@ -11,7 +11,7 @@ from d2unlearn.config import UnlearnSettings, load_settings
 def unlearn(
     model: str = typer.Option(None, help="Model folder or hub name."),
     forget: str = typer.Option(None, help="What to remove: JSONL, JSON, CSV, Parquet, a saved data set, or hf:NAME."),
-    retain: str = typer.Option(None, help="What to keep; a seeded tenth is set aside for validation and calibration."),
+    retain: str = typer.Option(None, help="What to keep; some rows are set aside: a tenth, at least 400, at most half."),
     output: str = typer.Option(None, help="Folder for the artifact."),
     method: str = typer.Option(None, help="Unlearning method (docs/methods.md).  [default: eua]"),
     alternate: str = typer.Option(
@@ -21,7 +21,7 @@ def unlearn(
         None, "--set", metavar="KEY=VALUE", help="A parameter of the method (in a file: method_parameters); repeatable."
     ),
     learning_rate: str = typer.Option(None, help="A number, or auto: from the model's size.  [default: auto]"),
-    epochs: float = typer.Option(None, help="Passes over the forget rows.  [default: 10]"),
+    epochs: str = typer.Option(None, help="Passes over the forget rows, or auto: 10, more for few.  [default: auto]"),
     batch_size: int = typer.Option(None, help="Forget rows a step and device, with as many retained.  [default: 8]"),
     accumulation: str = typer.Option(None, help="Batches that make one update, or auto: 1 to 4 by size.  [default: auto]"),
     max_length: int = typer.Option(None, help="Rows are cut there, in tokens, or at the model's context.  [default: 512]"),

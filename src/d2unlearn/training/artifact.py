@@ -29,17 +29,37 @@ FORMAT = 1
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tokenizers", "numpy")
 
 
-def is_done(output: Path, key: str) -> bool:
-    """Whether `output` holds the result of exactly this run. Raises `ArtifactError` when it holds something else."""
+def is_done(output: Path, key: str, settings: Mapping[str, Any] | None = None) -> bool:
+    """Whether `output` holds the result of exactly this run. Raises `ArtifactError` when it holds something else.
+
+    settings: this run's, to say in which the other one differs.
+    """
     if not output.exists():
         return False
     if output.is_file() or (any(output.iterdir()) and not (output / MANIFEST).is_file()):
         raise ArtifactError(f"{output} exists and is not an artifact; choose another --output")
     if not any(output.iterdir()):
         return False
-    if read_json(output / MANIFEST).get("key") == key:
+    made = read_json(output / MANIFEST)
+    if made.get("key") == key:
         return True
-    raise ArtifactError(f"{output} holds the result of other inputs or settings; remove it or choose another --output")
+    differing = _differing(made.get("settings", {}), settings or {})
+    raise ArtifactError(
+        f"{output} holds the result of other inputs or settings{differing}; remove it or choose another --output"
+    )
+
+
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """` (epochs: 10 there, 20 here)`; empty where no setting differs: then the content of a file does, or the version."""
+    pairs = [(name, there[name], value) for name, value in here.items() if name != "output" and name in there]
+    told = [f"{name}: {old} there, {new} here" for name, old, new in pairs if old != new]
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def check_no_artifact(folder: Path) -> None:
+    """Raises `ArtifactError` for the folder of an artifact: its manifest and gate would tell of weights that are not there."""
+    if (folder / MANIFEST).is_file() or (folder / "d2_gate.json").is_file():
+        raise ArtifactError(f"{folder} holds an artifact with a manifest or a gate; save to another folder, or remove it first")
 
 
 @contextmanager
@@ -59,7 +79,10 @@ def workspace_of(output: Path, key: str) -> Iterator[Path]:
     with _locked(workspace):
         note = workspace / "run.json"
         if _has_checkpoint(workspace) and not (note.is_file() and read_json(note).get("key") == key):
-            raise ArtifactError(f"{workspace} belongs to an interrupted run with other inputs or settings; remove it first")
+            raise ArtifactError(
+                f"{workspace} belongs to an interrupted run with other inputs or settings; remove it, go "
+                "on with those, or choose another --output"
+            )
         write_json(note, {"key": key})
         try:
             yield workspace

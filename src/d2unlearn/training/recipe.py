@@ -1,9 +1,10 @@
-"""A learning rate and an effective batch that work without a hunt, from the number of parameters.
+"""A learning rate, an effective batch and a number of epochs that work without a hunt, from the size of model and data.
 
 The published recipe, 1e-5 with 4 batches of 8 an update, is for models of a billion parameters and more. Smaller ones are
 trained on less data and need more and larger steps: both rules run through (1e9 parameters, the published value) and
 (4.2e6, what was measured on the small TOFU model, docs/log.md), straight in logarithms, and stay between the two. Low-rank
-adapters start from zero and move few numbers: ten times the rate, the field's rule of thumb.
+adapters start from zero and move few numbers: ten times the rate, the field's rule of thumb. Few rows make few updates an
+epoch: then there are more epochs, until there are as many updates as ten epochs of TOFU's forget10 make.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from typing import NamedTuple
 PUBLISHED_RATE = 1e-5
 LARGEST_RATE = 3e-4
 PUBLISHED_ACCUMULATION = 4
+PUBLISHED_EPOCHS = 10
+PUBLISHED_ROWS = 400
+MOST_EPOCHS = 50
 LARGE = 1e9
 SMALL = 4.2e6
 LORA_FACTOR = 10.0
@@ -21,10 +25,11 @@ LORA_LARGEST = 3e-3
 
 
 class Pace(NamedTuple):
-    """How large a step is, and how many batches make one."""
+    """How large a step is, how many batches make one, and how often the forget rows are passed."""
 
     learning_rate: float
     accumulation: int
+    epochs: float
 
 
 def automatic_learning_rate(parameters: int, *, lora: bool) -> float:
@@ -38,6 +43,12 @@ def automatic_learning_rate(parameters: int, *, lora: bool) -> float:
 def automatic_accumulation(parameters: int) -> int:
     """Batches that make one update: 4 for a large model, 1 for a small one."""
     return round(math.pow(PUBLISHED_ACCUMULATION, 1 - _smallness(parameters)))
+
+
+def automatic_epochs(forget_rows: int, pairs: int) -> int:
+    """10 for 400 rows or more, more for fewer, 50 at most. `pairs`: of an update, on all devices together."""
+    wanted, each = PUBLISHED_EPOCHS * math.ceil(PUBLISHED_ROWS / pairs), math.ceil(max(forget_rows, 1) / pairs)
+    return min(max(PUBLISHED_EPOCHS, math.ceil(wanted / each)), MOST_EPOCHS)
 
 
 def _smallness(parameters: int) -> float:

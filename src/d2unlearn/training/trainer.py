@@ -26,7 +26,7 @@ from d2unlearn.training.adaptation import Adaptation
 from d2unlearn.training.adapter import adapted
 from d2unlearn.training.alternates import Asked, alternate_rows
 from d2unlearn.training.arguments import UnlearnConfig, check_parallelism, set_warmup, vocabulary_rows
-from d2unlearn.training.artifact import first_rank
+from d2unlearn.training.artifact import check_no_artifact, first_rank
 from d2unlearn.training.bar import TrainingBar, tell
 from d2unlearn.training.frozen import train_only_named
 from d2unlearn.training.monitor import Snapshot, take_snapshot, warning_of
@@ -287,6 +287,12 @@ class UnlearnTrainer(Trainer):
         elif resume_from_checkpoint and not (Path(resume_from_checkpoint) / COMPLETE).is_file():
             raise ConfigError([f"{resume_from_checkpoint} is no checkpoint whose writing was finished"])
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As transformers does. Raises `ArtifactError` for an artifact's folder, whose manifest and gate would be wrong."""
+        if output_dir is not None:
+            check_no_artifact(Path(output_dir))
+        super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save, mark as complete, and only then delete older ones: a kill at any moment leaves one to resume from."""

@@ -6,13 +6,12 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from d2unlearn import __version__
@@ -27,7 +26,7 @@ from d2unlearn.schema import Example, Role
 from d2unlearn.training.alternates import read_alternates
 from d2unlearn.training.arguments import UnlearnConfig
 from d2unlearn.training.artifact import CHECKPOINTS, MANIFEST, STAGED, clear, is_done, manifest, publish, workspace_of
-from d2unlearn.training.recipe import Pace, automatic_accumulation, automatic_learning_rate
+from d2unlearn.training.recipe import Pace, automatic_accumulation, automatic_epochs, automatic_learning_rate
 from d2unlearn.training.reference import model_settings
 from d2unlearn.training.trainer import UnlearnTrainer, last_complete_checkpoint
 
@@ -38,6 +37,8 @@ KEPT_BY = {
     "last": "none: the weights that training ended with",
 }
 """By what the checkpoint is chosen whose weights the artifact holds."""
+STILL_KNOWN, STILL_KEPT = 0.1, 0.9
+"""Answer probability above which forget rows count as known, and share of the retained rows' below which too much is lost."""
 
 
 class DestroyedModelError(ConfigError):
@@ -67,9 +68,9 @@ def run_unlearn(settings: UnlearnSettings) -> Path:
     alternates = _read_alternates(settings, method, forget, retain)
     output = Path(settings.output)
     inputs = _load(settings, forget, retain, alternates)
-    pace = _pace(settings, inputs.model)
+    pace = _pace(settings, inputs)
     key = _key(settings, inputs)
-    if is_done(output, key):
+    if is_done(output, key, asdict(settings)):
         say(f"{output} is done: same inputs, same settings")
         clear(output)
         return output
@@ -84,6 +85,10 @@ def _train_and_publish(
     seed_everything(settings.seed)
     validation, _ = split_validation(inputs.retain.held_out, seed=settings.seed)
     say(_announcement(settings, inputs, method, pace))
+    if settings.keep == "best":
+        say(
+            "each epoch, forget / retained: energy should rise / stay, answer probability fall / stay; selection keeps the best"
+        )
     trainer = UnlearnTrainer(
         inputs.model,
         _arguments(settings, inputs.model, workspace, pace),
@@ -109,12 +114,34 @@ def _train_and_publish(
             [f"learning_rate {pace.learning_rate:g} destroys the model: nothing that is left gives numbers; choose a lower one"]
         )
     if trainer.is_world_process_zero():
+        for line in _outcome(trainer, settings):
+            say(line)
         staged = workspace / STAGED
         remove(staged)
         _save(trainer.model, inputs, staged)
         write_json(staged / MANIFEST, _manifest(settings, inputs, method, pace, key, trainer, seconds))
         publish(staged, output)
     trainer.accelerator.wait_for_everyone()
+
+
+def _outcome(trainer: UnlearnTrainer, settings: UnlearnSettings) -> Iterator[str]:
+    """What was kept and how it stands, and what to do next; nothing of a run that was not evaluated."""
+    looks = [log for log in trainer.state.log_history if "eval_selection" in log]
+    if settings.keep != "best" or not looks:
+        return
+    kept = next(log for log in looks if f"checkpoint-{log['step']}" == Path(str(trainer.state.best_model_checkpoint)).name)
+    left, stayed = kept["eval_forget_probability"], kept["eval_retain_probability"] / trainer.before.retain_probability
+    yield (
+        f"kept: epoch {kept['epoch']:.0f}; answer probability forget {trainer.before.forget_probability:.3f} -> {left:.3f}, "
+        f"retained {trainer.before.retain_probability:.3f} -> {kept['eval_retain_probability']:.3f}"
+    )
+    if left > STILL_KNOWN:
+        yield f"warning: above {STILL_KNOWN} the forget rows are not gone: more --epochs, or a higher --learning-rate"
+    if stayed < STILL_KEPT:
+        yield f"warning: {1 - stayed:.0%} of what should stay is lost: a lower --learning-rate, or more retain rows"
+    if left <= STILL_KNOWN:
+        given = f"--model {settings.output} --retain {settings.retain} --forget {settings.forget}"
+        yield f"next: d2unlearn calibrate {given}"
 
 
 def _is_a_model(trainer: UnlearnTrainer, settings: UnlearnSettings) -> bool:
@@ -207,10 +234,12 @@ def _rows_hash(rows: Sequence[Example]) -> str:
     return fingerprint([content_hash(row) for row in rows])
 
 
-def _pace(settings: UnlearnSettings, model: nn.Module) -> Pace:
-    parameters = sum(p.numel() for p in model.parameters())
+def _pace(settings: UnlearnSettings, inputs: Inputs) -> Pace:
+    parameters = sum(p.numel() for p in inputs.model.parameters())
     accumulation = automatic_accumulation(parameters) if settings.accumulation == "auto" else int(settings.accumulation)
-    return Pace(_learning_rate(settings, parameters), accumulation)
+    pairs = settings.batch_size * accumulation * _processes()
+    epochs = automatic_epochs(len(inputs.forget), pairs) if settings.epochs == "auto" else float(settings.epochs)
+    return Pace(_learning_rate(settings, parameters), accumulation, epochs)
 
 
 def _learning_rate(settings: UnlearnSettings, parameters: int) -> float:
@@ -227,7 +256,7 @@ def _announcement(settings: UnlearnSettings, inputs: Inputs, method: Method, pac
     return (
         f"{len(inputs.forget)} rows to forget, {len(inputs.retain.train)} to keep, {len(inputs.retain.held_out)} retained rows "
         f"set aside; {method}; learning rate {pace.learning_rate:g} ({how}{', LoRA' if settings.lora else ''}), "
-        f"{settings.batch_size} x {pace.accumulation} pairs an update"
+        f"{settings.batch_size} x {pace.accumulation} pairs an update, {pace.epochs:g} epochs"
     )
 
 
@@ -237,7 +266,7 @@ def _arguments(settings: UnlearnSettings, model: PreTrainedModel, workspace: Pat
         output_dir=str(workspace / CHECKPOINTS),
         reference_cache=str(workspace / "reference"),
         learning_rate=pace.learning_rate,
-        num_train_epochs=settings.epochs,
+        num_train_epochs=pace.epochs,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=pace.accumulation,
         max_length=min(settings.max_length, context_length(model) or settings.max_length),
@@ -296,6 +325,7 @@ def _manifest(
         method={"name": settings.method, **asdict(method)},  # type: ignore[call-overload]
         learning_rate=pace.learning_rate,
         accumulation=pace.accumulation,
+        epochs=pace.epochs,
         data={
             "forget": {"source": settings.forget, "rows": len(inputs.forget), "sha256": _rows_hash(inputs.forget)},
             "retain": {
