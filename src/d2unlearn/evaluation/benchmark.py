@@ -53,7 +53,7 @@ def run_benchmark(settings: BenchmarkSettings) -> Path:
     renderer = Renderer(guarded.tokenizer, convention_named(settings.convention), chat_of(settings))
     context = fingerprint([__version__, guarded.fingerprint, renderer.fingerprint, str(guarded.model.dtype)])
     key = _key(settings, context, sets, reference)
-    if is_done(output, key):
+    if is_done(output, key, asdict(settings)):
         say(f"{output} is done: same inputs, same settings")
         return output / RESULT
     with Findings(output, context) as findings:

@@ -67,7 +67,7 @@ def run_tasks(settings: BenchmarkSettings) -> Path:
     context = fingerprint([__version__, guarded.fingerprint, str(guarded.model.dtype)])
     hashes = {task: hash_file(path) for task, path in files.items()}
     key = fingerprint([context, hashes, _tasks(settings), settings.limit, settings.batch_size, settings.seed, settings.label])
-    if is_done(output, key):
+    if is_done(output, key, asdict(settings)):
         say(f"{output} is done: same inputs, same settings")
         return output / RESULT
     with Findings(output, context) as findings:

@@ -89,7 +89,7 @@ def run_evaluate(settings: EvaluateSettings) -> Path:
     sets = read_sets(settings)
     guarded = GuardedModel.from_pretrained(settings.model, dtype=torch_dtype(settings.dtype), raw=True, use_gate=True)
     key = _key(settings, guarded, sets)
-    if is_done(output, key):
+    if is_done(output, key, asdict(settings)):
         say(f"{output} is done: same inputs, same settings")
         return output / RESULT
     result = evaluate(guarded, sets, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,38 @@ from d2unlearn.evaluation.store import read_evaluation
 from d2unlearn.report.gate import read_gate_summary
 from d2unlearn.report.html import build
 from d2unlearn.runtime import atomic_write, hash_file, read_json, write_json
+from d2unlearn.schema import Evaluation, GateSummary
 
 RESULT = "evaluation.json"
 
 
 def run_report(before: str | Path, after: str | Path, artifact: str | Path | None, output: str | Path) -> Path:
-    """Write the page, with a manifest beside it, and return its path. Raises `DataError` for files that are no evaluations."""
+    """Write the page, with a manifest beside it, and return its path.
+
+    Raises `DataError` for files that are no evaluations, and for one of another gate than the artifact's.
+    """
     path = Path(output)
     files = {"before": _file(before), "after": _file(after)}
     first, second = (read_evaluation(file) for file in files.values())
     folder = None if artifact is None else Path(artifact)
     gate = None if folder is None else read_gate_summary(folder)
+    _check_gate(second, gate, files["after"])
     atomic_write(path, build(first, second, gate, {} if folder is None else _facts(folder)))
     made_of = {name: {"source": str(file), "sha256": hash_file(file)} for name, file in files.items()}
     note = {"command": "report", "version": __version__, **made_of, "artifact": None if folder is None else str(folder)}
     write_json(path.with_name(f"{path.name}.manifest.json"), note)
     return path.resolve()
+
+
+def _check_gate(after: Evaluation, gate: GateSummary | None, file: Path) -> None:
+    """Raises `DataError` when the evaluation was made behind another gate than the artifact's."""
+    if gate is None or after.threshold is None:
+        return
+    if after.score_name != gate.score_name or not math.isclose(after.threshold, gate.threshold, rel_tol=1e-6):
+        raise DataError(
+            f"{file} was evaluated behind another gate ({after.score_name}, threshold {after.threshold:.4g}) than the artifact "
+            f"has now ({gate.score_name}, {gate.threshold:.4g}); run `d2unlearn evaluate` on it again"
+        )
 
 
 def _file(place: str | Path) -> Path:
