@@ -19,14 +19,15 @@ from d2unlearn.data.records import read_examples
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ArtifactError, ConfigError, DataError
 from d2unlearn.evaluation import runner
+from d2unlearn.evaluation.metric import groups_of, set_metric
 from d2unlearn.evaluation.runner import evaluate, read_sets, run_evaluate
 from d2unlearn.evaluation.store import read_evaluation
 from d2unlearn.evaluation.utility import rouge_l_recall, token_entropy
 from d2unlearn.gate import EnergyGate
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.runtime import read_json
-from d2unlearn.schema import EvaluatedSet, Evaluation, Metric
-from d2unlearn.stats import auroc
+from d2unlearn.schema import EvaluatedSet, Evaluation, Example, Message, Metric
+from d2unlearn.stats import auroc, bootstrap_interval
 
 WORDS = ["is", "of", "it", "he", "she", "was", "born", "in", "a", "city", "Paris", "Berlin", "France", "Germany"]
 LENGTH = 5
@@ -249,16 +250,25 @@ def test_the_batch_size_changes_nothing(result: Evaluation, folders: Folders, tm
             assert a.scores == pytest.approx(dict(b.scores), abs=2e-5, nan_ok=True)
 
 
-def test_intervals_of_grouped_rows_draw_whole_groups(folders: Folders, tmp_path: Path) -> None:
-    """With one group there is one way to draw it; taken row by row the interval has a width."""
-    rows = [json.loads(line) for line in folders.forget.read_text().splitlines()]
-    one = write(tmp_path / "one.jsonl", [row | {"group": "g"} for row in rows])
-    found = read_evaluation(run_evaluate(settings(folders, tmp_path / "out", forget=str(one))))
-    grouped = metric(found.sets[0], "answer_probability")
-    assert grouped.low == pytest.approx(grouped.value)
-    assert grouped.high == pytest.approx(grouped.value)
-    apart = metric(found.sets[1], "answer_probability")
+def test_intervals_of_grouped_rows_draw_whole_groups() -> None:
+    """Of two groups that are alike every draw has the same mean; of one group no spread is told, so rows are drawn."""
+    examples = [Example(f"e{i}", (Message("user", "Q"),), "A", "made up", group=f"g{i // 2}") for i in range(4)]
+    values = [0.1, 0.9, 0.1, 0.9]
+    grouped = set_metric("answer_probability", "retain", values, groups_of(examples), 0)
+    assert (grouped.low, grouped.high) == (pytest.approx(0.5), pytest.approx(0.5))
+    one = [replace(example, group="g") for example in examples]
+    assert (groups_of(one), groups_of([*examples, replace(one[0], group=None)])) == (None, None)
+    apart = set_metric("answer_probability", "retain", values, groups_of(one), 0)
     assert apart.low < apart.value < apart.high
+
+
+def test_a_share_of_none_or_all_has_the_exact_interval() -> None:
+    none, all_of_it = (set_metric("leak_rate", "forget", [value] * 40, None, 0) for value in (0.0, 1.0))
+    assert (none.low, none.high) == (0.0, pytest.approx(1 - 0.025 ** (1 / 40)))
+    assert (all_of_it.low, all_of_it.high) == (pytest.approx(0.025 ** (1 / 40)), 1.0)
+    some = set_metric("leak_rate", "forget", [0.0, 1.0] * 20, None, 0)
+    assert (some.low, some.high) == bootstrap_interval([0.0, 1.0] * 20, seed=0)[1:3]
+    assert set_metric("extraction_strength", "forget", [1.0] * 40, None, 0).low == 1.0  # no share: it can have any value
 
 
 def test_a_limit_takes_the_first_rows_and_group_size_blocks(folders: Folders, tmp_path: Path) -> None:

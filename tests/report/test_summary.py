@@ -101,7 +101,7 @@ def test_tiles_of_several_sets_say_so_and_concerns_of_one_rule_stand_together() 
     assert [tile.detail for tile in found.tiles] == [
         "extraction strength of the raw weights, 2 sets together",
         "of the original’s extraction strength, 2 sets together; least on other reworded: 94.9%",
-        "of forget questions, 2 sets together",
+        "of forget questions, 2 sets together; floor 95%",
         "of retained questions, 2 sets together; ceiling 1%",
     ]
 

@@ -160,7 +160,7 @@ def test_the_three_answers_are_the_models_own_and_the_decision_is_the_gates(spli
     assert kinds == {"refused", "answered"}
 
 
-def test_samples_come_from_the_artifacts_rows_or_from_files(tmp_path: Path) -> None:
+def test_samples_come_from_the_artifacts_rows_or_from_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"question": f"w{i}?", "answer": "w1"}) + "\n" for i in range(20)))
     (one, two) = read_samples({"forget_first": str(rows), "other": str(rows)})
@@ -174,6 +174,9 @@ def test_samples_come_from_the_artifacts_rows_or_from_files(tmp_path: Path) -> N
         read_samples({"plain": str(plain)})
     made = {"forget": str(rows), "retain": str(tmp_path / "gone.jsonl")}
     assert given_samples(PlaySettings("x"), made) == {"forget": str(rows)}
+    assert (
+        f"{made['retain']} is not here, so no retain questions are offered (--samples retain=FILE)" in capsys.readouterr().err
+    )
     assert given_samples(PlaySettings("x", samples={"a": "b"}), made) == {"a": "b"}
 
 

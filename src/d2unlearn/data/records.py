@@ -53,10 +53,16 @@ def read_examples(source: str | Path, *, group_size: int | None = None) -> list[
 
 
 def read_prompts(path: Path) -> list[tuple[Mapping[str, Any], str]]:
-    """(columns, prompt) of every row of a JSONL file, in order. Raises `DataError` as `read_examples` does."""
+    """(columns, prompt) of every row of a JSONL file, in order: its `prompt`, else its `question`.
+
+    Raises `DataError` as `read_examples` does.
+    """
 
     def prompt(_: int, place: str, row: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-        return row, _text(place, "prompt", row.get("prompt"))
+        column = next((name for name in ("prompt", "question") if name in row), None)
+        if column is None:
+            raise DataError(f"{place}: a row needs a prompt or a question, not only {', '.join(row) or 'braces'}")
+        return row, _text(place, column, row[column])
 
     return _all_or_every_mistake(path, _jsonl_rows(path), prompt)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from d2unlearn.schema import Better, Example, Kind, Metric
-from d2unlearn.stats import bootstrap_interval
+from d2unlearn.stats import binomial_interval, bootstrap_interval
 
 LIKELIHOOD = ("extraction_strength", "exact_memorization", "answer_probability")
 GENERATED = ("rouge_l_recall", "leak_rate", "token_entropy")
@@ -22,14 +22,20 @@ BETTER_ON_RETAIN: dict[str, Better] = {"repetition": "lower", "refusal_rate": "l
 
 
 def set_metric(name: str, kind: Kind, values: Sequence[float], groups: Sequence[str] | None, seed: int) -> Metric:
-    """Mean of one value an example with a bootstrap interval, over `groups` of examples where given. NaN: not scored."""
+    """Mean of one value an example with a bootstrap interval, over `groups` of examples where given. NaN: not scored.
+
+    A share of none or all has the exact binomial interval.
+    """
     interval = bootstrap_interval(values, groups=groups, seed=seed)
+    if name.endswith("_rate") and interval.n and interval.value in (0.0, 1.0):  # draws of equal values are all the same
+        interval = binomial_interval(round(interval.value * interval.n), interval.n)
     unscored = sum(math.isnan(value) for value in values)
     better = BETTER_ON_FORGET.get(name, "lower") if kind == "forget" else BETTER_ON_RETAIN.get(name, "higher")
     return Metric(name, *interval, unscored, better)
 
 
 def groups_of(examples: Sequence[Example]) -> list[str] | None:
-    """Each example's group, None unless all have one."""
+    """Each example's group; None unless all have one, and where all have the same: of one group no spread can be told."""
     groups = [example.group for example in examples]
-    return [str(group) for group in groups] if all(group is not None for group in groups) else None
+    several = len(set(groups)) > 1 and None not in groups
+    return [str(group) for group in groups] if several else None

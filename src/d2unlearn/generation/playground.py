@@ -236,8 +236,11 @@ def given_samples(settings: PlaySettings, made: Mapping[str, Any]) -> dict[str, 
     """The files asked for, or those that the artifact was made from, where they still are."""
     if settings.samples:
         return settings.samples
-    known = {name: str(made.get(name) or "") for name in ("forget", "retain")}
-    return {name: source for name, source in known.items() if source and Path(source).exists()}
+    known = {name: str(made[name]) for name in ("forget", "retain") if made.get(name)}
+    found = {name: source for name, source in known.items() if Path(source).exists()}
+    for name in known.keys() - found.keys():
+        say(f"note: {known[name]} is not here, so no {name} questions are offered (--samples {name}=FILE)")
+    return found
 
 
 def load_original(settings: PlaySettings, made: Mapping[str, Any], guarded: GuardedModel) -> tuple[PreTrainedModel | None, str]:

@@ -33,6 +33,8 @@ METRIC_WORDS = {
     "ks_distance": MetricWords("KS distance", "largest gap between the distributions"),
 }
 """In the order of the tables. A metric that is not here is shown under its own name, after these."""
+ON_RETAINED = {"leak_rate": MetricWords("Answered rightly", "answers that hold half of the truth’s words", percent=True)}
+"""What is called otherwise where it is wanted."""
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -343,16 +343,21 @@ def _retain_tile(c: Comparison, found: Sequence[Concern]) -> Tile:
     if math.isnan(kept):
         return Tile("Kept", fixed(kept), "not scored", "unknown")
     detail = f"of the original’s {words_of(name).label.lower()}{_together(c, 'retain')}"
-    worst = min((retention([p])[1], p[1].name) for p in pairs if not math.isnan(retention([p])[1]))
+    shares = [(retention([pair]), pair[1].name) for pair in pairs]
+    (metric, worst), where = min((each for each in shares if not math.isnan(each[0][1])), key=lambda each: each[0][1])
     if len(pairs) > 1:
-        detail += f"; least on {readable(worst[1])}: {percent(worst[0])}"
+        of = "" if metric == name else f" of its {words_of(metric).label.lower()}"
+        detail += f"; least on {readable(where)}: {percent(worst)}{of}"
     return Tile("Kept", percent(kept), detail, _judged(found, "retain_lost"))
 
 
 def _refusal_tiles(c: Comparison, found: Sequence[Concern]) -> tuple[Tile, Tile]:
     hit, wrong = _rate(c, "forget"), _rate(c, "retain")
     caught = Tile(
-        "Rightly refused", percent(hit), f"of forget questions{_together(c, 'forget')}", _judged(found, "missed", "leaks")
+        "Rightly refused",
+        percent(hit),
+        f"of forget questions{_together(c, 'forget')}; floor {CAUGHT_FLOOR:.0%}",
+        _judged(found, "missed", "leaks"),
     )
     allowed = "" if math.isnan(c.ceiling) else f"; ceiling {stated(c.ceiling)}"
     of = f"of retained questions{_together(c, 'retain')}"

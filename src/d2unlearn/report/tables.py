@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from d2unlearn.report.notation import GUARDED, metric_interval, metric_value, order_of, readable, words_of
-from d2unlearn.schema import EvaluatedSet, Evaluation, Metric
+from d2unlearn.report.notation import GUARDED, ON_RETAINED, metric_interval, metric_value, order_of, readable, words_of
+from d2unlearn.schema import EvaluatedSet, Evaluation, Kind, Metric
 
 ARROWS = {"lower": ("↓", "lower is better"), "higher": ("↑", "higher is better"), "neither": ("·", "neither is better")}
 
@@ -69,24 +69,24 @@ def set_table(before: EvaluatedSet | None, after: EvaluatedSet | None) -> SetTab
     shown = after or before
     if shown is None:
         raise ValueError("a table needs the set before or after")
-    rows = metric_rows(before.metrics if before else (), after.metrics if after else ())
+    rows = metric_rows(before.metrics if before else (), after.metrics if after else (), shown.kind)
     return SetTable(readable(shown.name), shown.kind, len(shown.examples), rows, any(r.guarded for r in rows))
 
 
-def metric_rows(before: Iterable[Metric], after: Iterable[Metric]) -> tuple[Row, ...]:
+def metric_rows(before: Iterable[Metric], after: Iterable[Metric], kind: Kind = "forget") -> tuple[Row, ...]:
     """Known metrics in their order, then unknown ones as they come. Guarded numbers are those of `after`."""
     earlier, later = {m.name: m for m in before}, {m.name: m for m in after}
     names = dict.fromkeys(name.removeprefix(GUARDED) for name in [*later, *earlier])
-    rows = [_row(name, earlier, later) for name in sorted(names, key=order_of)]
+    rows = [_row(name, earlier, later, kind) for name in sorted(names, key=order_of)]
     return tuple(row for row in rows if row is not None)
 
 
-def _row(name: str, before: Mapping[str, Metric], after: Mapping[str, Metric]) -> Row | None:
+def _row(name: str, before: Mapping[str, Metric], after: Mapping[str, Metric], kind: Kind) -> Row | None:
     old, new, guarded = before.get(name), after.get(name), after.get(GUARDED + name)
     measured = [m for m in (new, guarded, old) if m is not None]
     if not measured:
         return None
-    words = words_of(name)
+    words = ON_RETAINED.get(name, words_of(name)) if kind == "retain" else words_of(name)
     arrow, arrow_text = ARROWS[next((m.better for m in measured if m.better != "neither"), "neither")]
     return Row(
         words.label,
