@@ -23,7 +23,7 @@ from d2unlearn.evaluation.indices import INDICES, REFERENCE
 from d2unlearn.evaluation.model_trial import NO_LAYERS, SIZES
 from d2unlearn.evaluation.questions import read_questions
 from d2unlearn.evaluation.readings import LAYER_POSITIONS
-from d2unlearn.evaluation.trial import RATES, STATISTICS
+from d2unlearn.evaluation.trial import PLACEMENTS, RATES, STATISTICS
 from d2unlearn.evaluation.trial_results import Analysis, Estimate, read_analysis, write_analysis
 from d2unlearn.gate import EnergyGate
 from d2unlearn.models import load_model, load_tokenizer
@@ -113,7 +113,8 @@ def test_every_index_is_on_every_pair_of_sets_of_every_model(found: Analysis) ->
         pairs = {(s.index, s.forget, s.retain) for s in trial.separations}
         assert pairs == {(name, "forget", other) for name in INDICES for other in ("retain", "facts")}
         assert {tuple(s.statistics) for s in trial.separations} == {tuple(STATISTICS)}
-        assert {(r.index, r.rate) for r in trial.refusals} == {(name, rate) for name in INDICES for rate in RATES}
+        decided = [(r.index, r.rate, r.placement) for r in trial.refusals]
+        assert sorted(decided) == sorted((name, rate, place) for name in INDICES for rate in RATES for place in PLACEMENTS)
         assert {name: len(of["forget"]) for name, of in trial.values.items()} == dict.fromkeys(INDICES, 12)
 
 

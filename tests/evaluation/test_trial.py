@@ -11,6 +11,8 @@ from sklearn.metrics import average_precision_score
 
 from d2unlearn.evaluation.trial import (
     BINS,
+    PLACEMENTS,
+    RATES,
     STATISTICS,
     Judged,
     calibration_curve,
@@ -200,7 +202,8 @@ def test_refusals_at_every_rate_beside_the_reference_index() -> None:
     sharp = Judged(calibration, {"forget": np.array([99.5, 101, 102, 103]), "retain": np.array([1.0, 98, 99.5, 96])})
     blunt = Judged(calibration, {"forget": np.array([50.0, 60, 102, 103]), "retain": np.array([1.0, 2, 3, 4])})
     draws = {"forget": draw(range(4), 20, 0), "retain": draw(range(4), 20, 1)}
-    found = {(r.index, r.rate): r for r in refusals({"sharp": sharp, "blunt": blunt}, draws, "sharp")}
+    both = refusals({"sharp": sharp, "blunt": blunt}, draws, "sharp", "forget")
+    found = {(r.index, r.rate): r for r in both if r.placement == "conformal"}
     one = found["sharp", 0.01]
     assert one.threshold == 100
     assert {name: share.value for name, share in one.refused.items()} == {"forget": 0.75, "retain": 0.0}
@@ -208,6 +211,23 @@ def test_refusals_at_every_rate_beside_the_reference_index() -> None:
     assert {name: share.value for name, share in found["sharp", 0.05].refused.items()} == {"forget": 1, "retain": 0.5}
     assert {name: more.value for name, more in found["blunt", 0.05].more.items()} == {"forget": -0.5, "retain": -0.5}
     assert found["sharp", 0.05].more["retain"] == Estimate(0, 0, 0)
+
+
+def test_a_raised_threshold_lies_in_the_gap_to_the_forget_set_and_never_below_the_conformal_one() -> None:
+    """At 5% of 1 to 100 the conformal threshold is 96. Every calibration score above it is an error until it is passed: the
+    widest gap without errors is between 100 and 110. Where forget lies below, the fewest errors are between 99 and 100.
+    """
+    calibration = np.arange(1.0, 101.0)
+    apart = Judged(calibration, {"forget": np.array([110.0, 112, math.nan]), "retain": np.array([104.0, 106])})
+    below = Judged(calibration, {"forget": np.array([10.0, 20, 30]), "retain": np.array([97.0, 1])})
+    draws = {"forget": draw(range(3), 20, 0), "retain": draw(range(2), 20, 1)}
+    found = {(r.index, r.rate, r.placement): r for r in refusals({"apart": apart, "below": below}, draws, "apart", "forget")}
+    assert [found["apart", 0.05, place].threshold for place in PLACEMENTS] == [96, 105]
+    assert [found["apart", 0.05, place].refused["retain"].value for place in PLACEMENTS] == [1, 0.5]
+    assert [found["apart", 0.05, place].refused["forget"].value for place in PLACEMENTS] == [1, 1]
+    assert found["below", 0.05, "conformal"].threshold == 96
+    assert found["below", 0.05, "raised"].threshold == 99.5
+    assert all(found[i, r, "raised"].threshold >= found[i, r, "conformal"].threshold for i in ("apart", "below") for r in RATES)
 
 
 def test_a_calibration_curve_on_scores_with_a_known_answer() -> None:

@@ -83,7 +83,7 @@ def trial(role: ModelRole, apart: Sequence[float], draws: dict[str, Draws], rng:
     sign = {i.name: 1 if i.forgotten == "higher" else -1 for i in INDICES}
     values = {n: {s: tuple((sign[n] * v).tolist()) for s, v in each.sets.items()} for n, each in judged.items()}
     layers = tuple(layer(positions, apart[0]) for positions in (1, 8))
-    return ModelTrial(role, f"models/{role}", values, tuple(found), tuple(refusals(judged, draws, REFERENCE)), layers)
+    return ModelTrial(role, f"models/{role}", values, tuple(found), tuple(refusals(judged, draws, REFERENCE, "forget")), layers)
 
 
 def evidence(shift: float, rng: np.random.Generator) -> Judged:

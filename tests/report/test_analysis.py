@@ -134,16 +134,14 @@ def test_better_is_to_refuse_more_of_what_is_forgotten_and_less_of_what_is_kept(
     sets = [TriedSet("forget", "forget", 4, 0), TriedSet("retain", "retain", 4, 0)]
     up, down, none = Estimate(0.1, 0.05, 0.2), Estimate(-0.1, -0.2, -0.05), Estimate(0.0, -0.1, 0.1)
 
-    def beside(forget: Estimate, retain: Estimate) -> Refusals:
-        return Refusals("x", 0.01, 1.0, {}, {"forget": forget, "retain": retain})
-
-    cases = [(up, none), (none, down), (up, up), (down, down), (none, none), (none, up)]
-    trial = replace(trial_of(made_up()), refusals=tuple(beside(*case) for case in cases))
+    cases = {"a": (up, none), "b": (none, down), "c": (up, up), "d": (down, down), "e": (none, none), "f": (none, up)}
+    decided = [Refusals(name, 0.01, 1.0, {}, {"forget": f, "retain": r}) for name, (f, r) in cases.items()]
+    decided.append(Refusals("a", 0.01, 2.0, {}, {"forget": up, "retain": up}, "raised"))
+    trial = replace(trial_of(made_up()), refusals=tuple(decided))
     found = rivals(trial, sets, 0.01)
-    assert found[0] == Rival("x", ("forget",), ())
-    assert found[1] == Rival("x", ("retain",), ())
-    assert found[2] == Rival("x", ("forget",), ("retain",))
+    assert found[:3] == (Rival("a", ("forget",), ()), Rival("b", ("retain",), ()), Rival("c", ("forget",), ("retain",)))
     assert [each.clearly_better for each in found] == [True, True, False, False, False, False]
+    assert rivals(trial, sets, 0.01, "raised") == (Rival("a", ("forget",), ("retain",)),)
     assert rivals(trial, sets, 0.05) == ()
 
 

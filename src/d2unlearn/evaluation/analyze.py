@@ -25,7 +25,7 @@ from d2unlearn.evaluation.metric import groups_of
 from d2unlearn.evaluation.model_trial import Answered, Decode, asked, calibration_curves, disturbed, model_trial
 from d2unlearn.evaluation.questions import N_BOOT, Questions, read_questions
 from d2unlearn.evaluation.readings import Answering, Layers, Reads, layers_of, read_answers
-from d2unlearn.evaluation.trial import RATES, draw
+from d2unlearn.evaluation.trial import PLACEMENTS, RATES, draw
 from d2unlearn.evaluation.trial_results import (
     Analysis,
     Cost,
@@ -63,7 +63,7 @@ def run_analyze(settings: AnalyzeSettings) -> Path:
     check_writable(output)
     questions = read_questions(settings)
     key = _key(settings, questions)
-    if is_done(output, key):
+    if is_done(output, key, asdict(settings)):
         say(f"{output} is done: same inputs, same settings")
         return output / RESULT
     analysis = analyze(questions, settings)
@@ -175,7 +175,9 @@ def _under_disturbances(
     """The same requests under every disturbance, judged by the thresholds that were set without one."""
     rows = {kind: _some(questions.main(kind).examples, settings) for kind in KINDS}
     draws = {kind: draw(groups_of(examples) or range(len(examples)), N_BOOT, settings.seed) for kind, examples in rows.items()}
-    thresholds = {each.index: each.threshold for each in trial.refusals if each.rate == RATES[0]}
+    thresholds = {
+        each.index: each.threshold for each in trial.refusals if (each.rate, each.placement) == (RATES[0], PLACEMENTS[0])
+    }
     found: list[Disturbed] = []
     for name, disturbance in DISTURBANCES.items():
         with disturbance.applied(witness.subject) as subject:

@@ -84,7 +84,7 @@ def model_trial(
         model,
         {name: _values(index, answered) for name, index in fitted.items()},
         tuple(found),
-        tuple(refusals(judged, draws, reference)),
+        tuple(refusals(judged, draws, reference, questions.main("forget").name)),
         tuple(layer_energies(answered, questions, draws, n) for n in (1, LAYER_POSITIONS)) if answered.fit.layers else (),
         "" if answered.fit.layers else NO_LAYERS,
     )

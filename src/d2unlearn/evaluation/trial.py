@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import product
+from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from d2unlearn.evaluation.trial_results import CurvePoint, Estimate, Refusals, Separation
+from d2unlearn.evaluation.trial_results import CurvePoint, Estimate, Placement, Refusals, Separation
+from d2unlearn.gate.calibrate import raised
 from d2unlearn.stats import conformal_rank, smallest_n
 
 Floats = NDArray[np.float64]
@@ -31,6 +33,7 @@ STATISTICS = {
 """What is measured of two sets, and which direction tells them apart better."""
 BINS = 20
 """Bins of the overlap, each with as many requests of both sets together."""
+PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 RATES = (0.01, 0.05)
 """Shares of false refusals at which thresholds are tried."""
 
@@ -143,12 +146,16 @@ def refusals(
     evidence: Mapping[str, Judged],
     draws: Mapping[str, Draws],
     reference: str,
+    forget: str,
     rates: Sequence[float] = RATES,
 ) -> list[Refusals]:
-    """What each index would refuse of every set at each rate, and how much more than the reference index would."""
+    """What each index would refuse of every set at each rate and placement, and how much more than the reference index would.
+
+    forget: the set that thresholds are raised by. Source of the raise: `gate.calibrate.raised`.
+    """
     found = []
-    for rate in rates:
-        thresholds = {index: threshold_at(each.calibration, rate) for index, each in evidence.items()}
+    for rate, placement in product(rates, PLACEMENTS):
+        thresholds = {index: _placed(each, forget, rate, placement) for index, each in evidence.items()}
         shares = {
             index: {name: refused_share(values, thresholds[index], draws[name]) for name, values in each.sets.items()}
             for index, each in evidence.items()
@@ -156,8 +163,16 @@ def refusals(
         for index, by_set in shares.items():
             refused = {name: estimate(share) for name, share in by_set.items()}
             more = {name: estimate(share - shares[reference][name]) for name, share in by_set.items()}
-            found.append(Refusals(index, rate, thresholds[index], refused, more))
+            found.append(Refusals(index, rate, thresholds[index], refused, more, placement))
     return found
+
+
+def _placed(judged: Judged, forget: str, rate: float, placement: Placement) -> float:
+    conformal = threshold_at(judged.calibration, rate)
+    if placement == "conformal" or math.isnan(conformal):
+        return conformal
+    calibration, known = (values[~np.isnan(values)] for values in (judged.calibration, judged.sets[forget]))
+    return raised(conformal, calibration, known)
 
 
 Judge = Callable[[Indices, Indices], tuple[Floats, Floats, Floats]]

@@ -18,6 +18,8 @@ from d2unlearn.schema import Kind
 ModelRole = Literal["original", "model", "oracle"]
 """`model`: the one on trial; `original`: before unlearning; `oracle`: one that never saw the forget set."""
 Direction = Literal["higher", "lower"]
+Placement = Literal["conformal", "raised"]
+"""Where a threshold lies: where calibration alone puts it, or raised into the gap to forget requests, as the gate does."""
 ADVICE = "give the analysis.json that `d2unlearn analyze` wrote"
 
 
@@ -72,7 +74,7 @@ class Separation:
 class Refusals:
     """What a threshold at `rate` false refusals, set on calibration requests, refuses of each set.
 
-    `threshold`: of the evidence, above which a request is refused; intervals take it as given. `more`: by set, how much more of
+    A raised threshold has seen the main forget set, so that what it refuses of that one is too good. `threshold`: of the evidence, above which a request is refused; intervals take it as given. `more`: by set, how much more of
     it is refused than by the reference index, on the same draws.
     """
 
@@ -81,6 +83,7 @@ class Refusals:
     threshold: float
     refused: Mapping[str, Estimate]
     more: Mapping[str, Estimate]
+    placement: Placement = "conformal"
 
 
 @dataclass(frozen=True)

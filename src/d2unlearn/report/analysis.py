@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from d2unlearn.evaluation.trial_results import Analysis, Estimate, TriedIndex, read_analysis
+from d2unlearn.evaluation.trial_results import Analysis, Estimate, ModelTrial, Placement, TriedIndex, read_analysis
 from d2unlearn.report import analysis_panels as panels
 from d2unlearn.report import analysis_tables as tables
-from d2unlearn.report.analysis_panels import ROLES
 from d2unlearn.report.html import describe, template
 from d2unlearn.report.notation import fixed, percent, readable, stated
-from d2unlearn.report.standing import pair_of, refusals_of, rivals, standing, trial_of, wordings
+from d2unlearn.report.standing import ROLES, pair_of, refusals_of, rivals, standing, trial_of, wordings
 from d2unlearn.runtime import atomic_write
 
 PAGE = "analysis.html"
@@ -64,9 +63,10 @@ def build_page(analysis: Analysis) -> str:
         other_wordings=[tables.every_index(analysis, trial, *pair, rate) for pair in wordings(analysis.sets) if pair != hard],
         separations=[tables.separations(analysis, each, ROLES[each.role]) for each in analysis.models],
         decisions=[
-            tables.decisions(analysis, each, at, f"{ROLES[each.role]}, at {stated(at)}")
+            tables.decisions(analysis, each, at, placement)
             for each in analysis.models
             for at in rates(analysis)
+            for placement in placements(each)
         ],
         reference_panels=panels.reference_panels(analysis),
         index_panels=panels.index_panels(analysis, drawn[1:N_PANELS]),
@@ -90,6 +90,11 @@ def build_page(analysis: Analysis) -> str:
 def rates(analysis: Analysis) -> list[float]:
     """The rates of false refusals that thresholds were tried at, rising."""
     return sorted({each.rate for each in trial_of(analysis).refusals})
+
+
+def placements(trial: ModelTrial) -> list[Placement]:
+    """Where the trial's thresholds were put."""
+    return list(dict.fromkeys(each.placement for each in trial.refusals))
 
 
 def lowest_rate(analysis: Analysis) -> float:

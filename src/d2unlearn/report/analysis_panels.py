@@ -12,7 +12,6 @@ from d2unlearn.evaluation.trial_results import (
     Asked,
     CurvePoint,
     Estimate,
-    ModelRole,
     ModelTrial,
     Spread,
     Told,
@@ -30,10 +29,8 @@ from d2unlearn.report.analysis_figures import (
 )
 from d2unlearn.report.figures import Panel, Values
 from d2unlearn.report.notation import readable
-from d2unlearn.report.standing import refusals_of, trial_of, wordings
+from d2unlearn.report.standing import ROLES, refusals_of, trial_of, wordings
 from d2unlearn.schema import Kind
-
-ROLES: Mapping[ModelRole, str] = {"original": "original", "model": "on trial", "oracle": "never knew"}
 
 
 @dataclass(frozen=True)

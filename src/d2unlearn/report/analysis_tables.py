@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from d2unlearn.evaluation.trial_results import Analysis, Cost, Disturbed, Estimate, ModelTrial, TriedIndex
+from d2unlearn.evaluation.trial_results import Analysis, Cost, Disturbed, Estimate, ModelTrial, Placement, TriedIndex
 from d2unlearn.report.notation import NOT_SCORED, fixed, percent, readable, stated
-from d2unlearn.report.standing import Standing, pair_of, refusals_of, standing
+from d2unlearn.report.standing import ROLES, Standing, pair_of, refusals_of, standing
 from d2unlearn.report.tables import ARROWS
 
 STATISTICS = {
@@ -19,6 +19,7 @@ STATISTICS = {
     "overlap": ("Overlap", "lower"),
     "ks_distance": ("KS distance", "higher"),
 }
+PLACEMENTS: Mapping[Placement, str] = {"conformal": "from calibration alone", "raised": "raised into the gap to forget"}
 MARKS: Mapping[Standing, str] = {"ahead": "better", "behind": "worse", "level": ""}
 """CSS classes."""
 
@@ -90,9 +91,10 @@ def separations(analysis: Analysis, trial: ModelTrial, title: str) -> Table:
     return Table(title, heads, grouped(analysis, analysis.indices, cells))
 
 
-def decisions(analysis: Analysis, trial: ModelTrial, rate: float, title: str) -> Table:
-    """What every index's threshold refuses of every set."""
-    refused = refusals_of(trial, rate)
+def decisions(analysis: Analysis, trial: ModelTrial, rate: float, placement: Placement) -> Table:
+    """What every index's threshold decides wrongly of every set."""
+    refused = refusals_of(trial, rate, placement)
+    title = f"{ROLES[trial.role]}, at {stated(rate)}, {PLACEMENTS[placement]}"
     heads = tuple(("missed of " if s.kind == "forget" else "refused of ") + readable(s.name) for s in analysis.sets)
 
     def cells(index: TriedIndex) -> tuple[tuple[Chip, ...], ...]:

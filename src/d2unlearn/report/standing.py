@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from d2unlearn.evaluation.trial_results import Analysis, Estimate, ModelRole, ModelTrial, Refusals, Separation, TriedSet
+from d2unlearn.evaluation.trial_results import (
+    Analysis,
+    Estimate,
+    ModelRole,
+    ModelTrial,
+    Placement,
+    Refusals,
+    Separation,
+    TriedSet,
+)
 
 Standing = Literal["ahead", "level", "behind"]
+ROLES: Mapping[ModelRole, str] = {"original": "original", "model": "on trial", "oracle": "never knew"}
+"""What the models are called."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +46,9 @@ def standing(difference: Estimate) -> Standing:
     return "behind" if difference.high < 0 else "level"
 
 
-def rivals(trial: ModelTrial, sets: Sequence[TriedSet], rate: float) -> tuple[Rival, ...]:
+def rivals(trial: ModelTrial, sets: Sequence[TriedSet], rate: float, placement: Placement = "conformal") -> tuple[Rival, ...]:
     """Every index of the trial by what its threshold for `rate` decides. The reference itself is level on all sets."""
-    return tuple(_rival(each, sets) for each in trial.refusals if each.rate == rate)
+    return tuple(_rival(each, sets) for each in refusals_of(trial, rate, placement).values())
 
 
 def _rival(refusals: Refusals, sets: Sequence[TriedSet]) -> Rival:
@@ -57,9 +68,9 @@ def pair_of(trial: ModelTrial, forget: str, retain: str) -> dict[str, Separation
     return {each.index: each for each in trial.separations if (each.forget, each.retain) == (forget, retain)}
 
 
-def refusals_of(trial: ModelTrial, rate: float) -> dict[str, Refusals]:
-    """What each index would refuse at a rate."""
-    return {each.index: each for each in trial.refusals if each.rate == rate}
+def refusals_of(trial: ModelTrial, rate: float, placement: Placement = "conformal") -> dict[str, Refusals]:
+    """What each index would refuse at a rate, by where its threshold lies."""
+    return {each.index: each for each in trial.refusals if (each.rate, each.placement) == (rate, placement)}
 
 
 def wordings(sets: Sequence[TriedSet]) -> tuple[tuple[str, str], ...]:
