@@ -68,7 +68,7 @@ def draw_depth(trials: Sequence[Analysis]) -> Figure:
 
 
 def draw_deciding(trials: Sequence[Analysis]) -> Figure:
-    """Missed and refused wrongly in other words and on general knowledge, every seed a point with its interval."""
+    """Missed and refused wrongly in other words and on general knowledge, with raised thresholds, a point a seed."""
     rate = lowest_rate(trials[0])
     indices = drawn_indices(trials[0])
     _, (forget, retain) = pairs_of(trials)[0], pairs_of(trials)[-1]
@@ -78,7 +78,7 @@ def draw_deciding(trials: Sequence[Analysis]) -> Figure:
     panels = figure.subplots(1, len(columns), sharey=True)
     figure.subplots_adjust(left=0.215, right=0.985, bottom=0.1, top=0.88, wspace=0.1)
     for axes, (name, colour) in zip(panels, columns, strict=True):
-        _dots(axes, [wrong(trials, index.name, name, rate) for index in indices], colour)
+        _dots(axes, [wrong(trials, index.name, name, rate, "raised") for index in indices], colour)
         axes.set_title(f"{'missed' if name == forget else 'refused'}: {readable(name)}", loc="left", fontsize=12.5)
     panels[0].set_yticks(range(len(indices)), [index.name for index in indices])
     panels[0].set_ylim(len(indices) - 0.4, -0.6)

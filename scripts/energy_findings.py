@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from d2unlearn.evaluation.trial_results import Analysis
+from d2unlearn.evaluation.trial_results import Analysis, Placement
 from d2unlearn.gate.score import CANDIDATES as OFFERED
 from d2unlearn.report.analysis import lowest_rate
 from d2unlearn.report.analysis_tables import size_text
@@ -12,6 +12,7 @@ from d2unlearn.report.notation import percent, readable, stated
 from d2unlearn.report.standing import pair_of, rivals, standing, trial_of
 from energy_seeds import ROLES, Kept, agreed, area, cost_of, disturbed, named, pairs_of, points, range_of, text_of, wrong
 
+PLACED: dict[Placement, str] = {"conformal": "from calibration alone", "raised": "raised as the gate raises its own"}
 BESIDE = {
     "energy/highest-2": "the gate's score",
     "entropy/highest-2": "entropy, pooled alike,",
@@ -67,36 +68,51 @@ def accuracy(trials: Sequence[Analysis]) -> list[str]:
 
 
 def deciding(trials: Sequence[Analysis]) -> list[str]:
-    """What the gate's score decides wrongly, beside the largest error that any other of its kind of reading makes."""
+    """What the gate's score decides wrongly, with both thresholds."""
     rate, reference = lowest_rate(trials[0]), trials[0].reference
-    told = "; ".join(
-        f"{'missed' if each.kind == 'forget' else 'refused'} of {readable(each.name)} "
-        f"{text_of(wrong(trials, reference, each.name, rate), percent)}"
-        for each in trials[0].sets
-    )
-    return [f"At a threshold for {stated(rate)} false refusals the gate's score decides wrongly: {told}."]
+    lines = []
+    for placement, said in PLACED.items():
+        told = "; ".join(
+            f"{'missed' if each.kind == 'forget' else 'refused'} of {readable(each.name)} "
+            f"{text_of(wrong(trials, reference, each.name, rate, placement), percent)}"
+            for each in trials[0].sets
+        )
+        lines.append(f"At a threshold for {stated(rate)} false refusals, {said}, the gate's score decides wrongly: {told}.")
+    return lines
 
 
 def verdict(trials: Sequence[Analysis]) -> str:
     """Whether another index is clearly better for the gate, whether the gate offers it, and what speaks against it."""
+    parts = []
+    for placement, said in PLACED.items():
+        always, sometimes = better(trials, placement)
+        others = f" In some seeds, not in all: {', '.join(f'`{name}`' for name in sometimes)}." if sometimes else ""
+        found = ", ".join(f"`{name}`" for name in always) or "**none**"
+        parts.append(
+            f"With the threshold {said}, of {len(named(trials)) - 1} other indices clearly better than the gate's score on at "
+            f"least one set and clearly worse on none, in every seed: {found}.{others}"
+        )
+        parts += [candidate(trials, name, placement) for name in always]
+    return "\n\n".join(parts)
+
+
+def better(trials: Sequence[Analysis], placement: Placement) -> tuple[list[str], list[str]]:
+    """The indices that are clearly better for the gate in every seed, and those that are in some."""
     rate = lowest_rate(trials[0])
-    by_seed = [{e.index for e in rivals(trial_of(each), each.sets, rate) if e.clearly_better} for each in trials]
-    always = [name for name in named(trials) if all(name in better for better in by_seed)]
-    sometimes = [name for name in named(trials) if any(name in better for better in by_seed) and name not in always]
-    lines = [
-        f"Of {len(named(trials)) - 1} other indices, clearly better at {stated(rate)} than the gate's score on at least "
-        f"one set and clearly worse on none, in every seed: {', '.join(f'`{name}`' for name in always) or '**none**'}."
-    ]
-    lines += [f"In some seeds, not in all: {', '.join(f'`{name}`' for name in sometimes)}."] if sometimes else []
-    return "\n\n".join([" ".join(lines), *(candidate(trials, name) for name in always)])
+    by_seed = [{e.index for e in rivals(trial_of(each), each.sets, rate, placement) if e.clearly_better} for each in trials]
+    always = [name for name in named(trials) if all(name in found for found in by_seed)]
+    return always, [name for name in named(trials) if any(name in found for found in by_seed) and name not in always]
 
 
-def candidate(trials: Sequence[Analysis], name: str) -> str:
+def candidate(trials: Sequence[Analysis], name: str, placement: Placement) -> str:
     """An index that is clearly better: what it decides beside the gate's score, calmly and disturbed."""
     rate, reference = lowest_rate(trials[0]), trials[0].reference
     reading, pool = name.split("/")
     offered = reading == "energy" and pool in OFFERED
-    decided = {i: {s.name: text_of(wrong(trials, i, s.name, rate), percent) for s in trials[0].sets} for i in (name, reference)}
+    decided = {
+        i: {s.name: text_of(wrong(trials, i, s.name, rate, placement), percent) for s in trials[0].sets}
+        for i in (name, reference)
+    }
     told = "; ".join(
         f"{'missed' if each.kind == 'forget' else 'refused'} of {readable(each.name)} {decided[name][each.name]}, "
         f"not {decided[reference][each.name]}"
@@ -108,7 +124,10 @@ def candidate(trials: Sequence[Analysis], name: str) -> str:
         if disturbance in ("temperature", "other template")
     )
     where = f"The gate offers it: `d2unlearn calibrate --score {pool}`" if offered else "The gate does not offer it yet"
-    return f"{where}. `{name}` beside the gate's score: {told}. What it refuses wrongly once something changed, {worst}."
+    return (
+        f"{where}. `{name}` beside the gate's score: {told}. What its conformal threshold refuses wrongly once something "
+        f"changed, {worst}."
+    )
 
 
 def shift(trials: Sequence[Analysis]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from d2unlearn.evaluation.trial_results import Analysis
+from d2unlearn.evaluation.trial_results import Analysis, Placement
 from d2unlearn.report.analysis import drawn_indices, lowest_rate
 from d2unlearn.report.analysis_panels import general_sets
 from d2unlearn.report.analysis_tables import size_text
@@ -26,7 +26,8 @@ def energy_blocks(results: Path) -> dict[str, str]:
         "energy-findings": "\n".join(f"- {line}" for line in findings(trials)),
         "energy-verdict": verdict(trials),
         "energy-telling": telling_table(trials),
-        "energy-deciding": deciding_table(trials),
+        "energy-deciding": deciding_table(trials, "raised"),
+        "energy-conformal": deciding_table(trials, "conformal"),
         "energy-models": model_table(trials),
         "energy-layers": layer_table(trials),
         "energy-sizes": size_table(trials),
@@ -62,7 +63,7 @@ def telling_table(trials: Sequence[Analysis]) -> str:
     return table(head, rows, "l" + "r" * 7)
 
 
-def deciding_table(trials: Sequence[Analysis]) -> str:
+def deciding_table(trials: Sequence[Analysis], placement: Placement) -> str:
     """What every index decides wrongly of every set at the lowest rate."""
     rate, sets = lowest_rate(trials[0]), trials[0].sets
     head = ["index", *(f"{'missed' if each.kind == 'forget' else 'refused'}: {readable(each.name)} ↓" for each in sets)]
@@ -70,9 +71,9 @@ def deciding_table(trials: Sequence[Analysis]) -> str:
     for name in named(trials):
         cells = []
         for each in sets:
-            stands = agreed(standing(refusals_of(trial_of(trial), rate)[name].more[each.name]) for trial in trials)
+            stands = agreed(standing(refusals_of(trial_of(trial), rate, placement)[name].more[each.name]) for trial in trials)
             better = stands == ("ahead" if each.kind == "forget" else "behind")
-            text = text_of(wrong(trials, name, each.name, rate), percent)
+            text = text_of(wrong(trials, name, each.name, rate, placement), percent)
             cells.append(_bold(text, "ahead" if better else "level" if stands == "level" else "behind"))
         rows.append([f"`{name}`", *cells])
     return table(head, rows, "l" + "r" * len(sets))

@@ -14,7 +14,7 @@ from statistics import mean
 from typing import Any
 
 from d2unlearn.evaluation.store import record_from_json, record_to_json
-from d2unlearn.evaluation.trial_results import Analysis, Cost, CurvePoint, Disturbed, Estimate, ModelRole
+from d2unlearn.evaluation.trial_results import Analysis, Cost, CurvePoint, Disturbed, Estimate, ModelRole, Placement
 from d2unlearn.report.analysis_tables import missed
 from d2unlearn.report.notation import fixed
 from d2unlearn.report.standing import Standing, pair_of, refusals_of, trial_of, wordings
@@ -98,14 +98,10 @@ def area(trials: Sequence[Analysis], index: str, pair: tuple[str, str], role: Mo
     return [pair_of(trial_of(each, role), *pair)[index].statistics["auroc"] for each in trials]
 
 
-def refused(trials: Sequence[Analysis], index: str, name: str, rate: float) -> list[Estimate]:
-    return [refusals_of(trial_of(each), rate)[index].refused[name] for each in trials]
-
-
-def wrong(trials: Sequence[Analysis], index: str, name: str, rate: float) -> list[Estimate]:
+def wrong(trials: Sequence[Analysis], index: str, name: str, rate: float, placement: Placement = "conformal") -> list[Estimate]:
     """Missed of a forget set, refused of a retained one."""
     kind = next(each.kind for each in trials[0].sets if each.name == name)
-    found = refused(trials, index, name, rate)
+    found = [refusals_of(trial_of(each), rate, placement)[index].refused[name] for each in trials]
     return [missed(each) for each in found] if kind == "forget" else found
 
 
