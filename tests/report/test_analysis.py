@@ -12,7 +12,7 @@ import pytest
 
 from d2unlearn.evaluation.trial_results import Analysis, Estimate, Refusals, TriedSet, read_analysis, write_analysis
 from d2unlearn.report import analysis_panels
-from d2unlearn.report.analysis import build_page, drawn_indices, hardest, headline, tiles, write_page
+from d2unlearn.report.analysis import build_page, drawn_indices, hardest, headline, sentences, tiles, write_page
 from d2unlearn.report.analysis_figures import Roc, Sample, distributions, roc_of
 from d2unlearn.report.analysis_tables import difference, every_index, missed, size_text
 from d2unlearn.report.notation import fixed, percent
@@ -113,6 +113,9 @@ def test_the_head_counts_who_is_clearly_ahead_in_the_hardest_wording(analysis: A
     assert areas[hardest(analysis)] == min(areas.values())
     stands = [standing(each.ahead) for each in pair_of(trial, *hardest(analysis)).values()]
     assert numbers(headline(analysis)) == ["3", str(stands.count("ahead")), str(stands.count("behind"))]
+    better = [each for each in rivals(trial, SETS, 0.01, "raised") if each.clearly_better]
+    named = ", ".join(f"“{index.label}”" for index in INDICES if index.name in {each.index for each in better})
+    assert sentences(analysis)[0].endswith(f"raised into the gap to forget: {named or 'none'}.")
     told, lost, wrong, cost = tiles(analysis)
     assert told.value == fixed(areas["forget", "retain"])
     refused = refusals_of(trial, 0.01)[REFERENCE].refused

@@ -134,15 +134,23 @@ def hardest(analysis: Analysis) -> tuple[str, str]:
 
 def sentences(analysis: Analysis) -> list[str]:
     """What decides whether the gate should use another index, in words."""
-    trial, rate, named = trial_of(analysis), lowest_rate(analysis), labels(analysis)
-    better = [named[each.index] for each in rivals(trial, analysis.sets, rate) if each.clearly_better]
+    trial, rate = trial_of(analysis), lowest_rate(analysis)
     forget, retain = hardest(analysis)
+    found = "; ".join(
+        f"{tables.PLACEMENTS[placement]}: {clearly_better(analysis, rate, placement)}" for placement in placements(trial)
+    )
     return [
         f"By AUROC on {readable(forget)} against {readable(retain)}, the wording that is hardest for it. At a threshold for "
-        f"{stated(rate)} false refusals, clearly better on some set and clearly worse on none: {'; '.join(better) or 'none'}.",
+        f"{stated(rate)} false refusals, clearly better on some set and clearly worse on none are, {found}.",
         "Clearly: the 95% interval of the difference, on the same bootstrap draws, leaves 0 out. With so many indices a few "
         "differences are clear by chance.",
     ]
+
+
+def clearly_better(analysis: Analysis, rate: float, placement: Placement) -> str:
+    """The indices that decide so, by their labels, or `none`."""
+    found = [each.index for each in rivals(trial_of(analysis), analysis.sets, rate, placement) if each.clearly_better]
+    return ", ".join(f"“{labels(analysis)[index]}”" for index in found) or "none"
 
 
 def tiles(analysis: Analysis) -> list[Tile]:
