@@ -1,4 +1,4 @@
-"""The automatic rate and batch: the two models it was set by, what lies between and beyond, and adapters."""
+"""The automatic rate and batch: the models it was set by, what lies between and beyond, and adapters."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from d2unlearn.training.recipe import automatic_accumulation, automatic_epochs, 
 
 
 @pytest.mark.parametrize(
-    ("parameters", "rate"), [(10**9, 1e-5), (4_200_000, 3e-4), (7 * 10**9, 1e-5), (10**12, 1e-5), (1000, 3e-4), (0, 3e-4)]
+    ("parameters", "rate"),
+    [(10**9, 1e-5), (4_200_000, 3e-4), (1_100_000, 5e-4), (7 * 10**9, 1e-5), (10**12, 1e-5), (1000, 5e-4), (0, 5e-4)],
 )
-def test_it_runs_through_both_anchors_and_stays_between_them(parameters: int, rate: float) -> None:
+def test_it_runs_through_its_anchors_and_stays_between_them(parameters: int, rate: float) -> None:
     assert automatic_learning_rate(parameters, lora=False) == rate
 
 

@@ -166,7 +166,7 @@ def test_switches_of_the_command_run_without_a_warning(fresh: UnlearnSettings, m
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"learning_rate": "auto"}, "learning rate 0.0003 (chosen from the model's size)"),
+        ({"learning_rate": "auto"}, "learning rate 0.0005 (chosen from the model's size)"),
         ({"learning_rate": "auto", "lora": True}, "learning rate 0.003 (chosen from the model's size, LoRA)"),
         ({"learning_rate": "2e-4"}, "learning rate 0.0002 (as given)"),
     ],
