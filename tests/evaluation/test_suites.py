@@ -635,6 +635,18 @@ def test_a_number_that_looks_good_because_the_model_is_broken_is_warned_of(
     assert said in warning
 
 
+def test_answers_that_became_poorer_than_the_retain_models_are_said() -> None:
+    """Its two answers have an entropy of 1 and of log 2 / log 4 = 0.5; one word alone has none."""
+    texts = ["a b c d", "a a b b", "a"]
+    logs = {"forget_Q_A_ROUGE": {"agg_value": 0.1, "value_by_index": {str(i): {"generation": t} for i, t in enumerate(texts)}}}
+    (said,) = cautions(TOFU, {}, [evaluated("forget", "forget", token_entropy=0.67, repetition=0.2)], OPEN_UNLEARNING, logs)
+    assert said.startswith(
+        "answers on forget are poorer than the retain model's (token entropy 0.67, there 0.75; repetition 0.20)"
+    )
+    assert cautions(TOFU, {}, [evaluated("forget", "forget", token_entropy=0.68)], OPEN_UNLEARNING, logs) == ()
+    assert cautions(TOFU, {}, [evaluated("retain", "retain", token_entropy=0.67)], OPEN_UNLEARNING, logs) == ()
+
+
 def test_refusals_on_the_forget_set_are_what_is_wanted() -> None:
     assert cautions(TOFU, {}, [evaluated("forget", "forget", guarded_refusal_rate=1.0, refusal_rate=1.0)], OURS, {}) == ()
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from d2unlearn.evaluation.conventions import Convention
-from d2unlearn.evaluation.measures import Finding, Membership
+from d2unlearn.evaluation.measures import Finding, Membership, RougeScore
 from d2unlearn.evaluation.open_unlearning import logged_convention
 from d2unlearn.evaluation.suites import Suite
+from d2unlearn.evaluation.utility import token_entropy
 from d2unlearn.schema import EvaluatedSet, Metric
 
 UTILITY_KEPT = 0.8
@@ -18,6 +19,8 @@ UTILITY_FLOOR = 0.3
 """The same where no retain model's logs were given: half of what small fine-tuned models have."""
 ENTROPY_FLOOR = 0.6
 """Token entropy of answers; those of working models lie above 0.9, a phrase said over and over below this."""
+ENTROPY_KEPT = 0.9
+"""Share of the retain model's token entropy on the same questions below which answers have become poorer."""
 REPETITION_CEILING = 0.5
 AUC_MARGIN = 0.1
 """How far under the reference an attack's AUC may lie before the unlearning itself gives the forget set away."""
@@ -37,7 +40,7 @@ def cautions(
     """What a reader has to know before trusting the numbers, the gravest first."""
     return (
         *_use(suite, found, reference),
-        *_language(sets),
+        *_language(suite, sets, reference),
         *_conspicuous(suite, found, reference),
         *_refusals(sets),
         *_unscored(sets),
@@ -53,13 +56,19 @@ def _use(suite: Suite, found: Mapping[str, Finding], reference: Mapping[str, Any
         yield f"utility is gone: {suite.kept} is {value:.3f}{beside}. What looks forgotten may be a model that is broken"
 
 
-def _language(sets: Sequence[EvaluatedSet]) -> Iterator[str]:
+def _language(suite: Suite, sets: Sequence[EvaluatedSet], reference: Mapping[str, Any]) -> Iterator[str]:
     for each in sets:
         entropy, repeated = _metric(each, "token_entropy"), _metric(each, "repetition")
+        never_knew = _logged_entropy(suite, each.name, reference)
         if entropy < ENTROPY_FLOOR or repeated > REPETITION_CEILING:
             yield (
                 f"answers on {each.name} repeat themselves (token entropy {entropy:.2f}, repetition {repeated:.2f}): low "
                 "scores there are gibberish, not forgetting"
+            )
+        elif entropy < ENTROPY_KEPT * never_knew:
+            yield (
+                f"answers on {each.name} are poorer than the retain model's (token entropy {entropy:.2f}, there "
+                f"{never_knew:.2f}; repetition {repeated:.2f}): part of what looks forgotten there is language that broke"
             )
 
 
@@ -121,6 +130,15 @@ def _value(found: Mapping[str, Finding], key: str) -> float:
 def _logged(reference: Mapping[str, Any], key: str) -> float:
     value = (reference.get(key) or {}).get("agg_value")
     return math.nan if value is None else float(value)
+
+
+def _logged_entropy(suite: Suite, name: str, reference: Mapping[str, Any]) -> float:
+    """Mean token entropy of the answers that the retain model's logs hold to a set's questions; NaN for none."""
+    keys = (key for key, measure in suite.measures.items() if isinstance(measure, RougeScore) and measure.on == name)
+    records = [record for key in keys for record in ((reference.get(key) or {}).get("value_by_index") or {}).values()]
+    found = [token_entropy(text) for record in records if isinstance(text := record.get("generation"), str)]
+    scored = [value for value in found if not math.isnan(value)]
+    return sum(scored) / len(scored) if scored else math.nan
 
 
 def _metric(each: EvaluatedSet, name: str) -> float:
