@@ -172,7 +172,7 @@ first: neither unlearning nor calibration sees them, and the gate is judged on t
 lowest and the highest seed in brackets. The intervals over questions of each seed are in the kept runs.
 
 "Gone" means at rest: no relearning attack is made here. These models know TOFU and little else, so nothing here speaks about
-general ability.
+general ability. The field's own suite, metric by metric, stands [at the end](#the-tofu-suite).
 """
 
 
