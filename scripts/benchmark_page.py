@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tofu_page import VARIANTS, minutes, read_runs, spread, table, targets
@@ -13,6 +14,8 @@ from tofu_page import VARIANTS, minutes, read_runs, spread, table, targets
 Result = dict[str, Any]
 OVERHEAD = 1.02
 """What guarded generation may cost, as a multiple of plain generation."""
+SPEED_AIM = 5.0
+"""How many times faster than the reference's plan the TOFU suite should be."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def benchmark_blocks(results: Path) -> dict[str, str]:
     return {
         "step-time": step_table(read(results / "step_time.json")),
         "generation-overhead": overhead_table(read(results / "generation_overhead.json")),
+        "evaluation-time": evaluation_table(results / "evaluation_time.json"),
         "tofu": tofu_table(results / "tofu"),
     }
 
@@ -95,6 +99,58 @@ def overhead_table(result: Result) -> str:
     head = ["model", "parameters", "batch", "plain, ms a token", "guarded", "ratio (quartiles)", f"aim ≤ {OVERHEAD:g}"]
     note = f"{result['clock']} time, {result['threads']} thread, {result['machine']}, torch {result['torch']}, "
     return table(head, rows, "lrrrrrl") + f"\n{note}transformers {result['transformers']}.\n"
+
+
+def evaluation_table(path: Path) -> str:
+    """The suite's time and memory beside the reference's plan; a sentence while neither was measured."""
+    if not path.is_file():
+        return "Not measured yet.\n"
+    result = read(path)
+    models, given = result["models"], result["settings"]
+    rows = [[label, *map(show, models.values())] for label, show in SPEED]
+    note = (
+        f"{given['hardware']}, {given['threads']} thread, load {given['load']}, torch {given['torch']}, transformers "
+        f"{given['transformers']}. {given['suite']}; at most {given['rows']} rows a set, {given['rounds']} rounds.\n"
+    )
+    peaks = [
+        [f"{each['vocabulary']:,}", str(each["length"]), f"{each['logits_mib']:,}", *mib(each["peak_mib"])]
+        for each in result["memory"]
+    ]
+    head = ["vocabulary", "tokens a row", "all logits, MiB", "peak of the reference, MiB", "peak of ours, MiB"]
+    return table(["time", *models], rows, "l" + "r" * len(models)) + f"\n{note}\n" + table(head, peaks, "rrrrr")
+
+
+def mib(peaks: Result) -> list[str]:
+    return [f"{peaks[name]:,.0f}" for name in ("reference", "ours")]
+
+
+def speed(name: str) -> Callable[[Result], str]:
+    """A ratio taken within rounds: its median, lowest and highest, and whether the aim is reached."""
+
+    def show(model: Result) -> str:
+        found = model[name]
+        verdict = "reached" if found["median"] >= SPEED_AIM else "**not reached**"
+        return f"{found['median']:.2f} ({found['lowest']:.2f} to {found['highest']:.2f}); aim ≥ {SPEED_AIM:g}: {verdict}"
+
+    return show
+
+
+def seconds(name: str) -> Callable[[Result], str]:
+    return lambda model: " / ".join(f"{median(model[name][who]):,.1f}" for who in ("reference", "ours"))
+
+
+def disagreement(model: Result) -> str:
+    name, largest = next(iter(model["largest_differences"].items()))
+    return f"{largest:.1e} (`{name}`, of {model['aggregates_compared']})"
+
+
+SPEED: tuple[tuple[str, Callable[[Result], str]], ...] = (
+    ("CPU time: the reference's / ours", speed("reference_over_ours_cpu")),
+    ("elapsed time: the reference's / ours", speed("reference_over_ours_elapsed")),
+    ("CPU seconds: reference / ours", seconds("cpu_seconds")),
+    ("elapsed seconds: reference / ours", seconds("elapsed_seconds")),
+    ("largest difference of an aggregate", disagreement),
+)
 
 
 def tofu_table(folder: Path) -> str:
