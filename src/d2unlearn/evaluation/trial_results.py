@@ -74,8 +74,9 @@ class Separation:
 class Refusals:
     """What a threshold at `rate` false refusals, set on calibration requests, refuses of each set.
 
-    A raised threshold has seen the main forget set, so that what it refuses of that one is too good. `threshold`: of the evidence, above which a request is refused; intervals take it as given. `more`: by set, how much more of
-    it is refused than by the reference index, on the same draws.
+    A raised threshold has seen the main forget set, so that what it refuses of that one is too good. `threshold`: of the
+    evidence, above which a request is refused; intervals take it as given. `more`: by set, how much more of it is refused than
+    by the reference index, on the same draws.
     """
 
     index: str
