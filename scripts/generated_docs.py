@@ -1,8 +1,8 @@
 """The pages that are made from the code and from results: written with --write, otherwise checked for being up to date.
 
-docs/cli.md (the commands' own help), docs/results.md (from benchmarks/results/tofu), the table in README.md between the
-`results` marks, the tables in docs/method.md, docs/methods.md and benchmarks/README.md between theirs, and the figures of
-docs/method.md. Ends with exit code 1 and the names of stale pages.
+docs/cli.md (the commands' own help), docs/results.md (from benchmarks/results/tofu and tofu-benchmark), the table in README.md
+between the `results` marks, the tables in docs/method.md, docs/methods.md, docs/evaluation.md and benchmarks/README.md between
+theirs, and the figures of docs/method.md. Ends with exit code 1 and the names of stale pages.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from method_figures import figure_files
 from method_numbers import number_blocks
 from methods_page import method_blocks
 from tofu_page import readme_table, results_page
+from tofu_suite_page import evaluation_blocks, suite_section
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "benchmarks" / "results"
 RESULTS = KEPT / "tofu"
+SUITE = KEPT / "tofu-benchmark"
 COMMANDS = ("quickstart", "unlearn", "calibrate", "generate", "chat", "serve", "play", "evaluate", "analyze", "report", "data check")
 MARKS = re.compile(r"(<!-- results: scripts/generated_docs.py -->\n).*?(<!-- end of results -->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- made by `make docs`: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -58,10 +60,11 @@ def pages() -> dict[Path, str]:
         sys.exit("README.md has lost the marks between which its table of results stands")
     return {
         ROOT / "docs" / "cli.md": cli_page(),
-        ROOT / "docs" / "results.md": results_page(RESULTS),
+        ROOT / "docs" / "results.md": f"{results_page(RESULTS)}\n{suite_section(SUITE)}",
         readme: MARKS.sub(lambda m: m[1] + readme_table(RESULTS) + m[2], text),
         **filled(ROOT / "docs" / "method.md", number_blocks()),
         **filled(ROOT / "docs" / "methods.md", method_blocks()),
+        **filled(ROOT / "docs" / "evaluation.md", evaluation_blocks(SUITE)),
         **filled(ROOT / "docs" / "energy.md", energy_blocks(KEPT)),
         **energy_figures(KEPT),
         **filled(ROOT / "benchmarks" / "README.md", benchmark_blocks(KEPT)),
