@@ -1,18 +1,19 @@
-"""docs/comparison.md and its figures, from the kept results of the comparison alone; no number is typed by hand."""
+"""docs/comparison.md with its figures, and its digest for docs/results.md: from the kept results alone, no number typed."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from d2unlearn.comparison.markdown import parts_of
+from d2unlearn.comparison.markdown import READING, in_words, parts_of, section_table, seeds_in_words
 from d2unlearn.comparison.output import read_results, tables_of
 from d2unlearn.comparison.records import Judged, Tuned
 from d2unlearn.comparison.rule import RULE
-from d2unlearn.comparison.table import SplitTable
+from d2unlearn.comparison.table import Section, SplitTable
 from d2unlearn.methods import METHODS
 from d2unlearn.report import tradeoff as drawing
 from d2unlearn.report.tradeoff import tradeoff
@@ -22,6 +23,25 @@ SETTINGS = ROOT / "scripts" / "comparison.yaml"
 LIGHT = {"forget": "#bc4c00", "retain": "#0969da", "axis": "#59636e", "ink": "#1f2328"}
 DARK = {"forget": "#f0883e", "retain": "#58a6ff", "axis": "#9198a1", "ink": "#e6edf3"}
 FONT = "-apple-system,'Segoe UI',Helvetica,Arial,sans-serif"
+DIGEST = (
+    "forget.extraction_strength",
+    "suite.forget_quality",
+    "suite.model_utility",
+    "retain.extraction_strength",
+    "forget_paraphrased.leak_rate",
+    "forget_paraphrased.guarded_refusal_rate",
+    "retain_paraphrased.guarded_refusal_rate",
+    "comeback.first.20",
+    "cost.time",
+)
+"""The columns that docs/results.md shows."""
+DIGEST_INTRODUCTION = """## Methods side by side
+
+Every method and guard, tuned with the same number of trials and judged once. All columns, how parameters were chosen, and
+which contestants are still to come: [comparison.md](comparison.md). Refusals and leaks are of each model's own gate or guard.
+"Whole authors, 20 steps" is the answer probability on nine tenths of the forgotten rows after relearning the other tenth; time
+is training time.
+"""
 INTRODUCTION = """# Methods side by side
 
 Made by `make docs` from the runs kept in `benchmarks/results/comparison`; `scripts/comparison.py` makes the runs.
@@ -43,9 +63,7 @@ These models know TOFU and little else: nothing here speaks about general abilit
 
 def comparison_pages(results: Path) -> dict[Path, str]:
     """The page and its figures, as they should be."""
-    settings = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
-    splits, order = list(settings["splits"]), [*(settings.get("methods") or METHODS), *settings["guards"]]
-    tables = tables_of(results, splits, settings["left_out"], order)
+    settings, order, tables = kept_tables(results)
     judged, tuned = read_results(results)
     parts = [INTRODUCTION, state(settings, order, judged, tuned)]
     files: dict[Path, str] = {}
@@ -56,6 +74,26 @@ def comparison_pages(results: Path) -> dict[Path, str]:
         parts += list(parts_of(table, rule=RULE))
         files |= figures
     return {ROOT / "docs" / "comparison.md": "\n".join(parts), **files}
+
+
+def comparison_section(results: Path) -> str:
+    """The digest: per split the main columns of every contestant that is judged, and in words where EUA wins and loses."""
+    parts = [DIGEST_INTRODUCTION]
+    for table in kept_tables(results)[2]:
+        columns = [each for section in table.sections for each in section.columns]
+        chosen = tuple(next(each for each in columns if each.key == key) for key in DIGEST)
+        rows = [row for row in table.rows if row.seeds]
+        parts += [f"### {table.split}\n", f"{seeds_in_words(rows)}\n", f"{section_table(Section('', chosen), rows)}\n"]
+        if table.outcomes:
+            parts.append(f"{READING}\n\n" + "\n".join(in_words(table.outcomes)) + "\n")
+    return "\n".join(parts)
+
+
+def kept_tables(results: Path) -> tuple[dict[str, Any], list[str], list[SplitTable]]:
+    """The comparison's settings, its contestants in order, and the table of every split that has a run."""
+    settings = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
+    order = [*(settings.get("methods") or METHODS), *settings["guards"]]
+    return settings, order, list(tables_of(results, list(settings["splits"]), settings["left_out"], order))
 
 
 def state(settings: dict[str, object], order: list[str], judged: list[Judged], tuned: list[Tuned]) -> str:

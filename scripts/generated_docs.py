@@ -1,8 +1,8 @@
 """The pages that are made from the code and from results: written with --write, otherwise checked for being up to date.
 
-docs/cli.md (the commands' own help), docs/results.md (from benchmarks/results/tofu and tofu-benchmark), the table in README.md
-between the `results` marks, the tables in docs/method.md, docs/methods.md, docs/evaluation.md and benchmarks/README.md between
-theirs, and the figures of docs/method.md. Ends with exit code 1 and the names of stale pages.
+docs/cli.md (the commands' own help), docs/results.md (from benchmarks/results), the table in README.md
+between the `results` marks, the tables in docs/method.md, docs/methods.md, docs/evaluation.md, docs/serving.md and
+benchmarks/README.md between theirs, docs/comparison.md, and figures. Ends with exit code 1 and the names of stale pages.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ os.environ.update(COLUMNS="100", TERM="dumb", NO_COLOR="1")
 from typer.testing import CliRunner
 
 from benchmark_page import benchmark_blocks
+from comparison_page import comparison_pages, comparison_section
 from d2unlearn.cli.main import app
 from energy_figures import energy_figures
 from energy_page import energy_blocks
 from method_figures import figure_files
 from method_numbers import number_blocks
 from methods_page import method_blocks
+from serving_table import serving_blocks
 from tofu_page import readme_table, results_page
 from tofu_suite_page import evaluation_blocks, suite_section
 
@@ -32,7 +34,20 @@ ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "benchmarks" / "results"
 RESULTS = KEPT / "tofu"
 SUITE = KEPT / "tofu-benchmark"
-COMMANDS = ("quickstart", "unlearn", "calibrate", "generate", "chat", "serve", "play", "evaluate", "analyze", "report", "data check")
+COMMANDS = (
+    "quickstart",
+    "unlearn",
+    "calibrate",
+    "generate",
+    "chat",
+    "serve",
+    "play",
+    "evaluate",
+    "analyze",
+    "compare",
+    "report",
+    "data check",
+)
 MARKS = re.compile(r"(<!-- results: scripts/generated_docs.py -->\n).*?(<!-- end of results -->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- made by `make docs`: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -60,14 +75,18 @@ def pages() -> dict[Path, str]:
         sys.exit("README.md has lost the marks between which its table of results stands")
     return {
         ROOT / "docs" / "cli.md": cli_page(),
-        ROOT / "docs" / "results.md": f"{results_page(RESULTS)}\n{suite_section(SUITE)}",
+        ROOT / "docs" / "results.md": "\n".join(
+            [results_page(RESULTS), suite_section(SUITE), comparison_section(KEPT / "comparison")]
+        ),
         readme: MARKS.sub(lambda m: m[1] + readme_table(RESULTS) + m[2], text),
         **filled(ROOT / "docs" / "method.md", number_blocks()),
         **filled(ROOT / "docs" / "methods.md", method_blocks()),
-        **filled(ROOT / "docs" / "evaluation.md", evaluation_blocks(SUITE)),
         **filled(ROOT / "docs" / "energy.md", energy_blocks(KEPT)),
         **energy_figures(KEPT),
+        **filled(ROOT / "docs" / "evaluation.md", evaluation_blocks(SUITE)),
+        **filled(ROOT / "docs" / "serving.md", serving_blocks(KEPT)),
         **filled(ROOT / "benchmarks" / "README.md", benchmark_blocks(KEPT)),
+        **comparison_pages(KEPT / "comparison"),
         **figure_files(),
     }
 
