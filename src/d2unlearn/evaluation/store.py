@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -79,9 +80,15 @@ class _Misfit(Exception):
     """A value that is not of the field's type; the text names the field."""
 
 
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, looked up once a class: a result has thousands of records."""
+    return get_type_hints(kind)
+
+
 def _encode(value: Any, kind: Any, where: str) -> Any:
     if is_dataclass(kind):
-        hints = get_type_hints(kind)
+        hints = _hints(kind)
         return {f.name: _encode(getattr(value, f.name), hints[f.name], f"{where}.{f.name}") for f in fields(kind)}
     if get_origin(kind) is tuple:
         return [_encode(item, get_args(kind)[0], f"{where}[{i}]") for i, item in enumerate(value)]
@@ -134,7 +141,7 @@ def _decode(value: Any, kind: Any, where: str) -> Any:
 
 
 def _decode_record(value: Any, kind: type[R], where: str) -> R:
-    entries, hints = _require(value, dict, "an object", where), get_type_hints(kind)
+    entries, hints = _require(value, dict, "an object", where), _hints(kind)
     names = [f.name for f in fields(cast(Any, kind))]
     needed = [f.name for f in fields(cast(Any, kind)) if f.default is MISSING and f.default_factory is MISSING]
     if missing := [name for name in needed if name not in entries]:
