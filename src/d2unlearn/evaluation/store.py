@@ -88,7 +88,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def _encode(value: Any, kind: Any, where: str) -> Any:
     if is_dataclass(kind):
-        hints = _hints(kind)
+        hints = _hints(kind)  # type: ignore[arg-type]
         return {f.name: _encode(getattr(value, f.name), hints[f.name], f"{where}.{f.name}") for f in fields(kind)}
     if get_origin(kind) is tuple:
         return [_encode(item, get_args(kind)[0], f"{where}[{i}]") for i, item in enumerate(value)]
@@ -141,7 +141,7 @@ def _decode(value: Any, kind: Any, where: str) -> Any:
 
 
 def _decode_record(value: Any, kind: type[R], where: str) -> R:
-    entries, hints = _require(value, dict, "an object", where), _hints(kind)
+    entries, hints = _require(value, dict, "an object", where), _hints(kind)  # type: ignore[arg-type]
     names = [f.name for f in fields(cast(Any, kind))]
     needed = [f.name for f in fields(cast(Any, kind)) if f.default is MISSING and f.default_factory is MISSING]
     if missing := [name for name in needed if name not in entries]:
