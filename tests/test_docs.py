@@ -47,7 +47,7 @@ def test_every_figure_is_drawn_for_light_and_for_dark_pages_in_the_same_shape() 
     drawn = sorted(path.name for path in (ROOT / "docs" / "figures").glob("*.svg"))
     light = [name for name in drawn if not name.endswith("-dark.svg")]
     assert drawn == sorted([*light, *(name.replace(".svg", "-dark.svg") for name in light)])
-    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    text = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))
     assert sorted(re.findall(r'(?:src|srcset)="figures/([^"]+)"', text)) == drawn
     for name in light:
         paths = [
