@@ -83,6 +83,14 @@ def test_cost_is_a_ratio_to_eua_in_processor_time(table: SplitTable) -> None:
     assert math.isnan(cell(table, "original", "cost.time").value)
 
 
+def test_a_ratio_to_nothing_is_no_number() -> None:
+    """A small model may take no more memory than the process has held before."""
+    runs = [judged(name, 0, [0.0] * 4, [1.0] * 4, seconds=2.0, bytes=0.0) for name in ("eua", "npo")]
+    for row in split_table("ten", runs, [], {}).rows:
+        assert row.cells["cost.time"].value == 1.0
+        assert math.isnan(row.cells["cost.memory"].value)
+
+
 def test_a_guard_s_raw_numbers_are_the_original_s_and_its_guarded_ones_its_own(table: SplitTable) -> None:
     assert cell(table, "input_classifier", "forget.extraction_strength").value == 1.0
     assert cell(table, "input_classifier", "suite.model_utility").value == 0.6

@@ -111,7 +111,7 @@ def numbers_of(run: Judged, base: tuple[float, float] = (math.nan, math.nan)) ->
     for comeback in run.comebacks:
         found |= {f"comeback.{comeback.choice}.{steps}": each.value for steps, each in comeback.probability.items()}
     time, memory = _mean_cost([run])
-    return found | {"cost.seconds": time, "cost.time": time / base[0], "cost.memory": memory / base[1]}
+    return found | {"cost.seconds": time, "cost.time": _ratio(time, base[0]), "cost.memory": _ratio(memory, base[1])}
 
 
 def is_guarded(key: str) -> bool:
@@ -197,6 +197,11 @@ def _mean_cost(runs: Sequence[Judged]) -> tuple[float, float]:
         return math.nan, math.nan
     times = [cost.processor_seconds if cost.device == "cpu" else cost.seconds for cost in costs]
     return float(np.mean(times)), float(np.mean([cost.peak_bytes for cost in costs]))
+
+
+def _ratio(value: float, base: float) -> float:
+    """NaN where the base is nothing: a small model may take no more memory than the process has held before."""
+    return value / base if base else math.nan
 
 
 def _named(sets: Mapping[str, JudgedSet], kind: str) -> list[str]:
