@@ -55,7 +55,9 @@ SPLITS = {
 HELD_OUT = slice(400, 800)
 """Rows of retain90 that stand in for TOFU's held-out rows, which the shared data lack; ranks are compared, not believed."""
 ALLOWED = 1e-4
-SWAPPED_PAIRS = 2
+RANKS_ALLOWED = 1e-3
+"""Of the attacks' AUCs: a model that knows both sides by heart ranks them by the last bits of its arithmetic. What the tests of
+parity hold (two swapped pairs) is measured on files of the reference's own."""
 MEMORY = tuple((vocabulary, length) for vocabulary in (32_768, 131_072) for length in (128, 512))
 MEMORY_ROWS = 8
 
@@ -140,7 +142,7 @@ def measure(name: str, options: argparse.Namespace, data: Path, folder: Path) ->
             start, start_cpu = time.perf_counter(), time.process_time()
             numbers[variant.name] = variant.run()
             times[variant.name].append(Timed(time.perf_counter() - start, time.process_time() - start_cpu))
-        worst = agreed(numbers["reference"], numbers["ours"], min(options.rows, 400))
+        worst = agreed(numbers["reference"], numbers["ours"])
     return {
         "cpu_seconds": {each: [round(t.cpu, 2) for t in some] for each, some in times.items()},
         "elapsed_seconds": {each: [round(t.elapsed, 2) for t in some] for each, some in times.items()},
@@ -168,11 +170,10 @@ def our_run(model: Path, data: Path, folder: Path) -> Callable[[], dict[str, flo
     return run
 
 
-def agreed(reference: Mapping[str, float], ours: Mapping[str, float], rows: int) -> dict[str, float]:
+def agreed(reference: Mapping[str, float], ours: Mapping[str, float]) -> dict[str, float]:
     """The difference of every aggregate. Ends the program when one is larger than is allowed."""
     found = {key: abs(value - ours[key]) for key, value in reference.items()}
-    allowed = {key: SWAPPED_PAIRS / rows**2 if key.startswith("mia_") else ALLOWED for key in found}
-    wrong = {key: value for key, value in found.items() if not value <= max(ALLOWED, allowed[key])}
+    wrong = {key: value for key, value in found.items() if not value <= (RANKS_ALLOWED if key.startswith("mia_") else ALLOWED)}
     if wrong:
         sys.exit(f"ours and the reference do not agree: {wrong}")
     return found
