@@ -40,7 +40,7 @@ DIGEST_INTRODUCTION = """## Methods side by side
 Every method and guard, tuned with the same number of trials and judged once. All columns, how parameters were chosen, and
 which contestants are still to come: [comparison.md](comparison.md). Refusals and leaks are of each model's own gate or guard.
 "Whole authors, 20 steps" is the answer probability on nine tenths of the forgotten rows after relearning the other tenth; time
-is training time.
+is training time. ¹ A guard: its weights are the original's.
 """
 INTRODUCTION = """# Methods side by side
 
