@@ -35,6 +35,7 @@ def test_labels_keep_their_order_and_their_distance_and_stay_near() -> None:
     assert label_heights([0.1, 0.9, 0.5], 0.2) == pytest.approx([0.1, 0.9, 0.5])
     assert label_heights([0.5, 0.5, 0.5], 0.2) == pytest.approx([0.3, 0.5, 0.7])
     assert label_heights([0.02, 0.0], 0.1) == pytest.approx([0.1, 0.0])
+    assert label_heights([0.95, 0.97, 0.99], 0.1) == pytest.approx([0.8, 0.9, 1.0])
     rng = np.random.default_rng(0)
     for _ in range(50):
         wanted = rng.uniform(0.3, 0.7, size=12)

@@ -74,7 +74,7 @@ def points_of(rows: Sequence[Row], asked: str) -> list[Point]:
 
 
 def label_heights(wanted: Sequence[float], gap: float) -> list[float]:
-    """Heights near those wanted, in the same order from below, at least `gap` apart, none below 0.
+    """Heights near those wanted, in the same order from below, at least `gap` apart, none below 0 nor (while there is room) above 1.
 
     Labels that would run into each other are spread evenly around their common middle.
     """
@@ -92,7 +92,8 @@ def label_heights(wanted: Sequence[float], gap: float) -> list[float]:
 
 
 def _bottom(cluster: Sequence[float], gap: float) -> float:
-    return max(0.0, float(np.mean(cluster)) - gap * (len(cluster) - 1) / 2)
+    height = gap * (len(cluster) - 1)
+    return max(0.0, min(float(np.mean(cluster)) - height / 2, 1.0 - height))
 
 
 def _panel(axes: Axes, label: str, points: Sequence[Point]) -> None:
