@@ -74,7 +74,7 @@ def points_of(rows: Sequence[Row], asked: str) -> list[Point]:
 
 
 def label_heights(wanted: Sequence[float], gap: float) -> list[float]:
-    """Heights near those wanted, in the same order from below, at least `gap` apart, none below 0 nor (while there is room) above 1.
+    """Heights near those wanted, in the same order from below, at least `gap` apart, from 0 to 1 while there is room.
 
     Labels that would run into each other are spread evenly around their common middle.
     """
