@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import resource
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -299,6 +301,34 @@ def test_a_crowd_of_connections_at_once_gets_each_its_own_answer(split: Halves) 
         head, _, body = answered.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200")
         assert json.loads(body)["choices"][0]["message"]["content"] == expected[prompt]
+
+
+def test_thousands_of_connections_are_answered_or_turned_away_and_none_gets_another_s_answer(split: Halves) -> None:
+    """2,500 connections open together, more than are served at once: an own answer or a clean 503, and the server goes on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    count, needed = 2500, 2 * 2500 + 500  # both ends of each are this process's
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        pytest.skip(f"this process may open {hard} files, and {needed} are needed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
+    prompts = [split.prompts[i % len(split.prompts)] for i in range(count)]
+    bodies = [json.dumps({"messages": [{"role": "user", "content": text}], "max_tokens": 1}).encode() for text in prompts]
+    expected = {p: a.text for p, a in zip(split.prompts, split.guarded.answer(split.prompts, max_new_tokens=1), strict=True)}
+    try:
+        with serving(split.guarded, queue=200, batch_size=64, connections=4000) as running:
+            got = asyncio.run(crowd(running.port, bodies))
+            assert running.healthy()
+            assert running.chat(split.prompts[0], max_tokens=1).status == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    parted = [answered.partition(b"\r\n\r\n") for answered in got]
+    statuses = Counter(head.split(b" ", 2)[1] for head, _, _ in parted)
+    assert statuses[b"200"] + statuses[b"503"] == count
+    assert statuses[b"200"] >= 200  # what the queue holds
+    for prompt, (head, _, body) in zip(prompts, parted, strict=True):
+        if head.startswith(b"HTTP/1.1 200"):
+            assert json.loads(body)["choices"][0]["message"]["content"] == expected[prompt]
+        else:
+            assert json.loads(body)["error"]["code"] == "overloaded"
 
 
 def test_more_connections_than_are_allowed_are_turned_away_and_the_server_goes_on(split: Halves) -> None:

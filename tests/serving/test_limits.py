@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import threading
 import time
@@ -21,7 +22,7 @@ from d2unlearn.cli.options import needs_extra
 from d2unlearn.config import ServeSettings
 from d2unlearn.errors import ConfigError
 from d2unlearn.gate import recorder
-from d2unlearn.generation import server_door
+from d2unlearn.generation import server_door, server_run
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.generation.server_run import listen, read_keys, service_limits
 from gate.conftest import at
@@ -278,6 +279,32 @@ def test_keys_come_from_a_file_and_addresses_are_had_or_not(tmp_path: Path) -> N
             listen("127.0.0.1", held.getsockname()[1])
     with pytest.raises(ConfigError, match="cannot listen on no such host"):
         listen("no such host", 80)
+
+
+@pytest.mark.parametrize(
+    ("limits", "set_to", "said"),
+    [
+        ((1024, 4096), (1200, 4096), ""),
+        ((1200, 4096), None, ""),
+        ((1024, -1), (1200, -1), ""),
+        ((256, 1000), (1000, 1000), "note: this process may open 1000 files, and 500 connections need 1200"),
+    ],
+)
+def test_a_server_may_open_a_file_for_every_connection(
+    limits: tuple[int, int],
+    set_to: tuple[int, int] | None,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda which, both: found.append(both))
+    server_run.allow_files(500)
+    assert found == ([] if set_to is None else [set_to])
+    told = capsys.readouterr().err
+    assert told.startswith(said)
+    assert bool(told) == ("give --connections 400" in told) == bool(said)
 
 
 def test_a_missing_part_of_the_installation_is_named() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,6 +27,8 @@ MOST_PROMPT_TOKENS = 4096
 """Where the settings name no limit."""
 BACKLOG = 2048
 """Connections that wait to be taken up."""
+OTHER_FILES = 200
+"""What a server has open beside its connections, and to spare."""
 GATE_ON = "on"
 GATE_OFF = "off; raw answers, nothing guards them"
 PROBE = (Message("user", "Who is there?"),)
@@ -131,7 +134,30 @@ def shown_host(host: str) -> str:
 
 def run(app: FastAPI, service: Service, settings: ServeSettings, listener: socket.socket, keys: Sequence[bytes] = ()) -> None:
     """Serve the application until a signal."""
+    allow_files(settings.connections)
     make_server(app, service, settings, keys).run(sockets=[listener])
+
+
+def allow_files(connections: int) -> None:
+    """Let this process open a file for every connection, for as many that are turned away, and for itself, where it may.
+
+    A server out of files answers nobody. Says so where the system allows fewer; does nothing where there is no such limit.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * connections + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        say(
+            f"note: this process may open {allowed} files, and {connections} connections need {wanted}: raise the limit "
+            f"(ulimit -Hn), or give --connections {max(1, (allowed - OTHER_FILES) // 2)}"
+        )
 
 
 def make_server(app: FastAPI, service: Service, settings: ServeSettings, keys: Sequence[bytes] = ()) -> Server:
