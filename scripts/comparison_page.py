@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
-from d2unlearn.comparison.markdown import READING, in_words, parts_of, section_table, seeds_in_words
+from d2unlearn.comparison.markdown import parts_of, section_table, seeds_in_words
 from d2unlearn.comparison.output import read_results, tables_of
 from d2unlearn.comparison.records import Judged, Tuned
 from d2unlearn.comparison.rule import RULE
 from d2unlearn.comparison.table import Section, SplitTable
+from d2unlearn.comparison.words import who_wins
 from d2unlearn.methods import METHODS
 from d2unlearn.report import tradeoff as drawing
 from d2unlearn.report.tradeoff import tradeoff
@@ -23,24 +24,33 @@ SETTINGS = ROOT / "scripts" / "comparison.yaml"
 LIGHT = {"forget": "#bc4c00", "retain": "#0969da", "axis": "#59636e", "ink": "#1f2328"}
 DARK = {"forget": "#f0883e", "retain": "#58a6ff", "axis": "#9198a1", "ink": "#e6edf3"}
 FONT = "-apple-system,'Segoe UI',Helvetica,Arial,sans-serif"
-DIGEST = (
-    "forget.extraction_strength",
-    "suite.forget_quality",
-    "suite.model_utility",
-    "retain.extraction_strength",
-    "forget_paraphrased.leak_rate",
-    "forget_paraphrased.guarded_refusal_rate",
-    "retain_paraphrased.guarded_refusal_rate",
-    "comeback.first.20",
-    "cost.time",
-)
-"""The columns that docs/results.md shows."""
+DIGEST = {
+    "Raw weights": (
+        "forget.extraction_strength",
+        "suite.forget_quality",
+        "forget_paraphrased.leak_rate",
+        "suite.model_utility",
+        "retain.extraction_strength",
+        "comeback.first.20",
+        "cost.time",
+    ),
+    "Behind the guard": (
+        "forget.guarded_refusal_rate",
+        "forget_paraphrased.guarded_refusal_rate",
+        "forget.guarded_leak_rate",
+        "forget_paraphrased.guarded_leak_rate",
+        "retain.guarded_refusal_rate",
+        "retain_paraphrased.guarded_refusal_rate",
+        "world_facts.guarded_refusal_rate",
+    ),
+}
+"""The columns that docs/results.md shows, in two tables."""
 DIGEST_INTRODUCTION = """## Methods side by side
 
 Every method and guard, tuned with the same number of trials and judged once. All columns, how parameters were chosen, and
-which contestants are still to come: [comparison.md](comparison.md). Refusals and leaks are of each model's own gate or guard.
-"Whole authors, 20 steps" is the answer probability on nine tenths of the forgotten rows after relearning the other tenth; time
-is training time. ¹ A guard: its weights are the original's.
+which contestants are still to come: [comparison.md](comparison.md). Refusals and leaks behind the guard are of each model's own
+gate or guard. "Whole authors, 20 steps" is the answer probability on nine tenths of the forgotten rows after relearning the
+other tenth; time is training time. ¹ A guard: its weights are the original's.
 """
 INTRODUCTION = """# Methods side by side
 
@@ -80,12 +90,12 @@ def comparison_section(results: Path) -> str:
     """The digest: per split the main columns of every contestant that is judged, and in words where EUA wins and loses."""
     parts = [DIGEST_INTRODUCTION]
     for table in kept_tables(results)[2]:
-        columns = [each for section in table.sections for each in section.columns]
-        chosen = tuple(next(each for each in columns if each.key == key) for key in DIGEST)
+        columns = {each.key: each for section in table.sections for each in section.columns}
         rows = [row for row in table.rows if row.seeds]
-        parts += [f"### {table.split}\n", f"{seeds_in_words(rows)}\n", f"{section_table(Section('', chosen), rows)}\n"]
-        if table.outcomes:
-            parts.append(f"{READING}\n\n" + "\n".join(in_words(table.outcomes)) + "\n")
+        parts += [f"### {table.split}\n", f"{seeds_in_words(rows)}\n"]
+        for title, keys in DIGEST.items():
+            parts += [f"#### {title}\n", f"{section_table(Section(title, tuple(columns[key] for key in keys)), rows)}\n"]
+        parts.append(who_wins(table))
     return "\n".join(parts)
 
 

@@ -8,9 +8,9 @@ import re
 import numpy as np
 import pytest
 
-from d2unlearn.comparison.markdown import cell_text, in_words, markdown_table, number, page_of, section_table
+from d2unlearn.comparison.markdown import cell_text, markdown_table, number, page_of, section_table, seeds_in_words
 from d2unlearn.comparison.outcomes import Outcome, outcomes_of, paired_interval, result_of
-from d2unlearn.comparison.table import Cell, Column, SplitTable, seed_interval, split_table
+from d2unlearn.comparison.table import FORGET_QUALITY, Cell, Column, SplitTable, p_interval, seed_interval, split_table
 
 from .made_up import judged, tuned
 
@@ -56,6 +56,25 @@ def test_the_interval_over_seeds_is_student_s() -> None:
     assert math.isnan(seed_interval([]).value)
 
 
+def test_p_values_are_averaged_as_logarithms_and_never_pass_one() -> None:
+    """1e-2 and 1e-6: the mean is 1e-4; the interval, 25 powers of ten each way, ends at 1."""
+    found = p_interval([1e-2, 1e-6, math.nan])
+    half = 12.7062 * np.std([-2, -6], ddof=1) / math.sqrt(2)
+    assert (found.value, found.high, found.n) == (pytest.approx(1e-4), 1.0, 2)
+    assert math.log10(found.low) == pytest.approx(-4 - half, rel=1e-4)
+    assert p_interval([0.0]).value < 1e-300
+    assert math.isnan(p_interval([math.nan]).value)
+
+
+def test_forget_quality_is_shown_with_both_ends() -> None:
+    column = Column(FORGET_QUALITY, "forget quality", "higher")
+    assert cell_text(Cell(1e-4, 2e-7, 0.05, 2), column) == "1.0e-04 (2.0e-07 to 0.050)"
+    runs = [judged("eua", seed, [0.0] * 4, [1.0] * 4, suite={"forget_quality": p}) for seed, p in ((0, 1e-2), (1, 1e-6))]
+    rows = split_table("ten", runs, [], {}).rows
+    assert rows[0].cells[FORGET_QUALITY].value == pytest.approx(1e-4)
+    assert "geometric mean" in seeds_in_words(rows)
+
+
 def test_rows_stand_in_order_with_their_seeds(table: SplitTable) -> None:
     assert [(row.contestant, row.seeds) for row in table.rows] == [
         ("original", (0,)),
@@ -92,7 +111,8 @@ def test_a_ratio_to_nothing_is_no_number() -> None:
 
 
 def test_a_guard_s_raw_numbers_are_the_original_s_and_its_guarded_ones_its_own(table: SplitTable) -> None:
-    assert cell(table, "input_classifier", "forget.extraction_strength").value == 1.0
+    raw = cell(table, "input_classifier", "forget.extraction_strength")
+    assert (raw.value, raw.n) == (1.0, 1)  # one measurement, however many seeds the guard has
     assert cell(table, "input_classifier", "suite.model_utility").value == 0.6
     assert cell(table, "input_classifier", "comeback.first.20").value == 0.99
     assert cell(table, "input_classifier", "retain.guarded_refusal_rate").value == 0.25
@@ -170,12 +190,6 @@ def test_below_the_oracle_nothing_is_better() -> None:
 )
 def test_results_are_the_baseline_s(low: float, high: float, better: str, result: str) -> None:
     assert result_of(low, high, better) == result  # type: ignore[arg-type]
-
-
-def test_words_name_whom_it_wins_against_and_by_how_much(table: SplitTable) -> None:
-    said = list(in_words(table.outcomes))
-    assert said[0] == "- extraction strength on forget: eua wins against npo (-0.400), input_classifier (-0.950)."
-    assert "- refusals of retain: eua ties with npo" in "\n".join(said)
 
 
 def test_cells_are_written_as_they_are_read() -> None:

@@ -1,26 +1,16 @@
-"""Tables of a comparison as markdown, with intervals over seeds, and in words where EUA wins, ties and loses. Pure."""
+"""Tables of a comparison as markdown, with intervals over seeds. Pure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from d2unlearn.comparison.outcomes import BASELINE, CONFIDENCE, Outcome
-from d2unlearn.comparison.table import Cell, Column, Row, Section, SplitTable
+from d2unlearn.comparison.outcomes import CONFIDENCE
+from d2unlearn.comparison.table import FORGET_QUALITY, Cell, Column, Row, Section, SplitTable
+from d2unlearn.comparison.words import who_wins
 
 ARROWS = {"lower": "↓", "higher": "↑", "neither": ""}
-RESPECT_WORDS = {
-    "extraction_strength": "extraction strength on {}",
-    "guarded_refusal_rate": "refusals of {}",
-    "comeback.first.20": "what relearning brings back",
-}
-VERBS = {"win": "wins against", "tie": "ties with", "loss": "loses to"}
 DASH = "–"
-READING = (
-    f"Against {BASELINE}, question by question on the same test questions (bootstrap over authors, {CONFIDENCE:.0%} over all "
-    f"contestants together); in brackets {BASELINE}'s mean minus theirs. Extraction strength on forgotten questions counts "
-    "from the oracle's up: less than a model that never knew is no advantage."
-)
 
 
 def page_of(tables: Sequence[SplitTable], *, rule: str) -> str:
@@ -32,7 +22,7 @@ def parts_of(table: SplitTable, *, rule: str) -> Iterator[str]:
     """One split: what it was judged on, in words, the tables, and how the parameters were chosen."""
     sizes = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in table.sizes.items())
     yield f"Test questions: {sizes}. Measured on: {'; '.join(table.machines)}. {seeds_in_words(table.rows)}\n"
-    yield f"{READING}\n\n" + "\n".join(in_words(table.outcomes)) + "\n" if table.outcomes else "No rival is judged yet.\n"
+    yield who_wins(table)
     for section in table.sections:
         if not filled_columns(section, table.rows):
             continue
@@ -48,7 +38,9 @@ def seeds_in_words(rows: Sequence[Row]) -> str:
     most = max((len(row.seeds) for row in rows), default=0)
     if most < 2:
         return "One seed: no interval over seeds yet."
-    return f"Means over seeds ± half of a {CONFIDENCE:.0%} interval (Student's t, up to {most} seeds); without ±: one seed."
+    spread = f"Means over seeds ± half of a {CONFIDENCE:.0%} interval (Student's t, up to {most} seeds); without it: one seed."
+    tested = any(FORGET_QUALITY in row.cells for row in rows)
+    return f"{spread} Forget quality, a p-value: geometric mean (interval)." if tested else spread
 
 
 def filled_columns(section: Section, rows: Sequence[Row]) -> list[Column]:
@@ -65,11 +57,15 @@ def section_table(section: Section, rows: Sequence[Row]) -> str:
 
 
 def cell_text(cell: Cell | None, column: Column) -> str:
-    """`0.012 ± 0.004`; without ± for a single seed; a dash for what was not measured."""
+    """`0.012 ± 0.004`, `0.002 (1e-05 to 0.3)` for a p-value; the mean for a single seed; a dash for what was not measured."""
     if cell is None or not _known(cell):
         return DASH
     text = number(cell.value, column)
-    return text if math.isnan(cell.low) else f"{text} ± {number((cell.high - cell.low) / 2, column)}"
+    if math.isnan(cell.low):
+        return text
+    if column.key == FORGET_QUALITY:
+        return f"{text} ({number(cell.low, column)} to {number(cell.high, column)})"
+    return f"{text} ± {number((cell.high - cell.low) / 2, column)}"
 
 
 def number(value: float, column: Column) -> str:
@@ -94,30 +90,6 @@ def tuning_table(table: SplitTable) -> str:
 def parameters_text(parameters: Mapping[str, float]) -> str:
     """`gamma 0.05, learning rate factor 1`."""
     return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in parameters.items()) or DASH
-
-
-def in_words(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """One line a respect: whom the baseline wins against, ties with and loses to."""
-    for respect in dict.fromkeys(each.respect for each in outcomes):
-        chosen = [each for each in outcomes if each.respect == respect]
-        parts = []
-        for result, verb in VERBS.items():
-            names = [_against(each) for each in chosen if each.result == result]
-            parts += [f"{verb} {', '.join(names)}"] if names else []
-        yield f"- {respect_words(respect)}: {BASELINE} {'; '.join(parts)}."
-
-
-def _against(outcome: Outcome) -> str:
-    """The contestant; where it differs, with the baseline's mean minus its own."""
-    return outcome.contestant if outcome.result == "tie" else f"{outcome.contestant} ({-outcome.difference:+.3f})"
-
-
-def respect_words(respect: str) -> str:
-    """A respect as a reader sees it."""
-    if respect in RESPECT_WORDS:
-        return RESPECT_WORDS[respect]
-    name, metric = respect.split(".", 1)
-    return RESPECT_WORDS[metric].format(name.replace("_", " "))
 
 
 def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +14,7 @@ from d2unlearn.comparison.records import ORACLE, ORIGINAL, Judged, JudgedSet
 from d2unlearn.schema import Better, Kind
 
 Floats = NDArray[np.float64]
+Result = Literal["win", "tie", "loss"]
 BASELINE = "eua"
 """What the others are compared with."""
 CONFIDENCE = 0.95
@@ -30,17 +32,18 @@ ATTACKED = ("first", "20")
 class Outcome:
     """A contestant against the baseline in one respect, on the same questions. difference: contestant's minus baseline's mean.
 
-    `result`: of the baseline: `win`, `tie` or `loss`. The interval's confidence is 95% over all contestants together
-    (Bonferroni). `n`: questions; seeds for what comes back.
+    respect: `SET.METRIC`, or what comes back; `theme`: the same for all sets of a kind. `result`: of the baseline. `n`:
+    questions; seeds for what comes back. The interval's confidence is 95% over all contestants together (Bonferroni).
     """
 
     contestant: str
     respect: str
+    theme: str
     difference: float
     low: float
     high: float
     n: int
-    result: str
+    result: Result
 
 
 def outcomes_of(runs: Sequence[Judged], names: Sequence[str]) -> list[Outcome]:
@@ -82,7 +85,7 @@ def paired_interval(
     return float(_difference(*(column.mean() for column in columns))), float(low), float(high)
 
 
-def result_of(low: float, high: float, better: Better) -> str:
+def result_of(low: float, high: float, better: Better) -> Result:
     """Of the baseline, from the interval of rival minus baseline."""
     if not (low > 0 or high < 0):
         return "tie"
@@ -111,8 +114,9 @@ def _respects(
             difference, low, high = paired_interval(
                 means[0][known], means[1][known], None if floor is None else floor[known], groups, confidence=confidence
             )
-            respect = f"{each.name}.{metric}"
-            found.append(Outcome(name, respect, difference, low, high, len(groups), result_of(low, high, better)))
+            result = result_of(low, high, better)
+            named = f"{each.name}.{metric}", f"{each.kind}.{metric}"
+            found.append(Outcome(name, *named, difference, low, high, len(groups), result))
     return found
 
 
@@ -125,7 +129,7 @@ def _comeback(name: str, base: Sequence[Judged], theirs: Sequence[Judged], *, co
     half = student.ppf((1 + confidence) / 2, len(differences) - 1) * differences.std(ddof=1) / len(differences) ** 0.5
     mean, low, high = (float(differences.mean() + shift) for shift in (0.0, -half, half))
     respect = f"comeback.{'.'.join(ATTACKED)}"
-    return [Outcome(name, respect, mean, low, high, len(differences), result_of(low, high, "lower"))]
+    return [Outcome(name, respect, "comeback", mean, low, high, len(differences), result_of(low, high, "lower"))]
 
 
 def _returned(run: Judged) -> float | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from d2unlearn.comparison.markdown import in_words, page_of
+from d2unlearn.comparison.markdown import page_of
 from d2unlearn.comparison.plan import Comparison
 from d2unlearn.comparison.records import Judged, Tuned
 from d2unlearn.comparison.rule import RULE
 from d2unlearn.comparison.store import Store, written
 from d2unlearn.comparison.table import SplitTable, split_table
+from d2unlearn.comparison.words import in_words
 from d2unlearn.evaluation.store import record_from_json, record_to_json
 from d2unlearn.report.comparison import write_pages
 from d2unlearn.runtime import atomic_write, read_json

@@ -6,6 +6,7 @@ Every number is of test questions. What tuning measured on validation questions 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from scipy.stats import t as student
 from d2unlearn.comparison.outcomes import BASELINE, CONFIDENCE, Outcome, outcomes_of
 from d2unlearn.comparison.records import ORACLE, ORIGINAL, ContestantKind, Judged, JudgedSet, Tuned
 from d2unlearn.schema import Better
+
+FORGET_QUALITY = "suite.forget_quality"
+"""A p-value: it spans orders of magnitude, so its mean over seeds is that of logarithms."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean over `n` seeds, and its 95% interval (Student's t); NaN where there are not two."""
+    """Mean over `n` seeds, and its 95% interval (Student's t); NaN where there are not two. Geometric for a p-value."""
 
     value: float
     low: float
@@ -119,6 +123,13 @@ def is_guarded(key: str) -> bool:
     return ".guarded_" in key or key.startswith("separation.") or "_gate_" in key
 
 
+def p_interval(values: Sequence[float]) -> Cell:
+    """Geometric mean of p-values over seeds and its interval, which ends at 1; NaN values are left out."""
+    found = seed_interval([math.log(max(value, sys.float_info.min)) for value in values])
+    mean, low, high = (math.exp(min(each, 0.0)) for each in (found.value, found.low, found.high))
+    return Cell(mean, low, high, found.n)
+
+
 def seed_interval(values: Sequence[float]) -> Cell:
     """Mean over seeds and its interval; NaN values are left out."""
     known = np.array([value for value in values if not math.isnan(value)])
@@ -144,7 +155,7 @@ def sections_of(sets: Mapping[str, JudgedSet], suite: bool) -> tuple[Section, ..
         *(Column(f"{name}.extraction_strength", f"{_words(name)}: extraction strength", "higher") for name in retain),
     ]
     own = [
-        Column("suite.forget_quality", "forget quality", "higher"),
+        Column(FORGET_QUALITY, "forget quality", "higher"),
         Column("suite.model_utility", "model utility", "higher"),
         Column("suite.forget_truth_ratio", "forget truth ratio", "higher"),
     ]
@@ -175,11 +186,12 @@ def sections_of(sets: Mapping[str, JudgedSet], suite: bool) -> tuple[Section, ..
 
 def _row(runs: Sequence[Judged], original: Mapping[str, float], base: tuple[float, float]) -> Row:
     numbers = [numbers_of(run, base) for run in runs]
+    keys = dict.fromkeys(key for each in numbers for key in each)
+    values = {key: [each.get(key, math.nan) for each in numbers] for key in keys}
     if runs[0].kind == "guard":
         raw = {key: value for key, value in original.items() if not is_guarded(key) and not key.startswith("cost.")}
-        numbers = [{**each, **raw} for each in numbers]
-    keys = dict.fromkeys(key for each in numbers for key in each)
-    cells = {key: seed_interval([each.get(key, math.nan) for each in numbers]) for key in keys}
+        values |= {key: [value] for key, value in raw.items()}
+    cells = {key: (p_interval if key == FORGET_QUALITY else seed_interval)(each) for key, each in values.items()}
     notes = {run.gate_reason for run in runs if run.gate_reason and run.kind == "method"}
     note = "weights as the original's" if runs[0].kind == "guard" else "; ".join(sorted(notes))
     return Row(runs[0].contestant, runs[0].kind, tuple(sorted(run.seed for run in runs)), cells, note)

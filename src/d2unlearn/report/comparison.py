@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from d2unlearn.comparison.markdown import cell_text, filled_columns, in_words, parameters_text, seeds_in_words
+from d2unlearn.comparison.markdown import cell_text, filled_columns, parameters_text, seeds_in_words
 from d2unlearn.comparison.outcomes import BASELINE
 from d2unlearn.comparison.records import ORIGINAL
 from d2unlearn.comparison.table import Row, Section, SplitTable
+from d2unlearn.comparison.words import READING, in_words, plain_words
 from d2unlearn.evaluation.store import read_evaluation
 from d2unlearn.report.gate import GATE_FILE, read_gate_summary
 from d2unlearn.report.html import build, template
@@ -51,6 +52,7 @@ class Part:
     sizes: str
     measured_on: str
     seeds: str
+    paragraph: str
     words: tuple[str, ...]
     figure: Tradeoff | None
     grids: tuple[Grid, ...]
@@ -89,7 +91,7 @@ def contestant_page(key: str, original: Path, folder: Path) -> str:
 def index_page(tables: Sequence[SplitTable], links: Mapping[str, str]) -> str:
     """The index as one HTML document that loads nothing."""
     parts = tuple(_part(table, place, links) for place, table in enumerate(tables))
-    return template("comparison.html.j2").render(parts=parts, baseline=BASELINE)
+    return template("comparison.html.j2").render(parts=parts, reading=READING)
 
 
 def _part(table: SplitTable, place: int, links: Mapping[str, str]) -> Part:
@@ -98,6 +100,7 @@ def _part(table: SplitTable, place: int, links: Mapping[str, str]) -> Part:
         ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in table.sizes.items()),
         "; ".join(table.machines),
         seeds_in_words(table.rows),
+        plain_words(table),
         tuple(line.removeprefix("- ") for line in in_words(table.outcomes)),
         tradeoff(table, f"tradeoff{place}"),
         tuple(_grid(table, each, links) for each in table.sections if filled_columns(each, table.rows)),

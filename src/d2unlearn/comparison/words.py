@@ -1,0 +1,135 @@
+"""Where EUA wins, ties and loses, in plain words: one paragraph a split, and below it one line a respect. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from d2unlearn.comparison.outcomes import ATTACKED, BASELINE, CONFIDENCE, Outcome, Result
+from d2unlearn.comparison.records import ORACLE
+from d2unlearn.comparison.table import FORGET_QUALITY, Row, SplitTable
+from d2unlearn.schema import Better
+
+RESPECT_WORDS = {
+    "extraction_strength": "extraction strength on {}",
+    "guarded_refusal_rate": "refusals of {}",
+    "comeback.first.20": "what relearning brings back",
+}
+VERBS: dict[Result, str] = {"win": "wins against", "tie": "ties with", "loss": "loses to"}
+READING = (
+    f"Against {BASELINE}, question by question on the same test questions (bootstrap over authors, {CONFIDENCE:.0%} over all "
+    f"contestants together); in brackets {BASELINE}'s mean minus theirs. Extraction strength on forgotten questions counts "
+    "from the oracle's up: less than a model that never knew is no advantage."
+)
+THEMES: dict[str, tuple[str, Better]] = {
+    "forget.extraction_strength": ("Of what was to be forgotten its weights hold", "lower"),
+    "retain.extraction_strength": ("Of everything else they keep", "higher"),
+    "forget.guarded_refusal_rate": ("Of what was to be forgotten it refuses", "higher"),
+    "retain.guarded_refusal_rate": ("Of everything else it refuses", "lower"),
+    "comeback": ("By relearning it gets back", "lower"),
+}
+"""Theme -> how its sentence begins, and which is better. Several sets of questions may belong to one theme."""
+MORE_OR_LESS: dict[Better, str] = {"lower": "less", "higher": "more"}
+DISTINGUISHED = 0.05
+"""A forget quality below it tells a model's answers from the oracle's."""
+
+
+def plain_words(table: SplitTable) -> str:
+    """The paragraph: theme by theme against whom the baseline wins, ties and loses, and how far from the oracle it is.
+
+    Within a theme a rival is won against where the baseline wins on one of the sets and loses on none. Empty without a rival.
+    """
+    if not table.outcomes:
+        return ""
+    results = [each.result for each in table.outcomes]
+    rivals = list(dict.fromkeys(each.contestant for each in table.outcomes))
+    sentences = [
+        f"In {len(results)} comparisons with {len(rivals)} others {BASELINE} wins {results.count('win')}, ties in "
+        f"{results.count('tie')} and loses {results.count('loss')}; a tie is an interval that holds zero, at {CONFIDENCE:.0%} "
+        "over all contestants together.",
+        *(_theme(theme, [each for each in table.outcomes if each.theme == theme]) for theme in THEMES),
+        _relearned(table.rows),
+        _forget_quality(table.rows),
+    ]
+    return " ".join(each for each in sentences if each)
+
+
+def who_wins(table: SplitTable) -> str:
+    """The paragraph, how its numbers come about, and the lines, as markdown."""
+    if not table.outcomes:
+        return "No rival is judged yet.\n"
+    return f"{plain_words(table)}\n\n{READING}\n\n" + "\n".join(in_words(table.outcomes)) + "\n"
+
+
+def in_words(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """One line a respect: whom the baseline wins against, ties with and loses to."""
+    for respect in dict.fromkeys(each.respect for each in outcomes):
+        chosen = [each for each in outcomes if each.respect == respect]
+        parts = []
+        for result, verb in VERBS.items():
+            names = [_against(each) for each in chosen if each.result == result]
+            parts += [f"{verb} {', '.join(names)}"] if names else []
+        yield f"- {respect_words(respect)}: {BASELINE} {'; '.join(parts)}."
+
+
+def respect_words(respect: str) -> str:
+    """A respect as a reader sees it."""
+    if respect in RESPECT_WORDS:
+        return RESPECT_WORDS[respect]
+    name, metric = respect.split(".", 1)
+    return RESPECT_WORDS[metric].format(name.replace("_", " "))
+
+
+def _theme(theme: str, outcomes: Sequence[Outcome]) -> str:
+    """`Of everything else they keep more than a, b; as much as c; less than d.` Empty where nothing was compared."""
+    found: dict[str, set[Result]] = {}
+    for each in outcomes:
+        found.setdefault(each.contestant, set()).add(each.result)
+    lead, better = THEMES[theme]
+    good, bad = MORE_OR_LESS[better], MORE_OR_LESS["higher" if better == "lower" else "lower"]
+    groups = {
+        f"{good} than": [name for name, results in found.items() if "win" in results and "loss" not in results],
+        "as much as": [name for name, results in found.items() if results == {"tie"}],
+        f"{bad} than": [name for name, results in found.items() if "loss" in results and "win" not in results],
+        "now more, now less than": [name for name, results in found.items() if {"win", "loss"} <= results],
+    }
+    parts = [f"{words} {_listed(names, len(found))}" for words, names in groups.items() if names]
+    return f"{lead} {'; '.join(parts)}." if parts else ""
+
+
+def _relearned(rows: Sequence[Row]) -> str:
+    """How much comes back, beside a model that never knew."""
+    key = ".".join(("comeback", *ATTACKED))
+    own, never = (_number(rows, name, key) for name in (BASELINE, ORACLE))
+    if math.isnan(own) or math.isnan(never):
+        return ""
+    return f"After {ATTACKED[1]} such steps its answer probability is {own:.3f}, the oracle's {never:.3f}."
+
+
+def _forget_quality(rows: Sequence[Row]) -> str:
+    """Whose answers a test tells from the oracle's."""
+    methods = {row.contestant: _number(rows, row.contestant, FORGET_QUALITY) for row in rows if row.kind == "method"}
+    own = methods.pop(BASELINE, math.nan)
+    if math.isnan(own):
+        return ""
+    utility = {name: _number(rows, name, "suite.model_utility") for name in methods}
+    alike = [f"{name} (p {p:.2g}, model utility {utility[name]:.3f})" for name, p in methods.items() if p >= DISTINGUISHED]
+    if own < DISTINGUISHED:
+        others = f"not those of {', '.join(alike)}" if alike else "those of every other method as well"
+        return f"Forget quality tells its answers from the oracle's (p {own:.1e}), {others}."
+    others = f"nor those of {', '.join(alike)}" if alike else "those of every other method it does"
+    return f"Forget quality does not tell its answers from the oracle's (p {own:.3f}), {others}."
+
+
+def _number(rows: Sequence[Row], contestant: str, key: str) -> float:
+    cells = next((row.cells for row in rows if row.contestant == contestant), {})
+    return cells[key].value if key in cells else math.nan
+
+
+def _listed(names: Sequence[str], everybody: int) -> str:
+    return f"all {everybody} others" if len(names) == everybody > 1 else ", ".join(names)
+
+
+def _against(outcome: Outcome) -> str:
+    """The contestant; where it differs, with the baseline's mean minus its own."""
+    return outcome.contestant if outcome.result == "tie" else f"{outcome.contestant} ({-outcome.difference:+.3f})"

@@ -1,0 +1,106 @@
+"""The paragraph and the lines: each rival is named where the outcomes put it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from d2unlearn.comparison.outcomes import Outcome, Result
+from d2unlearn.comparison.table import FORGET_QUALITY, Cell, Row, SplitTable
+from d2unlearn.comparison.words import in_words, plain_words, who_wins
+
+NAMES = {"a": ("win", "win"), "b": ("tie", "win"), "c": ("tie", "tie"), "d": ("loss", "tie"), "e": ("win", "loss")}
+
+
+def outcome(contestant: str, respect: str, result: Result, difference: float = 0.25) -> Outcome:
+    kind = "retain" if respect.startswith(("retain", "world")) else "forget"
+    theme = "comeback" if respect.startswith("comeback") else f"{kind}.{respect.split('.')[1]}"
+    return Outcome(contestant, respect, theme, difference, difference - 0.1, difference + 0.1, 300, result)
+
+
+def row(contestant: str, **numbers: float) -> Row:
+    kind = "as_is" if contestant in ("original", "oracle") else "method"
+    keys = {"p": FORGET_QUALITY, "utility": "suite.model_utility", "back": "comeback.first.20"}
+    cells = {keys[name]: Cell(value, math.nan, math.nan, 1) for name, value in numbers.items()}
+    return Row(contestant, kind, (0,), cells)  # type: ignore[arg-type]
+
+
+def table(outcomes: list[Outcome], rows: list[Row] | None = None) -> SplitTable:
+    return SplitTable("ten", {"forget": 300}, (), tuple(rows or []), tuple(outcomes), (), ())
+
+
+def on_both_sets(metric: str, sets: tuple[str, str]) -> list[Outcome]:
+    return [outcome(name, f"{each}.{metric}", result)  # type: ignore[arg-type]
+            for name, results in NAMES.items() for each, result in zip(sets, results, strict=True)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sets", "metric", "sentence"),
+    [
+        (
+            ("forget", "forget_paraphrased"),
+            "extraction_strength",
+            "Of what was to be forgotten its weights hold less than a, b; as much as c; more than d; now more, now less than e",
+        ),
+        (
+            ("retain", "world_facts"),
+            "extraction_strength",
+            "Of everything else they keep more than a, b; as much as c; less than d; now more, now less than e.",
+        ),
+        (
+            ("retain", "retain_paraphrased"),
+            "guarded_refusal_rate",
+            "Of everything else it refuses less than a, b; as much as c; more than d; now more, now less than e.",
+        ),
+    ],
+)
+def test_a_theme_puts_each_rival_where_all_its_sets_together_put_it(sets: tuple[str, str], metric: str, sentence: str) -> None:
+    said = plain_words(table(on_both_sets(metric, sets)))
+    assert said.startswith("In 10 comparisons with 5 others eua wins 4, ties in 4 and loses 2;")
+    assert sentence in said
+
+
+def test_everybody_is_not_listed_by_name() -> None:
+    outcomes = [outcome(name, "comeback.first.20", "loss") for name in "abc"]
+    assert "By relearning it gets back more than all 3 others." in plain_words(table(outcomes))
+    assert "By relearning it gets back more than a." in plain_words(table(outcomes[:1]))
+
+
+def test_what_comes_back_stands_beside_the_oracle() -> None:
+    outcomes = [outcome("npo", "comeback.first.20", "loss")]
+    rows = [row("oracle", back=0.002), row("eua", back=0.8071), row("npo", back=0.5)]
+    assert "After 20 such steps its answer probability is 0.807, the oracle's 0.002." in plain_words(table(outcomes, rows))
+    assert "such steps" not in plain_words(table(outcomes, rows[1:]))
+
+
+@pytest.mark.parametrize(
+    ("own", "rival", "sentence"),
+    [
+        (1e-7, 0.3, "tells its answers from the oracle's (p 1.0e-07), not those of npo (p 0.3, model utility 0.600)."),
+        (1e-7, 1e-3, "tells its answers from the oracle's (p 1.0e-07), those of every other method as well."),
+        (0.2, 1e-3, "does not tell its answers from the oracle's (p 0.200), those of every other method it does."),
+    ],
+)  # fmt: skip
+def test_forget_quality_names_whose_answers_pass_for_the_oracle_s(own: float, rival: float, sentence: str) -> None:
+    rows = [row("eua", p=own, utility=0.9), row("npo", p=rival, utility=0.6)]
+    assert f"Forget quality {sentence}" in plain_words(table([outcome("npo", "forget.extraction_strength", "win")], rows))
+
+
+def test_lines_name_whom_it_wins_against_and_by_how_much() -> None:
+    outcomes = [
+        outcome("npo", "forget.extraction_strength", "win", 0.4),
+        outcome("idk", "forget.extraction_strength", "tie"),
+        outcome("npo", "forget_paraphrased.guarded_refusal_rate", "loss", 0.125),
+    ]
+    assert list(in_words(outcomes)) == [
+        "- extraction strength on forget: eua wins against npo (-0.400); ties with idk.",
+        "- refusals of forget paraphrased: eua loses to npo (-0.125).",
+    ]
+
+
+def test_without_a_rival_there_is_nothing_to_say() -> None:
+    assert plain_words(table([])) == ""
+    assert who_wins(table([])) == "No rival is judged yet.\n"
+    assert who_wins(replace(table([outcome("npo", "retain.extraction_strength", "tie")]))).endswith("eua ties with npo.\n")
