@@ -42,17 +42,17 @@ def on_both_sets(metric: str, sets: tuple[str, str]) -> list[Outcome]:
         (
             ("forget", "forget_paraphrased"),
             "extraction_strength",
-            "Of what was to be forgotten its weights hold less than a, b; as much as c; more than d; now more, now less than e",
+            "its weights hold less than a, b; more than d; now more, now less than e; not clearly more or less than c",
         ),
         (
             ("retain", "world_facts"),
             "extraction_strength",
-            "Of everything else they keep more than a, b; as much as c; less than d; now more, now less than e.",
+            "they keep more than a, b; less than d; now more, now less than e; not clearly more or less than c.",
         ),
         (
             ("retain", "retain_paraphrased"),
             "guarded_refusal_rate",
-            "Of everything else it refuses less than a, b; as much as c; more than d; now more, now less than e.",
+            "it refuses less than a, b; more than d; now more, now less than e; not clearly more or less than c.",
         ),
     ],
 )

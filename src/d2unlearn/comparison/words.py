@@ -81,7 +81,7 @@ def respect_words(respect: str) -> str:
 
 
 def _theme(theme: str, outcomes: Sequence[Outcome]) -> str:
-    """`Of everything else they keep more than a, b; as much as c; less than d.` Empty where nothing was compared."""
+    """`Of everything else they keep more than a; less than b; not clearly more or less than c.` Empty: nothing was compared."""
     found: dict[str, set[Result]] = {}
     for each in outcomes:
         found.setdefault(each.contestant, set()).add(each.result)
@@ -89,9 +89,9 @@ def _theme(theme: str, outcomes: Sequence[Outcome]) -> str:
     good, bad = MORE_OR_LESS[better], MORE_OR_LESS["higher" if better == "lower" else "lower"]
     groups = {
         f"{good} than": [name for name, results in found.items() if "win" in results and "loss" not in results],
-        "as much as": [name for name, results in found.items() if results == {"tie"}],
         f"{bad} than": [name for name, results in found.items() if "loss" in results and "win" not in results],
         "now more, now less than": [name for name, results in found.items() if {"win", "loss"} <= results],
+        "not clearly more or less than": [name for name, results in found.items() if results == {"tie"}],
     }
     parts = [f"{words} {_listed(names, len(found))}" for words, names in groups.items() if names]
     return f"{lead} {'; '.join(parts)}." if parts else ""
