@@ -13,7 +13,7 @@ from comparison.made_up import judged, tuned
 from d2unlearn.comparison.table import SplitTable, split_table
 from d2unlearn.evaluation.store import write_evaluation
 from d2unlearn.report.comparison import index_page, write_pages
-from d2unlearn.report.tradeoff import Point, label_heights, points_of, tradeoff
+from d2unlearn.report.tradeoff import MARKS, Point, label_heights, marks_of, points_of, tradeoff
 from d2unlearn.schema import Evaluation
 
 from .test_page import Page
@@ -93,3 +93,11 @@ def test_pages_are_written_for_every_answer_at_hand_beside_the_original_s(
     assert written == ["index.html", "ten/eua/seed-0.html", "ten/original/seed-0.html"]
     assert index == (tmp_path / "pages" / "index.html").resolve()
     assert "<dt>contestant</dt><dd>eua</dd>" in (index.parent / "ten" / "eua" / "seed-0.html").read_text()
+
+
+def test_no_two_contestants_look_alike() -> None:
+    names = ["original", "oracle", "eua", *(f"method{number}" for number in range(25))]
+    marks = marks_of(names)
+    assert set(marks) == set(names)
+    assert len({mark[:2] for mark in marks.values()}) == len(names)
+    assert marks["oracle"] == MARKS["oracle"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,12 @@ ASKED = (
 """What stands on the horizontal axis of either panel."""
 GAP = 0.055
 """Between two labels, as a share of the height."""
-MARKS = {ORACLE: ("*", RETAIN, 170.0), ORIGINAL: ("s", AXIS, 42.0), BASELINE: ("D", FORGET, 52.0)}
+Mark = tuple[str, str, float]
+"""Shape, colour and area in square points."""
+MARKS: dict[str, Mark] = {ORACLE: ("*", RETAIN, 170.0), ORIGINAL: ("s", AXIS, 42.0), BASELINE: ("D", FORGET, 52.0)}
+SHAPES = ("o", "^", "v", "P")
+COLOURS = ("#4c78a8", "#c98a14", "#4c9a43", "#a868a0", "#9d755d", "#2f9c95", "#7a7fd0")
+"""Of everybody else, one after another: readable on light and on dark."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,13 @@ def tradeoff(table: SplitTable, key: str = "tradeoff") -> Tradeoff | None:
     panels = [(label, points) for label, points in panels if points]
     if not panels:
         return None
+    marks = marks_of([row.contestant for row in table.rows])
     with rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 3.9 * len(panels)))
+        figure = Figure(figsize=(8.4, 4.6 * len(panels)))
         for place, (label, points) in enumerate(panels):
             height = 1 / len(panels)
             bottom = 1 - (place + 1) * height
-            _panel(figure.add_axes((0.085, bottom + 0.17 * height, 0.6, 0.78 * height)), label, points)
+            _panel(figure.add_axes((0.085, bottom + 0.15 * height, 0.62, 0.78 * height)), label, points, marks)
         described = "; ".join(f"{each.name}: left {each.x:.3f}, kept {each.y:.3f}" for each in panels[0][1])
         return Tradeoff(render(figure, key), f"Forgetting against keeping on {table.split}. {described}.")
 
@@ -71,6 +77,16 @@ def points_of(rows: Sequence[Row], asked: str) -> list[Point]:
         if x is not None and y is not None and math.isfinite(x.value) and math.isfinite(y.value):
             points.append(Point(row.contestant, x.value, y.value, _half(x), _half(y)))
     return points
+
+
+def marks_of(contestants: Sequence[str]) -> dict[str, Mark]:
+    """A shape and a colour for each, in both panels: no two alike among the first 28 without a mark of their own."""
+    others = [name for name in contestants if name not in MARKS]
+    chosen: dict[str, Mark] = {
+        name: (SHAPES[place // len(COLOURS) % len(SHAPES)], COLOURS[place % len(COLOURS)], 44.0)
+        for place, name in enumerate(others)
+    }
+    return chosen | {name: MARKS[name] for name in contestants if name in MARKS}
 
 
 def label_heights(wanted: Sequence[float], gap: float) -> list[float]:
@@ -96,15 +112,15 @@ def _bottom(cluster: Sequence[float], gap: float) -> float:
     return max(0.0, min(float(np.mean(cluster)) - height / 2, 1.0 - height))
 
 
-def _panel(axes: Axes, label: str, points: Sequence[Point]) -> None:
+def _panel(axes: Axes, label: str, points: Sequence[Point], marks: Mapping[str, Mark]) -> None:
     low = min(0.0, *(each.y - each.dy for each in points))
     axes.set_xlim(-0.03, 1.03)
     axes.set_ylim(low - 0.03, 1.05)
     for each in points:
-        marker, colour, size = MARKS.get(each.name, ("o", INK, 30.0))
-        axes.errorbar(each.x, each.y, each.dy, each.dx, fmt="none", ecolor=AXIS, elinewidth=1, clip_on=True, zorder=2)
-        axes.scatter([each.x], [each.y], s=size, marker=marker, color=colour, zorder=3, clip_on=False, linewidth=0)
-    _labels(axes, points)
+        shape, colour, size = marks[each.name]
+        axes.errorbar(each.x, each.y, each.dy, each.dx, fmt="none", ecolor=colour, elinewidth=1, alpha=0.7, zorder=2)
+        axes.scatter([each.x], [each.y], s=size, marker=shape, color=colour, zorder=3, clip_on=False, linewidth=0)
+    _labels(axes, points, marks)
     axes.set_xlabel(label)
     axes.set_ylabel("kept: extraction strength, retained")
     axes.spines[["top", "right"]].set_visible(False)
@@ -114,23 +130,23 @@ def _panel(axes: Axes, label: str, points: Sequence[Point]) -> None:
     axes.set_axisbelow(True)
 
 
-def _labels(axes: Axes, points: Sequence[Point]) -> None:
-    """Names in a column on the right, each tied to its point."""
+def _labels(axes: Axes, points: Sequence[Point], marks: Mapping[str, Mark]) -> None:
+    """Names in a column on the right, each with its mark and tied to its point."""
     low, high = axes.get_ylim()
     heights = label_heights([(each.y - low) / (high - low) for each in points], GAP)
     for each, height in zip(points, heights, strict=True):
-        colour = MARKS.get(each.name, ("", INK, 0.0))[1]
+        shape, colour, size = marks[each.name]
+        axes.scatter([1.1], [height], s=min(size, 90.0), marker=shape, color=colour, transform=axes.transAxes, clip_on=False)
         axes.annotate(
-            each.name.replace("_", " "),
+            "",
             xy=(each.x, each.y),
-            xytext=(1.06, height),
+            xytext=(1.09, height),
             textcoords="axes fraction",
-            fontsize=10.5,
-            va="center",
-            color=INK if colour == AXIS else colour,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": AXIS, "linewidth": 0.6, "shrinkA": 2, "shrinkB": 3, "alpha": 0.6},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3, "alpha": 0.55},
         )
+        name = each.name.replace("_", " ")
+        axes.text(1.125, height, name, transform=axes.transAxes, fontsize=10.5, va="center", color=INK)
 
 
 def _half(cell: Cell) -> float:
