@@ -17,7 +17,7 @@ import d2unlearn
 
 SOURCE = Path(d2unlearn.__file__).parent
 CORE = "energy errors head likelihood observation positions quantities schema"
-COMPARED = "comparison.markdown comparison.outcomes comparison.records comparison.table"
+COMPARED = "comparison.markdown comparison.outcomes comparison.records comparison.table comparison.words"
 
 ALLOWED = {
     "errors": "",
@@ -46,6 +46,7 @@ ALLOWED = {
     "comparison.rule": "stats",
     "comparison.outcomes": "schema",
     "comparison.table": "schema",
+    "comparison.words": "schema",
     "comparison.markdown": "",
     "report": f"{COMPARED} errors evaluation.store evaluation.trial_results runtime schema stats",
     "comparison": f"{CORE} audit config data evaluation gate generation guards methods models report runtime stats training",
@@ -75,6 +76,7 @@ LIBRARIES = {
     "comparison.rule": "",
     "comparison.outcomes": "numpy scipy",
     "comparison.table": "scipy numpy",
+    "comparison.words": "",
     "comparison.markdown": "",
     "comparison.plan": "",
     "comparison.questions": "numpy",
