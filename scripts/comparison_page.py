@@ -64,8 +64,8 @@ forgotten authors, and retained rows that no method was given. Each model is giv
 that training never saw, at the same rate of false refusals. The oracle is a model that never knew.
 
 What this does not even out: the learning rate that everybody's trials start from was found for EUA, on forget10 with these
-models. Five trials make up for some of that, not for all. Gradient ascent and CE-U have no term that keeps anything: where all
-their trials destroyed the model, that says that so many epochs at such rates are too much for them.
+models. Five trials make up for some of that, not for all. Gradient ascent and CE-U have no term that keeps anything: where none
+of their trials left any knowledge, so many epochs at such rates are too much for them; fewer were not tried.
 
 A prompt guard, an input classifier and embeddings that are corrupted behind it (ECO) leave the weights alone: what they hide
 is still there. The classifier is fitted on the very questions whose refusal "refused: forget" counts; those in other words say

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 
@@ -68,6 +67,12 @@ def test_everybody_is_not_listed_by_name() -> None:
     assert "By relearning it gets back more than a." in plain_words(table(outcomes[:1]))
 
 
+def test_more_than_a_few_are_counted() -> None:
+    outcomes = [outcome(name, "comeback.first.20", "loss" if name in "abcde" else "tie") for name in "abcdefg"]
+    said = plain_words(table(outcomes))
+    assert "By relearning it gets back more than 5 of 7; not clearly more or less than f, g." in said
+
+
 def test_what_comes_back_stands_beside_the_oracle() -> None:
     outcomes = [outcome("npo", "comeback.first.20", "loss")]
     rows = [row("oracle", back=0.002), row("eua", back=0.8071), row("npo", back=0.5)]
@@ -80,7 +85,9 @@ def test_what_comes_back_stands_beside_the_oracle() -> None:
     [
         (1e-7, 0.3, "tells its answers from the oracle's (p 1.0e-07), not those of npo (p 0.3, model utility 0.600)."),
         (1e-7, 1e-3, "tells its answers from the oracle's (p 1.0e-07), those of every other method as well."),
-        (0.2, 1e-3, "does not tell its answers from the oracle's (p 0.200), those of every other method it does."),
+        (0.2, 1e-3, "does not tell its answers from the oracle's (p 2.0e-01), those of every other method it does."),
+        (0.2, 0.3, "does not tell its answers from the oracle's (p 2.0e-01), nor those of npo (p 0.3, model utility 0.600)."),
+        (1e-7, math.nan, "tells its answers from the oracle's (p 1.0e-07)."),
     ],
 )  # fmt: skip
 def test_forget_quality_names_whose_answers_pass_for_the_oracle_s(own: float, rival: float, sentence: str) -> None:
@@ -103,4 +110,4 @@ def test_lines_name_whom_it_wins_against_and_by_how_much() -> None:
 def test_without_a_rival_there_is_nothing_to_say() -> None:
     assert plain_words(table([])) == ""
     assert who_wins(table([])) == "No rival is judged yet.\n"
-    assert who_wins(replace(table([outcome("npo", "retain.extraction_strength", "tie")]))).endswith("eua ties with npo.\n")
+    assert who_wins(table([outcome("npo", "retain.extraction_strength", "tie")])).endswith("eua ties with npo.\n")

@@ -57,7 +57,7 @@ def section_table(section: Section, rows: Sequence[Row]) -> str:
 
 
 def cell_text(cell: Cell | None, column: Column) -> str:
-    """`0.012 ± 0.004`, `0.002 (1e-05 to 0.3)` for a p-value; the mean for a single seed; a dash for what was not measured."""
+    """`0.012 ± 0.004`, `0.002 (1.0e-05 to 0.300)` for a p-value; one seed: the mean alone; not measured: a dash."""
     if cell is None or not _known(cell):
         return DASH
     text = number(cell.value, column)

@@ -30,6 +30,8 @@ THEMES: dict[str, tuple[str, Better]] = {
 }
 """Theme -> how its sentence begins, and which is better. Several sets of questions may belong to one theme."""
 MORE_OR_LESS: dict[Better, str] = {"lower": "less", "higher": "more"}
+NAMED = 4
+"""So many contestants are listed by name in the paragraph; more are counted, and named in the lines below it."""
 DISTINGUISHED = 0.05
 """A forget quality below it tells a model's answers from the oracle's."""
 
@@ -107,18 +109,24 @@ def _relearned(rows: Sequence[Row]) -> str:
 
 
 def _forget_quality(rows: Sequence[Row]) -> str:
-    """Whose answers a test tells from the oracle's."""
-    methods = {row.contestant: _number(rows, row.contestant, FORGET_QUALITY) for row in rows if row.kind == "method"}
-    own = methods.pop(BASELINE, math.nan)
+    """Whose answers a test tells from the oracle's, of the methods that it was made for."""
+    own = _number(rows, BASELINE, FORGET_QUALITY)
+    methods = [row.contestant for row in rows if row.kind == "method" and row.contestant != BASELINE]
+    tested = {name: p for name in methods if not math.isnan(p := _number(rows, name, FORGET_QUALITY))}
     if math.isnan(own):
         return ""
-    utility = {name: _number(rows, name, "suite.model_utility") for name in methods}
-    alike = [f"{name} (p {p:.2g}, model utility {utility[name]:.3f})" for name, p in methods.items() if p >= DISTINGUISHED]
-    if own < DISTINGUISHED:
-        others = f"not those of {', '.join(alike)}" if alike else "those of every other method as well"
-        return f"Forget quality tells its answers from the oracle's (p {own:.1e}), {others}."
-    others = f"nor those of {', '.join(alike)}" if alike else "those of every other method it does"
-    return f"Forget quality does not tell its answers from the oracle's (p {own:.3f}), {others}."
+    told = own < DISTINGUISHED
+    said = f"Forget quality {'tells' if told else 'does not tell'} its answers from the oracle's (p {own:.1e})"
+    if not tested:
+        return f"{said}."
+    alike = [
+        f"{name} (p {p:.2g}, model utility {_number(rows, name, 'suite.model_utility'):.3f})"
+        for name, p in tested.items()
+        if p >= DISTINGUISHED
+    ]
+    if alike:
+        return f"{said}, {'not' if told else 'nor'} those of {', '.join(alike)}."
+    return f"{said}, those of every other method {'as well' if told else 'it does'}."
 
 
 def _number(rows: Sequence[Row], contestant: str, key: str) -> float:
@@ -127,7 +135,9 @@ def _number(rows: Sequence[Row], contestant: str, key: str) -> float:
 
 
 def _listed(names: Sequence[str], everybody: int) -> str:
-    return f"all {everybody} others" if len(names) == everybody > 1 else ", ".join(names)
+    if len(names) == everybody > 1:
+        return f"all {everybody} others"
+    return ", ".join(names) if len(names) <= NAMED else f"{len(names)} of {everybody}"
 
 
 def _against(outcome: Outcome) -> str:
