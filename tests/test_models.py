@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +26,7 @@ import tiny_models
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ModelError
 from d2unlearn.generation.guarded import GuardedModel
-from d2unlearn.models import end_token_ids, load_model, load_tokenizer, pad_token_id, state_hash, weights_hash
+from d2unlearn.models import end_token_ids, load_model, load_tokenizer, pad_token_id, state_hash, weights_hash, weights_name
 
 SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
@@ -183,6 +184,16 @@ def test_the_weights_hash_reads_block_by_block(folder: Path, monkeypatch: pytest
     expected = weights_hash(folder)
     monkeypatch.setattr("d2unlearn.models.BLOCK", 7)
     assert weights_hash(folder) == expected
+
+
+def test_weights_go_by_their_hash_in_a_folder_and_by_their_name_on_the_hub(folder: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    (tmp_path / "empty").mkdir()
+    assert weights_name(folder) == weights_name(str(moved)) == weights_hash(folder)
+    assert weights_name("owner/name") == "owner/name"
+    with pytest.raises(ModelError, match="safetensors"):
+        weights_name(tmp_path / "empty")
 
 
 def test_the_state_hash_is_of_every_parameter_and_its_dtype() -> None:

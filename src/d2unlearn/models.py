@@ -122,6 +122,14 @@ def weights_hash(folder: str | Path) -> str:
     return total.hexdigest()
 
 
+def weights_name(source: str | Path) -> str:
+    """What tells a model's weights from others in a cache's key: a folder's `weights_hash`, the name of one on the hub.
+
+    Raises `ModelError` when a folder holds no safetensors files.
+    """
+    return weights_hash(source) if Path(source).is_dir() else str(source)
+
+
 def state_hash(model: torch.nn.Module) -> str:
     """sha256 over a model's parameters and buffers in memory: which weights a cached reference belongs to."""
     total = hashlib.sha256()

@@ -16,7 +16,7 @@ from d2unlearn.comparison.search import Space
 from d2unlearn.comparison.store import Store
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import ConfigError, ModelError
-from d2unlearn.models import weights_hash
+from d2unlearn.models import weights_name
 from d2unlearn.runtime import atomic_write, fingerprint
 from d2unlearn.schema import Example, Kind
 
@@ -177,14 +177,12 @@ def _divided(
 
 
 def _weights(model: str) -> str:
-    """The hash of a folder's weights, the name of a model on the hub. Raises `ModelError` for a folder that is not there."""
-    if Path(model).is_dir():
-        return _hashed(_stamped(model))
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+    """`weights_name`, read once for all runs. Raises `ModelError` for a folder that is not there."""
+    if not Path(model).is_dir() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
         raise ModelError(f"{model} is not a folder; a comparison takes model folders or names on the hub")
-    return model
+    return _named(_stamped(model))
 
 
 @lru_cache(maxsize=8)
-def _hashed(model: _Stamped) -> str:
-    return weights_hash(model.path)
+def _named(model: _Stamped) -> str:
+    return weights_name(model.path)

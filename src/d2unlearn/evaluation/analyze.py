@@ -36,7 +36,7 @@ from d2unlearn.evaluation.trial_results import (
     write_analysis,
 )
 from d2unlearn.gate.policy import GATE_FILE, EnergyGate
-from d2unlearn.models import end_token_ids, load_model, load_tokenizer, pad_token_id, weights_hash
+from d2unlearn.models import end_token_ids, load_model, load_tokenizer, pad_token_id, weights_name
 from d2unlearn.runtime import atomic_path, check_writable, fingerprint, hash_file, pick_device, say, torch_dtype, write_json
 from d2unlearn.schema import Example, Kind
 from d2unlearn.training.artifact import MANIFEST, is_done, manifest
@@ -204,10 +204,6 @@ def _key(settings: AnalyzeSettings, questions: Questions) -> str:
     chosen = {key: value for key, value in asdict(settings).items() if key not in places}
     rows = [[each.name, each.kind, [content_hash(e) for e in each.examples]] for each in questions.sets]
     rows += [["calibration", "retain", [content_hash(e) for e in (*questions.fit, *questions.threshold)]]]
-    weights = {role: _weights(place) for role, place in _places(settings).items()}
+    weights = {role: weights_name(place) for role, place in _places(settings).items()}
     gate = Path(settings.model) / GATE_FILE
     return fingerprint([__version__, weights, hash_file(gate) if gate.is_file() else None, rows, chosen])
-
-
-def _weights(place: str) -> str:
-    return weights_hash(place) if Path(place).is_dir() else place

@@ -34,7 +34,7 @@ from d2unlearn.evaluation.scoring import Scorer, overlap, render, score_set, tak
 from d2unlearn.evaluation.store import write_evaluation
 from d2unlearn.evaluation.suites import SUITES, Suite, attacked_sets, chosen
 from d2unlearn.generation.guarded import GuardedModel
-from d2unlearn.models import load_model, weights_hash
+from d2unlearn.models import load_model, weights_name
 from d2unlearn.runtime import atomic_path, check_writable, fingerprint, say, torch_dtype, write_json
 from d2unlearn.training.artifact import MANIFEST, is_done, manifest
 
@@ -122,5 +122,5 @@ def _key(settings: BenchmarkSettings, context: str, sets: Sequence[LoadedSet], r
     chosen_settings = {key: value for key, value in asdict(settings).items() if key not in places}
     rows = [[each.name, [[content_hash(e), e.extra] for e in each.examples]] for each in sets]
     other = settings.reference_model
-    weights = weights_hash(other) if other is not None and Path(other).is_dir() else other
+    weights = None if other is None else weights_name(other)
     return fingerprint([context, rows, reference, weights, chosen_settings])

@@ -28,7 +28,7 @@ from d2unlearn.evaluation.separation import separations
 from d2unlearn.evaluation.store import write_evaluation
 from d2unlearn.evaluation.utility import leaks, rouge_l_recall, token_entropy
 from d2unlearn.generation.guarded import Answer, GuardedModel, Prompt
-from d2unlearn.models import context_length, weights_hash
+from d2unlearn.models import context_length, weights_name
 from d2unlearn.observation import observe
 from d2unlearn.quantities import Correct, LogSumExp, Nll
 from d2unlearn.runtime import atomic_path, check_writable, fingerprint, progress, say, torch_dtype, write_json
@@ -238,6 +238,5 @@ def _key(settings: EvaluateSettings, guarded: GuardedModel, sets: Sequence[Named
     places = ("model", "forget", "retain", "output", "also_forget", "also_retain")
     chosen = {key: value for key, value in asdict(settings).items() if key not in places}
     rows = [[each.name, each.kind, [content_hash(e) for e in each.examples]] for each in sets]
-    folder = Path(settings.model)
-    weights = weights_hash(folder) if folder.is_dir() else settings.model
+    weights = weights_name(settings.model)
     return fingerprint([__version__, weights, None if guarded.gate is None else guarded.gate.fingerprint, rows, chosen])
