@@ -30,17 +30,20 @@ PUBLISHED_RATE = 2e-3
 
 
 def main() -> None:
+    settings = yaml.safe_load((ROOT / "scripts" / "comparison.yaml").read_text(encoding="utf-8"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--splits", nargs="+", help="of scripts/comparison.yaml; all of them unless given")
+    parser.add_argument("--splits", nargs="+", choices=settings["splits"], help="and those they look at; unless given: all")
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--trials", type=int)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--plan", action="store_true", help="list the runs, do nothing")
     arguments = parser.parse_args()
-    settings = yaml.safe_load((ROOT / "scripts" / "comparison.yaml").read_text(encoding="utf-8"))
     if arguments.splits:
-        settings["splits"] = {name: settings["splits"][name] for name in arguments.splits}
+        looked_at = {settings["splits"][name].get("strongest_of") for name in arguments.splits}
+        settings["splits"] = {
+            name: split for name, split in settings["splits"].items() if name in {*arguments.splits, *looked_at}
+        }
     settings |= {key: value for key in ("methods", "seeds", "trials") if (value := getattr(arguments, key))}
     write_rows()
     if "forget05" in settings["splits"] and not arguments.plan:
