@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -263,7 +264,8 @@ class Ray(ModuleType):
         ended = [each for each in references if each[1] <= time.monotonic()]
         return ended, [each for each in references if each not in ended]
 
-    def cancel(self, reference: Any) -> None:
+    def cancel(self, reference: Any, *, force: bool) -> None:
+        assert force
         self.cancelled.append(reference)
 
 
@@ -293,6 +295,45 @@ def test_ray_is_given_plain_commands_with_what_each_needs_of_the_cluster(
     handle = backend.start(ONE)
     backend.stop(handle)
     assert ray.cancelled == [handle]
+
+
+@pytest.fixture
+def cluster() -> Iterator[None]:
+    """Ray itself, on this machine."""
+    ray = pytest.importorskip("ray", reason="ray is not installed; a stand-in is asked in its place")
+    yield
+    ray.shutdown()
+
+
+def test_ray_itself_runs_a_command_and_ends_one_that_is_stopped(cluster: None, tmp_path: Path) -> None:
+    script = tmp_path / "wait.py"
+    script.write_text(
+        "import os, sys, time\nprint(sys.argv[-1], os.getpid(), flush=True)\n'tune' in sys.argv[-1] or time.sleep(600)\n"
+    )
+    given = settings(tmp_path, jobs=2, launcher=f"{shlex.quote(sys.executable)} {shlex.quote(str(script))}")
+    backend = BACKENDS["ray"](given, tmp_path / "c.yaml", nothing)
+    short, long = backend.start(TUNE), backend.start(ONE)
+    wait_until(lambda: backend.has_ended(short))
+    assert log_of(given, TUNE).read_text().startswith(f"{TUNE.key} ")
+    wait_until(lambda: log_of(given, ONE).is_file() and log_of(given, ONE).read_text().endswith("\n"))
+    assert not backend.has_ended(long)
+    backend.stop(long)
+    wait_until(lambda: backend.has_ended(long) and not is_running(int(log_of(given, ONE).read_text().split()[-1])))
+
+
+def wait_until(holds: Callable[[], bool], *, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_without_ray_the_backend_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,7 +167,7 @@ class RayTasks(Backend):
         return bool(ended)
 
     def stop(self, handle: Any) -> None:
-        self._ray.cancel(handle)
+        self._ray.cancel(handle, force=True)  # a task that waits for its command hears nothing else
 
 
 BACKENDS: dict[str, Callable[[CompareSettings, Path, Callable[[str], None]], Backend]] = {
