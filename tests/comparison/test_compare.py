@@ -19,14 +19,14 @@ import yaml
 
 from cli.command import d2, refused
 from d2unlearn.comparison import judging, tuning
-from d2unlearn.comparison.engine import command_of
+from d2unlearn.comparison.engine import BACKENDS, command_of
 from d2unlearn.comparison.output import read_results
 from d2unlearn.comparison.plan import Run, comparison_of
 from d2unlearn.comparison.records import Judged, Tuned
 from d2unlearn.comparison.rule import RULE, validation_score
 from d2unlearn.comparison.run import run_compare, store_of
 from d2unlearn.comparison.work import Bench, row_of
-from d2unlearn.config import CompareSettings, UnlearnSettings
+from d2unlearn.config import CompareSettings, UnlearnSettings, load_settings
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ArtifactError, ConfigError, GateError
@@ -391,6 +391,25 @@ def launched(launcher: str, settings: CompareSettings, file: Path, key: str) -> 
     command = command_of(replace(settings, launcher=launcher), file, Run("cities", key.split("/")[1], "method", None))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+
+
+def test_a_run_s_command_finds_the_splits_in_their_order(copied: CompareSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`strongest_of` looks back, whatever the splits are called."""
+
+    class Enough(Exception):
+        pass
+
+    def backend(settings: CompareSettings, file: Path, do: Callable[[str], None]) -> Any:
+        again = load_settings(CompareSettings, file, {})
+        assert list(comparison_of(again, methods=METHODS, guards=GUARDS).splits) == list(asked.splits)
+        raise Enough
+
+    later = {**copied.splits["cities"], "strongest": 1, "strongest_of": "cities"}
+    given = replace(copied, splits={**copied.splits, "a-later-one": later})
+    asked = comparison_of(given, methods=METHODS, guards=GUARDS)
+    monkeypatch.setitem(BACKENDS, "here", backend)
+    with pytest.raises(Enough):
+        list(run_compare(given))
 
 
 def test_two_processes_share_a_run_and_write_what_one_would(

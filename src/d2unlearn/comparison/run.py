@@ -127,10 +127,10 @@ def _progress(comparison: Comparison, store: Store) -> Progress:
 
 
 def _resolved(settings: CompareSettings, store: Store) -> Path:
-    """The settings as a file that a run's command is given, named after its content."""
+    """The settings as a file that a run's command is given, named after its content. Splits stay in their order."""
     values = {key: value for key, value in asdict(settings).items() if value is not None}
-    text = yaml.safe_dump(values, sort_keys=True, allow_unicode=True)
-    path = store.output / "settings" / f"{fingerprint(values)[:12]}.yaml"
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    path = store.output / "settings" / f"{fingerprint(text)[:12]}.yaml"
     atomic_write(path, text)
     return path
 
