@@ -29,8 +29,9 @@ from d2unlearn.schema import Comeback, EvaluatedSet, Evaluation, Metric
 from d2unlearn.training.artifact import MANIFEST, first_rank, read_manifest, versions
 from d2unlearn.training.unlearn import run_unlearn
 
-VALUES = ("extraction_strength", "guarded_rouge_l_recall", "guarded_refusal_rate")
-"""What is kept question by question, so that contestants can be compared on the same questions."""
+GUARDED_VALUES = ("extraction_strength", "guarded_rouge_l_recall", "guarded_refusal_rate")
+BARE_VALUES = ("extraction_strength", "rouge_l_recall")
+"""What is kept question by question, so that contestants can be compared on the same questions: behind a guard, and without."""
 DIGITS = 5
 
 
@@ -202,7 +203,8 @@ def _record(
 
 
 def _judged_set(found: EvaluatedSet, groups: Sequence[str | None]) -> JudgedSet:
-    known = [name for name in VALUES if any(metric.name == name for metric in found.metrics)]
+    measured = {metric.name for metric in found.metrics}
+    kept = GUARDED_VALUES if measured.issuperset(GUARDED_VALUES) else BARE_VALUES
     labels = [str(index) if group is None else group for index, group in enumerate(groups)]
     numbers = {label: str(number) for number, label in enumerate(dict.fromkeys(labels))}
     return JudgedSet(
@@ -211,5 +213,5 @@ def _judged_set(found: EvaluatedSet, groups: Sequence[str | None]) -> JudgedSet:
         len(found.examples),
         found.metrics,
         tuple(numbers[label] for label in labels),
-        {name: tuple(round(each.scores[name], DIGITS) for each in found.examples) for name in known},
+        {name: tuple(round(each.scores[name], DIGITS) for each in found.examples) for name in kept},
     )
