@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from d2unlearn.comparison.markdown import parts_of, section_table, seeds_in_words
 from d2unlearn.comparison.output import read_results, tables_of
-from d2unlearn.comparison.records import Judged, Tuned
+from d2unlearn.comparison.plan import Comparison, comparison_of, standing
 from d2unlearn.comparison.rule import RULE
 from d2unlearn.comparison.table import Section, SplitTable
 from d2unlearn.comparison.words import who_wins
+from d2unlearn.config import CompareSettings, load_settings
+from d2unlearn.guards import GUARDS
 from d2unlearn.methods import METHODS
 from d2unlearn.report import tradeoff as drawing
 from d2unlearn.report.tradeoff import tradeoff
@@ -47,10 +46,11 @@ DIGEST = {
 """The columns that docs/results.md shows, in two tables."""
 DIGEST_INTRODUCTION = """## Methods side by side
 
-Every method and guard, tuned with the same number of trials and judged once. All columns, how parameters were chosen, and
-which contestants are still to come: [comparison.md](comparison.md). Refusals and leaks behind the guard are of each model's own
-gate or guard. "Whole authors, 20 steps" is the answer probability on nine tenths of the forgotten rows after relearning the
-other tenth; time is training time. ¹ A guard: its weights are the original's.
+Methods and guards, tuned with the same number of trials and judged once; forget05 shows the strongest of forget10 alone. All
+columns, how parameters were chosen and what to read with care: [comparison.md](comparison.md). "Gate refuses" and leaks behind
+it are of each model's own gate or guard; a method that refuses in words shows there as one that refuses little. "Whole authors,
+20 steps" is the answer probability on nine tenths of the forgotten rows after relearning the other tenth; time is training
+time. ¹ A guard: its weights are the original's.
 """
 INTRODUCTION = """# Methods side by side
 
@@ -59,27 +59,34 @@ Made by `make docs` from the runs kept in `benchmarks/results/comparison`; `scri
 Every method is trained by the same trainer on the same pairs of rows, with the same number of epochs and of trials: the
 published parameters first, the others found by [optuna](https://optuna.org). A trial is chosen on validation questions, by a
 rule in which no energy, gate or refusal enters, and the training's last weights are taken, so that no energy chooses an epoch
-either. What was chosen is then trained with each seed and judged once on test questions: those of three quarters of the
+either. What was chosen is then trained with each seed and judged once on test questions: those of about three quarters of the
 forgotten authors, and retained rows that no method was given. Each model is given an energy gate, calibrated on retained rows
 that training never saw, at the same rate of false refusals. The oracle is a model that never knew.
 
-What this does not even out: the learning rate that everybody's trials start from was found for EUA, on forget10 with these
-models. Five trials make up for some of that, not for all. Gradient ascent and CE-U have no term that keeps anything: where none
-of their trials left any knowledge, so many epochs at such rates are too much for them; fewer were not tried.
+What each number means: [evaluation.md](evaluation.md). An answer leaks that holds at least half of the truth's words (ROUGE-L
+recall). Questions that have no author, such as world facts, are grouped in blocks of twenty.
 
-A prompt guard, an input classifier and embeddings that are corrupted behind it (ECO) leave the weights alone: what they hide
-is still there. The classifier is fitted on the very questions whose refusal "refused: forget" counts; those in other words say
-more. Corrupted embeddings lead to another answer, not to a refusal, so their refusals are none by design.
+## What to read with care
 
-These models know TOFU and little else: nothing here speaks about general ability, or about models a thousand times as large.
+- The learning rate that everybody's trials start from was found for EUA, on forget10 with these models, before its questions
+  were divided into validation and test. Five trials make up for some of that, not for all. forget05 is half of forget10, with
+  an oracle of its own.
+- Gradient ascent and CE-U have no term that keeps anything. Where none of their trials is worth anything, so many epochs at
+  such rates are too much for them; fewer were not tried.
+- A prompt guard, an input classifier and embeddings that are corrupted behind it (ECO) leave the weights alone: what they hide
+  is still there. The classifier is fitted on the very questions whose refusal "gate refuses: forget" counts; those in other
+  words say more. It is linear and reads the last state of a small model; ECO's authors fine-tune a RoBERTa for it. How often it
+  misses says little about theirs.
+- "Gate refuses" counts refusals by the energy gate or the guard. IDK, IDK-DPO and IDK+AP refuse in words, which no gate counts;
+  corrupted embeddings lead to another answer. What users are told in the end is compared as well, whoever withholds it.
+- These models know TOFU and little else: nothing here speaks about general ability, or about models a thousand times as large.
 """
 
 
 def comparison_pages(results: Path) -> dict[Path, str]:
     """The page and its figures, as they should be."""
-    settings, order, tables = kept_tables(results)
-    judged, tuned = read_results(results)
-    parts = [INTRODUCTION, state(settings, order, judged, tuned)]
+    comparison, tables = kept_tables(results)
+    parts = [INTRODUCTION, by_hand(comparison), state(comparison, results)]
     files: dict[Path, str] = {}
     for table in tables:
         parts.append(f"## {table.split}\n")
@@ -93,7 +100,7 @@ def comparison_pages(results: Path) -> dict[Path, str]:
 def comparison_section(results: Path) -> str:
     """The digest: per split the main columns of every contestant that is judged, and in words where EUA wins and loses."""
     parts = [DIGEST_INTRODUCTION]
-    for table in kept_tables(results)[2]:
+    for table in kept_tables(results)[1]:
         columns = {each.key: each for section in table.sections for each in section.columns}
         rows = [row for row in table.rows if row.seeds]
         parts += [f"### {table.split}\n", f"{seeds_in_words(rows)}\n"]
@@ -103,31 +110,39 @@ def comparison_section(results: Path) -> str:
     return "\n".join(parts)
 
 
-def kept_tables(results: Path) -> tuple[dict[str, Any], list[str], list[SplitTable]]:
-    """The comparison's settings, its contestants in order, and the table of every split that has a run."""
-    settings = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
-    order = [*(settings.get("methods") or METHODS), *settings["guards"]]
-    return settings, order, list(tables_of(results, list(settings["splits"]), settings["left_out"], order))
+def kept_tables(results: Path) -> tuple[Comparison, list[SplitTable]]:
+    """The comparison that was asked for, and the table of every split that has a run."""
+    comparison = comparison_of(load_settings(CompareSettings, SETTINGS, {}), methods=METHODS, guards=GUARDS)
+    order, left_out = [*comparison.methods, *comparison.guards], comparison.settings.left_out
+    return comparison, tables_of(results, [split.name for split in comparison.splits], left_out, order)
 
 
-def state(settings: dict[str, object], order: list[str], judged: list[Judged], tuned: list[Tuned]) -> str:
+def by_hand(comparison: Comparison) -> str:
+    """The parameters that were set for the comparison, beside what is published."""
+    said = [
+        f"`{name}` of {contestant} is {value:g} ({getattr(METHODS[contestant](), name):g} as published)"
+        for contestant, space in comparison.spaces.items()
+        for name, value in space.fixed.items()
+    ]
+    return f"Set for this comparison, and not tried otherwise: {', '.join(said)}.\n" if said else ""
+
+
+def state(comparison: Comparison, results: Path) -> str:
     """What is there and what is missing, split by split, and the command that goes on."""
-    lines = ["## What is there\n"]
-    seeds = settings["seeds"]
-    splits = settings["splits"]
-    assert isinstance(seeds, list)
-    assert isinstance(splits, dict)
-    for name, split in splits.items():
-        runs = [run for run in judged if run.split == name]
-        names = {run.contestant for run in (*tuned, *runs) if run.split == name and run.kind != "as_is"}
-        wanted = "strongest" in split and f"{split['strongest']} strongest of {split['strongest_of']}"
-        whole = [each for each in order if len({run.seed for run in runs if run.contestant == each}) == len(seeds)]
-        begun = [each for each in order if each in names and each not in whole]
-        left = [] if wanted else [each for each in order if each not in names]
-        said = [f"complete: {', '.join(whole) or 'none'}", f"begun: {', '.join(begun) or 'none'}"]
-        said.append(f"not begun: {wanted or ', '.join(left) or 'none'}")
-        lines.append(f"- {name}: {'; '.join(said)}.")
-    return "\n".join([*lines, "\n`python scripts/comparison.py --jobs 2` goes on with what is missing.\n"])
+    judged, tuned = read_results(results)
+    done = {each.key for each in (*judged, *tuned)}
+    lines, open_ones = ["## What is there\n"], 0
+    for each in standing(comparison, done, {each.key: each.best.score for each in tuned if each.kind == "method"}):
+        left = [*each.missing, *([each.awaited] if each.awaited else [])]
+        open_ones += len(each.begun) + len(left)
+        said = {"complete": each.complete, "begun": each.begun, "not begun": left}
+        split = comparison.split(each.split)
+        whose = f" (the {split.strongest} strongest of {split.strongest_of}, by validation score)" if split.strongest else ""
+        parts = [f"{key}: {', '.join(names)}" for key, names in said.items() if names]
+        lines.append(f"- {each.split}{whose}: {'; '.join(parts)}.")
+    if open_ones:
+        lines.append("\n`python scripts/comparison.py --jobs 2` goes on with what is missing.")
+    return "\n".join(lines) + "\n"
 
 
 def picture(table: SplitTable, results: Path) -> str:

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta
+from scipy.stats import t as student
 
 from d2unlearn.errors import GateError
 from d2unlearn.schema import Interval
 
 Floats = NDArray[np.float64]
+TINY = 1e-12
+"""A deviation, or a mean, that is nothing but rounding."""
 
 
 def finite(values: ArrayLike) -> Floats:
@@ -92,6 +97,65 @@ def _drawn(members: list[NDArray[np.intp]] | NDArray[np.intp], rng: np.random.Ge
     """The indices of as many groups as there are, drawn with replacement."""
     chosen = rng.integers(0, len(members), len(members))
     return members[chosen].ravel() if isinstance(members, np.ndarray) else np.concatenate([members[i] for i in chosen])
+
+
+class MeanTest(NamedTuple):
+    """A mean, and the two-sided p-value of its being zero; NaN where nothing varies that chance could be judged by."""
+
+    mean: float
+    p: float
+
+
+def crossed_test(values: ArrayLike, groups: Sequence[Hashable]) -> MeanTest:
+    """Whether the mean of values [repeats, examples] differs from zero where repeats and groups of examples are both chance.
+
+    `groups`: a label an example. Say, trainings with other seeds are the repeats and authors the groups: the result speaks of
+    other trainings and other authors too. With the mean squares of repeats, of groups and of what neither explains, MS_r, MS_g
+    and MS_e, the variance of the mean over R repeats and G groups is (MS_r + MS_g - MS_e) / RG, and never below the larger of
+    MS_r / RG and MS_g / RG. Student's t, with the degrees of freedom of Satterthwaite 1946. Groups of different sizes enter by
+    their share of the examples. Source: two crossed random effects, Scheffé 1959.
+    """
+    array = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    _, index = np.unique([str(group) for group in groups], return_inverse=True)
+    mean, r, g = float(array.mean()), len(array), int(index.max()) + 1
+    cells = np.stack([np.bincount(index, weights=row - mean) for row in array]) * g / array.shape[1]
+    by_repeat, by_group = cells.mean(axis=1, keepdims=True), cells.mean(axis=0, keepdims=True)
+    repeats = _Squares(g * float((by_repeat**2).sum()), r - 1)
+    grouped = _Squares(r * float((by_group**2).sum()), g - 1)
+    rest = _Squares(float(((cells - by_repeat - by_group) ** 2).sum()), (r - 1) * (g - 1))
+    if r == g == 1:
+        return MeanTest(mean, math.nan)
+    larger = max(repeats, grouped, key=lambda each: each.mean)
+    total, freedom = larger.mean, float(larger.freedom)
+    if (both := repeats.mean + grouped.mean - rest.mean) > total:
+        total, freedom = both, both**2 / sum(each.mean**2 / each.freedom for each in (repeats, grouped, rest))
+    if total < TINY**2:
+        return MeanTest(mean, float(abs(mean) < TINY))
+    return MeanTest(mean, float(2 * student.sf(abs(mean) / math.sqrt(total / (r * g)), freedom)))
+
+
+@dataclass(frozen=True)
+class _Squares:
+    """A sum of squares with its degrees of freedom; its mean is zero where it has none."""
+
+    sum: float
+    freedom: int
+
+    @property
+    def mean(self) -> float:
+        return self.sum / self.freedom if self.freedom else 0.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for being so many: rejecting those below a level errs at all at most that often.
+
+    Source: Holm 1979.
+    """
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = least
+    return adjusted
 
 
 def binomial_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:

@@ -15,9 +15,9 @@ def metric(name: str, value: float) -> Metric:
     return Metric(name, value, value, value, 4, 0, "neither")
 
 
-def judged_set(name: str, kind: Kind, strength: list[float], refused: list[float] | None = None) -> JudgedSet:
+def judged_set(name: str, kind: Kind, strength: list[float], refused: list[float] | None, told: dict[str, float]) -> JudgedSet:
     """Four questions of two authors."""
-    values = {"extraction_strength": tuple(strength)}
+    values = {"extraction_strength": tuple(strength), **{metric: (value,) * 4 for metric, value in told.items()}}
     metrics = [metric("extraction_strength", sum(strength) / len(strength)), metric("answer_probability", 0.5)]
     if refused is not None:
         values["guarded_refusal_rate"] = tuple(refused)
@@ -26,9 +26,12 @@ def judged_set(name: str, kind: Kind, strength: list[float], refused: list[float
 
 
 def judged(contestant: str, seed: int, forget: list[float], retain: list[float], **changes: Any) -> Judged:
-    """One run. `refused`: (forget, retain) refusals; `returned`: what 20 steps of relearning bring back; `seconds`, `bytes`."""
+    """One run. `refused`: (forget, retain) refusals; `told`: overlap of all answers with the truth, by metric.
+
+    `returned`: what 20 steps of relearning bring back; `seconds`, `bytes`.
+    """
     kinds: dict[str, Any] = {"original": "as_is", "oracle": "as_is", "input_classifier": "guard"}
-    refused = changes.get("refused", (None, None))
+    refused, told = changes.get("refused", (None, None)), changes.get("told", {})
     returned, seconds = changes.get("returned"), changes.get("seconds")
     at = {} if returned is None else {"0": metric("p", 0.01), "20": metric("p", returned)}
     return Judged(
@@ -40,7 +43,10 @@ def judged(contestant: str, seed: int, forget: list[float], retain: list[float],
         seed=seed,
         parameters={"gamma": 0.5},
         learning_rate=1e-3,
-        sets=(judged_set("forget", "forget", forget, refused[0]), judged_set("retain", "retain", retain, refused[1])),
+        sets=(
+            judged_set("forget", "forget", forget, refused[0], told),
+            judged_set("retain", "retain", retain, refused[1], told),
+        ),
         separation=(metric("auroc_gate_forget_vs_retain", 0.9),) if refused[0] is not None else (),
         suite=tuple(metric(name, value) for name, value in changes.get("suite", {}).items()),
         score_name="window-4" if refused[0] is not None else None,

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from d2unlearn.comparison.plan import Comparison, Run, comparison_of, contestants_of, find_run, needs_of, runs_of
+from d2unlearn.comparison.plan import (
+    Comparison,
+    Run,
+    Standing,
+    comparison_of,
+    contestants_of,
+    find_run,
+    needs_of,
+    runs_of,
+    standing,
+)
 from d2unlearn.config import CompareSettings, load_settings
 from d2unlearn.errors import ConfigError
 
@@ -57,6 +67,25 @@ def test_the_strongest_of_another_split_are_known_once_all_of_it_is_tuned() -> N
     assert contestants_of(comparison, five, scores | {"ten/simnpo/tune": 0.7}) == [("eua", "method"), ("npo", "method")]
     assert contestants_of(comparison, five, scores | {"ten/simnpo/tune": 0.8}) == [("npo", "method"), ("simnpo", "method")]
     assert [run.key for run in runs_of(comparison, scores) if run.split == "five"] == ["five/original/seed-4"]
+
+
+def test_fewer_methods_do_not_make_weaker_ones_strong() -> None:
+    splits = {"ten": SPLIT, "five": {**SPLIT, "strongest": 1, "strongest_of": "ten"}}
+    scores = {"ten/eua/tune": 0.7, "ten/npo/tune": 0.9, "ten/simnpo/tune": 0.8}
+    for methods, expected in ((["npo"], [("npo", "method")]), (["simnpo", "eua"], [])):
+        comparison = compared(splits, methods=methods)
+        assert contestants_of(comparison, comparison.split("five"), scores) == expected
+
+
+def test_how_far_a_split_is() -> None:
+    splits = {"ten": SPLIT, "five": {**SPLIT, "strongest": 1, "strongest_of": "ten"}}
+    comparison = compared(splits, methods=["eua", "npo", "simnpo"])
+    done = [f"ten/{each}" for each in ("eua/tune", "eua/seed-4", "eua/seed-5", "npo/tune", "original/seed-4")]
+    ten, five = standing(comparison, done, {"ten/eua/tune": 0.7, "ten/npo/tune": 0.9})
+    assert ten == Standing("ten", ("eua",), ("npo",), ("simnpo",), "")
+    assert five == Standing("five", (), (), (), "the 1 strongest of ten, once all of those are tuned")
+    scores = {"ten/eua/tune": 0.7, "ten/npo/tune": 0.9, "ten/simnpo/tune": 0.8}
+    assert list(standing(comparison, done, scores))[1] == Standing("five", (), (), ("npo",), "")
 
 
 def test_a_split_may_have_methods_of_its_own() -> None:

@@ -8,8 +8,9 @@ import re
 import numpy as np
 import pytest
 
+from d2unlearn.comparison.contestants import ungated
 from d2unlearn.comparison.markdown import cell_text, markdown_table, number, page_of, section_table, seeds_in_words
-from d2unlearn.comparison.outcomes import Outcome, outcomes_of, paired_interval, result_of
+from d2unlearn.comparison.outcomes import Outcome, difference_of, outcomes_of, result_of
 from d2unlearn.comparison.table import FORGET_QUALITY, Cell, Column, SplitTable, p_interval, seed_interval, split_table
 
 from .made_up import judged, tuned
@@ -133,63 +134,106 @@ def test_no_number_of_the_validation_questions_is_in_a_row(table: SplitTable) ->
 def test_outcomes_by_hand(table: SplitTable) -> None:
     """EUA knows less than the oracle, which counts as the oracle's 0.05; NPO knows 0.45 on average."""
     erased = outcome(table, "npo", "forget.extraction_strength")
-    assert (erased.difference, erased.n, erased.result) == (pytest.approx(0.45 - 0.05), 4, "win")
+    assert (erased.difference, erased.n) == (pytest.approx(0.45 - 0.05), 4)
     kept = outcome(table, "npo", "retain.extraction_strength")
     assert (kept.difference, kept.result) == (pytest.approx(0.05), "loss")
-    assert outcome(table, "npo", "forget.guarded_refusal_rate").result == "win"
     assert outcome(table, "npo", "retain.guarded_refusal_rate").result == "tie"
     back = outcome(table, "npo", "comeback.first.20")
-    assert (back.difference, back.n) == (pytest.approx(-0.205), 2)
+    assert (back.difference, back.n, back.result) == (pytest.approx(-0.205), 2, "loss")
     guard = outcome(table, "input_classifier", "forget.extraction_strength")
     assert (guard.difference, guard.result) == (pytest.approx(0.95), "win")  # its weights know all that the original knows
     assert not [each for each in table.outcomes if each.contestant in ("original", "oracle", "eua")]
+
+
+def test_p_values_are_adjusted_for_the_contestants_of_a_respect() -> None:
+    """Two rivals with p 0.02 and 0.04 alone; together 0.04 twice. Two authors: t = mean / half their distance."""
+    base = judged("eua", 0, [0.0] * 4, [0.0] * 4)
+    rivals = [judged(name, 0, [0.0] * 4, [1 - d, 1 - d, 1 + d, 1 + d]) for name, d in (("npo", 0.0314), ("rmu", 0.0629))]
+    found = {
+        each.contestant: each
+        for each in outcomes_of([base, *rivals], ["npo", "rmu"])
+        if each.respect == "retain.extraction_strength"
+    }
+    alone = outcomes_of([base, rivals[1]], ["rmu"])
+    assert [found[name].p for name in ("npo", "rmu")] == pytest.approx([0.04, 0.04], rel=0.01)
+    assert next(each.p for each in alone if each.respect == "retain.extraction_strength") == found["rmu"].p
+
+
+def test_refusals_are_not_compared_with_who_refuses_in_words() -> None:
+    found = outcomes_of(RUNS, ["npo", "input_classifier"], ungated=["npo"])
+    assert {each.contestant for each in found if each.respect.endswith("refusal_rate")} == {"input_classifier"}
+    assert "npo" in {each.contestant for each in found if each.respect == "forget.extraction_strength"}
+    assert ungated() == ("idk", "dpo", "idk_ap", "embedding_corruption")
+
+
+def test_what_is_still_told_counts_from_what_a_model_without_a_guard_tells() -> None:
+    """The oracle has no guard: its plain answers hold 0.2 of the truth, EUA's guarded ones 0.1, NPO's 0.6."""
+    runs = [
+        judged("oracle", 0, [0.0] * 4, [1.0] * 4, told={"rouge_l_recall": 0.2}),
+        judged("eua", 0, [0.0] * 4, [1.0] * 4, told={"guarded_rouge_l_recall": 0.1}),
+        judged("npo", 0, [0.0] * 4, [1.0] * 4, told={"guarded_rouge_l_recall": 0.6}),
+    ]
+    told = {each.respect: each for each in outcomes_of(runs, ["npo"]) if "rouge" in each.respect}
+    assert told["forget.guarded_rouge_l_recall"].difference == pytest.approx(0.4)
+    assert told["retain.guarded_rouge_l_recall"].difference == pytest.approx(0.5)
+    without = [judged("oracle", 0, [0.0] * 4, [1.0] * 4), *runs[1:]]
+    assert not [each for each in outcomes_of(without, ["npo"]) if each.respect == "forget.guarded_rouge_l_recall"]
+
+
+def test_a_guard_gives_back_what_the_original_s_weights_do() -> None:
+    runs = [
+        judged("original", 0, [1.0] * 4, [1.0] * 4, returned=0.99),
+        *(judged("eua", seed, [0.0] * 4, [1.0] * 4, returned=0.4 + 0.01 * seed) for seed in (0, 1)),
+        *(judged("input_classifier", seed, [0.7] * 4, [0.7] * 4) for seed in (0, 1)),
+    ]
+    back = next(each for each in outcomes_of(runs, ["input_classifier"]) if each.theme == "comeback")
+    assert (back.difference, back.result) == (pytest.approx(0.585), "win")
 
 
 def test_without_the_baseline_there_are_no_outcomes() -> None:
     assert outcomes_of([run for run in RUNS if run.contestant != "eua"], ["npo"]) == []
 
 
-def test_the_paired_interval_draws_whole_authors() -> None:
-    """Two authors that differ by 0 and by 1: a draw gives 0, 1/2 or 1, so 95% reach from 0 to 1. Within them nothing varies."""
-    rival = np.array([0.0, 0.0, 1.0, 1.0])
-    assert paired_interval(np.zeros(4), rival, None, ["a", "a", "b", "b"], confidence=0.95) == (0.5, 0.0, 1.0)
-    assert paired_interval(np.zeros(4), rival, None, ["a", "b", "a", "b"], confidence=0.95) == (0.5, 0.5, 0.5)
-
-
-def test_the_paired_interval_covers_the_truth_as_often_as_it_says() -> None:
-    """300 studies of 30 authors with 5 questions each: the true difference is 0.3."""
+def test_seeds_that_disagree_are_no_difference() -> None:
+    """Three trainings, 15 authors of four questions each: the same mean, one training against the other two."""
     rng = np.random.default_rng(0)
-    groups = [str(index // 5) for index in range(150)]
-    held = 0
-    for study in range(300):
-        authors = rng.normal(0, 1, 30).repeat(5)
-        base, rival = rng.normal(0, 1, 150), 0.3 + authors + rng.normal(0, 1, 150)
-        _, low, high = paired_interval(base, rival, None, groups, confidence=0.9, seed=study)
-        held += low <= 0.3 <= high
-    assert held / 300 == pytest.approx(0.9, abs=4 * math.sqrt(0.09 / 300) + 0.02)
+    groups = [str(index // 4) for index in range(60)]
+    steady, shaky = (np.array(shifts)[:, None] + rng.normal(0, 0.05, (3, 60)) for shifts in ([0.1] * 3, [0.4, -0.1, 0.0]))
+    base = np.zeros((3, 60))
+    assert difference_of(base, steady, groups).p < 1e-3
+    assert difference_of(base, shaky, groups).p > 0.3
 
 
 def test_below_the_oracle_nothing_is_better() -> None:
-    base, rival, oracle = np.full(6, 0.0), np.full(6, 0.04), np.full(6, 0.05)
-    groups = ["a", "b", "c", "d", "e", "f"]
-    assert paired_interval(base, rival, oracle, groups, confidence=0.95) == (0.0, 0.0, 0.0)
-    difference, _, _ = paired_interval(base, np.full(6, 0.25), oracle, groups, confidence=0.95)
-    assert difference == pytest.approx(0.2)
+    base, rival, oracle = np.full((1, 6), 0.0), np.full((1, 6), 0.04), np.full(6, 0.05)
+    below = difference_of(base, rival, "abcdef", oracle)
+    assert (below.value, below.p) == (0.0, 1.0)
+    above = difference_of(base, np.full((1, 6), 0.25), "abcdef", oracle)
+    assert (above.value, above.p) == (pytest.approx(0.2), 0.0)
+
+
+def test_more_than_the_other_is_nothing_where_it_is_not_more_than_the_oracle() -> None:
+    """The rival's mean is the oracle's and a little: clearly more than nothing, not clearly more than the oracle's."""
+    base, oracle = np.zeros((1, 8)), np.full(8, 0.3)
+    rival = np.array([[0.1, 0.5, 0.2, 0.4, 0.35, 0.3, 0.25, 0.32]])
+    found = difference_of(base, rival, "abcdefgh", oracle)
+    assert found.p > 0.5
+    assert difference_of(base, rival, "abcdefgh").p < 0.001
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "better", "result"),
+    ("difference", "p", "better", "result"),
     [
-        (0.1, 0.2, "lower", "win"),
-        (0.1, 0.2, "higher", "loss"),
-        (-0.2, -0.1, "lower", "loss"),
-        (-0.2, -0.1, "higher", "win"),
-        (-0.1, 0.1, "lower", "tie"),
-        (0.0, 0.0, "higher", "tie"),
+        (0.1, 0.01, "lower", "win"),
+        (0.1, 0.01, "higher", "loss"),
+        (-0.1, 0.01, "lower", "loss"),
+        (-0.1, 0.01, "higher", "win"),
+        (0.1, 0.05, "lower", "tie"),
+        (0.0, 1.0, "higher", "tie"),
     ],
 )
-def test_results_are_the_baseline_s(low: float, high: float, better: str, result: str) -> None:
-    assert result_of(low, high, better) == result  # type: ignore[arg-type]
+def test_results_are_the_baseline_s(difference: float, p: float, better: str, result: str) -> None:
+    assert result_of(difference, p, better) == result  # type: ignore[arg-type]
 
 
 def test_cells_are_written_as_they_are_read() -> None:

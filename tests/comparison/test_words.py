@@ -16,7 +16,7 @@ NAMES = {"a": ("win", "win"), "b": ("tie", "win"), "c": ("tie", "tie"), "d": ("l
 def outcome(contestant: str, respect: str, result: Result, difference: float = 0.25) -> Outcome:
     kind = "retain" if respect.startswith(("retain", "world")) else "forget"
     theme = "comeback" if respect.startswith("comeback") else f"{kind}.{respect.split('.')[1]}"
-    return Outcome(contestant, respect, theme, difference, difference - 0.1, difference + 0.1, 300, result)
+    return Outcome(contestant, respect, theme, difference, 0.5 if result == "tie" else 0.01, 300, result)
 
 
 def row(contestant: str, **numbers: float) -> Row:
@@ -26,8 +26,8 @@ def row(contestant: str, **numbers: float) -> Row:
     return Row(contestant, kind, (0,), cells)  # type: ignore[arg-type]
 
 
-def table(outcomes: list[Outcome], rows: list[Row] | None = None) -> SplitTable:
-    return SplitTable("ten", {"forget": 300}, (), tuple(rows or []), tuple(outcomes), (), ())
+def table(outcomes: list[Outcome], rows: list[Row] | None = None, ungated: tuple[str, ...] = ()) -> SplitTable:
+    return SplitTable("ten", {"forget": 300}, (), tuple(rows or []), tuple(outcomes), (), (), ungated)
 
 
 def on_both_sets(metric: str, sets: tuple[str, str]) -> list[Outcome]:
@@ -51,13 +51,14 @@ def on_both_sets(metric: str, sets: tuple[str, str]) -> list[Outcome]:
         (
             ("retain", "retain_paraphrased"),
             "guarded_refusal_rate",
-            "it refuses less than a, b; more than d; now more, now less than e; not clearly more or less than c.",
+            "It refuses everything else less often than a, b; more often than d; now more, now less often than e; not clearly "
+            "more or less often than c.",
         ),
     ],
 )
 def test_a_theme_puts_each_rival_where_all_its_sets_together_put_it(sets: tuple[str, str], metric: str, sentence: str) -> None:
     said = plain_words(table(on_both_sets(metric, sets)))
-    assert said.startswith("In 10 comparisons with 5 others eua wins 4, ties in 4 and loses 2;")
+    assert said.startswith("In 10 comparisons with 5 others eua wins 4, ties in 4 and loses 2.")
     assert sentence in said
 
 
@@ -76,8 +77,11 @@ def test_more_than_a_few_are_counted() -> None:
 def test_what_comes_back_stands_beside_the_oracle() -> None:
     outcomes = [outcome("npo", "comeback.first.20", "loss")]
     rows = [row("oracle", back=0.002), row("eua", back=0.8071), row("npo", back=0.5)]
-    assert "After 20 such steps its answer probability is 0.807, the oracle's 0.002." in plain_words(table(outcomes, rows))
-    assert "such steps" not in plain_words(table(outcomes, rows[1:]))
+    said = plain_words(table(outcomes, rows))
+    assert (
+        "After 20 steps of relearning a tenth of the forgotten rows its answer probability on the others is 0.807, the" in said
+    )
+    assert "20 steps" not in plain_words(table(outcomes, rows[1:]))
 
 
 @pytest.mark.parametrize(
@@ -102,12 +106,25 @@ def test_lines_name_whom_it_wins_against_and_by_how_much() -> None:
         outcome("npo", "forget_paraphrased.guarded_refusal_rate", "loss", 0.125),
     ]
     assert list(in_words(outcomes)) == [
-        "- extraction strength on forget: eua wins against npo (-0.400); ties with idk.",
+        "- extraction strength on forget: eua wins against npo (-0.400); ties with idk (-0.250).",
         "- refusals of forget paraphrased: eua loses to npo (-0.125).",
     ]
+
+
+def test_a_win_against_a_model_that_knows_nothing_is_said_to_be_small() -> None:
+    outcomes = [outcome("npo", "retain.extraction_strength", "win")]
+    rows = [row("eua", utility=0.9), row("npo", utility=0.6), row("ga", utility=0.0)]
+    assert "Against ga a win says little: model utility is below 0.01 there." in plain_words(table(outcomes, rows))
+    assert "says little" not in plain_words(table(outcomes, rows[:2]))
+
+
+def test_whose_refusals_are_not_compared_is_said() -> None:
+    outcomes = [outcome("npo", "retain.extraction_strength", "win")]
+    assert "Refusals are not compared with idk, dpo: these answer" in who_wins(table(outcomes, ungated=("idk", "dpo")))
+    assert "Refusals are not" not in who_wins(table(outcomes))
 
 
 def test_without_a_rival_there_is_nothing_to_say() -> None:
     assert plain_words(table([])) == ""
     assert who_wins(table([])) == "No rival is judged yet.\n"
-    assert who_wins(table([outcome("npo", "retain.extraction_strength", "tie")])).endswith("eua ties with npo.\n")
+    assert who_wins(table([outcome("npo", "retain.extraction_strength", "tie")])).endswith("eua ties with npo (-0.250).\n")

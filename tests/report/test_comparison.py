@@ -79,7 +79,7 @@ def test_the_index_links_what_is_at_hand_and_escapes_the_rest(table: SplitTable)
     policy = next(m["content"] for m in page.of("meta") if m.get("http-equiv") == "Content-Security-Policy")
     assert policy == "default-src 'none'; style-src 'unsafe-inline'"
     assert page.text("h2") == ["ten"]
-    assert "eua wins against npo" in text
+    assert "extraction strength on retain: eua ties with npo (+0.000)" in text
     assert "0.938 ± 0.159" in page.text("td")
 
 

@@ -13,6 +13,7 @@ from d2unlearn.config import UnlearnSettings, typed
 from d2unlearn.errors import ConfigError
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.guards import GUARDS, Guard, Guarded, Known
+from d2unlearn.methods import METHODS
 from d2unlearn.models import load_model
 from d2unlearn.runtime import torch_dtype
 from d2unlearn.training.recipe import automatic_learning_rate
@@ -81,6 +82,12 @@ def guard_of(bench: Bench, parameters: Mapping[str, float]) -> Guard:
     if mistakes:
         raise ConfigError([f"guard {bench.run.contestant}: {mistake}" for mistake in mistakes])
     return kind(**given)
+
+
+def ungated() -> tuple[str, ...]:
+    """Contestants that answer what they are to forget, in words of refusal or otherwise, and leave nothing to a gate."""
+    methods = [name for name, method in METHODS.items() if method().refuses_in_words]
+    return (*methods, *(name for name, guard in GUARDS.items() if not guard.refuses))
 
 
 def behind(bench: Bench, base: GuardedModel, parameters: Mapping[str, float]) -> Guarded:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from d2unlearn.comparison.outcomes import CONFIDENCE
-from d2unlearn.comparison.table import FORGET_QUALITY, Cell, Column, Row, Section, SplitTable
+from d2unlearn.comparison.table import CONFIDENCE, FORGET_QUALITY, Cell, Column, Row, Section, SplitTable
 from d2unlearn.comparison.words import who_wins
 
 ARROWS = {"lower": "↓", "higher": "↑", "neither": ""}
@@ -79,9 +78,9 @@ def number(value: float, column: Column) -> str:
 
 def tuning_table(table: SplitTable) -> str:
     """What was chosen; scores are of validation questions, which no other table shows."""
-    head = ["", "trials", "destroyed the model", "score on validation questions", "chosen"]
+    head = ["", "trials", "of them worth nothing", "score on validation questions", "chosen"]
     body = [
-        [each.contestant, str(each.trials), str(each.destroyed), f"{each.score:.4f}", parameters_text(each.parameters)]
+        [each.contestant, str(each.trials), str(each.worthless), f"{each.score:.4f}", parameters_text(each.parameters)]
         for each in table.tunings
     ]
     return markdown_table(head, body)

@@ -1,135 +1,165 @@
-"""The baseline, EUA, against every other contestant on the same questions: where it wins, ties and loses. Pure."""
+"""The baseline, EUA, against every other contestant on the same questions: where it wins, ties and loses. Pure.
+
+Other seeds and other authors might have given other numbers. A difference counts where chance of both kinds explains it in
+fewer than one case of twenty, over all contestants of a respect together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.stats import t as student
+from numpy.typing import NDArray
 
 from d2unlearn.comparison.records import ORACLE, ORIGINAL, Judged, JudgedSet
 from d2unlearn.schema import Better, Kind
+from d2unlearn.stats import crossed_test, holm
 
 Floats = NDArray[np.float64]
 Result = Literal["win", "tie", "loss"]
 BASELINE = "eua"
 """What the others are compared with."""
-CONFIDENCE = 0.95
-DRAWS = 4000
+LEVEL = 0.05
+REFUSED, TOLD = "guarded_refusal_rate", "guarded_rouge_l_recall"
 RESPECTS: dict[Kind, tuple[tuple[str, Better], ...]] = {
-    "forget": (("extraction_strength", "lower"), ("guarded_refusal_rate", "higher")),
-    "retain": (("extraction_strength", "higher"), ("guarded_refusal_rate", "lower")),
+    "forget": (("extraction_strength", "lower"), (TOLD, "lower"), (REFUSED, "higher")),
+    "retain": (("extraction_strength", "higher"), (TOLD, "higher"), (REFUSED, "lower")),
 }
-"""In what contestants are compared question by question, on each set: what is left in the weights, and what is refused."""
+"""In what contestants are compared question by question: what is left in the weights, what is still told, what is refused."""
+UNGUARDED = {TOLD: "rouge_l_recall"}
+"""What stands for a guarded number where there is no guard."""
 ATTACKED = ("first", "20")
 """What comes back is compared seed by seed: after relearning whole authors for 20 steps."""
+COMEBACK = f"comeback.{'.'.join(ATTACKED)}"
 
 
 @dataclass(frozen=True)
 class Outcome:
     """A contestant against the baseline in one respect, on the same questions. difference: contestant's minus baseline's mean.
 
-    respect: `SET.METRIC`, or what comes back; `theme`: the same for all sets of a kind. `result`: of the baseline. `n`:
-    questions; seeds for what comes back. The interval's confidence is 95% over all contestants together (Bonferroni).
+    respect: `SET.METRIC`, or what comes back; `theme`: the same for all sets of a kind. `p`: of the difference being chance,
+    adjusted for all contestants of the respect. `result`: of the baseline. `n`: questions; seeds for what comes back.
     """
 
     contestant: str
     respect: str
     theme: str
     difference: float
-    low: float
-    high: float
+    p: float
     n: int
     result: Result
 
 
-def outcomes_of(runs: Sequence[Judged], names: Sequence[str]) -> list[Outcome]:
-    """The baseline against every method and guard, in every respect, on the seeds that both were judged with."""
-    base = [run for run in runs if run.contestant == BASELINE]
-    oracle = next((run for run in runs if run.contestant == ORACLE), None)
-    original = next((run for run in runs if run.contestant == ORIGINAL), None)
-    rivals = [name for name in names if name not in (BASELINE, ORACLE, ORIGINAL)]
-    found = []
-    for name in rivals if base else ():
-        theirs = [run for run in runs if run.contestant == name]
-        if theirs[0].kind == "guard" and original is not None:
-            theirs = [_with_weights_of(run, original) for run in theirs]
-        seeds = {run.seed for run in theirs} & {run.seed for run in base}
-        pair = [[run for run in side if run.seed in seeds] for side in (base, theirs)]
-        if seeds:
-            confidence = 1 - (1 - CONFIDENCE) / len(rivals)
-            found += _respects(name, pair[0], pair[1], oracle, confidence=confidence)
-            found += _comeback(name, pair[0], pair[1], confidence=confidence)
-    return found
+@dataclass(frozen=True)
+class Difference:
+    """Contestant minus baseline, and the p-value of its being chance, for this pair alone."""
+
+    value: float
+    p: float
+    n: int
 
 
-def paired_interval(
-    base: ArrayLike, rival: ArrayLike, floor: ArrayLike | None, groups: Sequence[str], *, confidence: float, seed: int = 0
-) -> tuple[float, float, float]:
-    """(difference, low, high) of two means over the same questions, rival minus base, by a bootstrap over groups.
+@dataclass(frozen=True)
+class Pair:
+    """A contestant's runs and the baseline's, seed by seed."""
 
-    floor: the oracle's values. With them, means are counted from the oracle's up: max(mean, oracle's mean), so that below what
-    was never known nothing is better than anything else.
+    contestant: str
+    base: tuple[Judged, ...]
+    rival: tuple[Judged, ...]
+
+
+def outcomes_of(runs: Sequence[Judged], names: Sequence[str], *, ungated: Collection[str] = ()) -> list[Outcome]:
+    """The baseline against every method and guard, in every respect, on the seeds that both were judged with.
+
+    ungated: contestants that refuse in words, or not at all; refusals are not compared with theirs.
     """
-    columns = [np.asarray(each, dtype=np.float64) for each in (base, rival, *(() if floor is None else (floor,)))]
-    _, index = np.unique(np.asarray(groups), return_inverse=True)
-    sums = np.stack([np.bincount(index, weights=column) for column in columns])
-    counts = np.bincount(index).astype(np.float64)
-    drawn = np.random.default_rng(seed).integers(0, len(counts), size=(DRAWS, len(counts)))
-    drawn_counts = counts[drawn].sum(axis=1)
-    differences = _difference(*(each[drawn].sum(axis=1) / drawn_counts for each in sums))
-    low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(_difference(*(column.mean() for column in columns))), float(low), float(high)
-
-
-def result_of(low: float, high: float, better: Better) -> Result:
-    """Of the baseline, from the interval of rival minus baseline."""
-    if not (low > 0 or high < 0):
-        return "tie"
-    return "win" if (low > 0) == (better == "lower") else "loss"
-
-
-def _difference(base: Floats, rival: Floats, floor: Floats | None = None) -> Floats:
-    if floor is None:
-        return rival - base
-    return np.maximum(rival, floor) - np.maximum(base, floor)
-
-
-def _respects(
-    name: str, base: Sequence[Judged], theirs: Sequence[Judged], oracle: Judged | None, *, confidence: float
-) -> list[Outcome]:
+    pairs = list(_pairs(runs, names))
+    oracle = next((run for run in runs if run.contestant == ORACLE), None)
     found = []
-    for each in base[0].sets:
+    for each in pairs[0].base[0].sets if pairs else ():
         for metric, better in RESPECTS[each.kind]:
-            ours, other = ([_values(run, each.name, metric) for run in side] for side in (base, theirs))
-            if any(values is None for values in (*ours, *other)):
-                continue
-            means = [np.mean(np.array(side, dtype=np.float64), axis=0) for side in (ours, other)]
-            known = ~np.isnan(means[0]) & ~np.isnan(means[1])
             floor = _floor(oracle, each, metric, better)
-            groups = [group for group, kept in zip(each.groups, known, strict=True) if kept]
-            difference, low, high = paired_interval(
-                means[0][known], means[1][known], None if floor is None else floor[known], groups, confidence=confidence
-            )
-            result = result_of(low, high, better)
-            named = f"{each.name}.{metric}", f"{each.kind}.{metric}"
-            found.append(Outcome(name, *named, difference, low, high, len(groups), result))
-    return found
+            compared = {
+                pair.contestant: _by_question(pair, each, metric, floor)
+                for pair in pairs
+                if metric != REFUSED or pair.contestant not in ungated
+            }
+            found += _outcomes(f"{each.name}.{metric}", f"{each.kind}.{metric}", better, compared)
+    return found + _outcomes(COMEBACK, "comeback", "lower", {pair.contestant: _by_seed(pair) for pair in pairs})
 
 
-def _comeback(name: str, base: Sequence[Judged], theirs: Sequence[Judged], *, confidence: float) -> list[Outcome]:
-    """What relearning brings back, from the differences of two seeds or more (Student's t)."""
-    ours, other = ({run.seed: value for run in side if (value := _returned(run)) is not None} for side in (base, theirs))
-    differences = np.array([other[seed] - ours[seed] for seed in sorted(ours.keys() & other.keys())])
+def difference_of(base: Floats, rival: Floats, groups: Sequence[str], floor: Floats | None = None) -> Difference:
+    """Rival minus base. base, rival: [seeds, questions]; floor: the oracle's values of the questions.
+
+    With a floor, lower is better, and means count from the oracle's up, max(mean, oracle's mean): below what was never known
+    nothing is better than anything else. The side that holds more then has to hold more than the other and than the oracle.
+    """
+    found = crossed_test(rival - base, groups)
+    n = base.shape[1]
+    if floor is None:
+        return Difference(found.mean, found.p, n)
+    least = floor.mean()
+    above = crossed_test((rival if found.mean > 0 else base) - floor, groups)
+    p = max(found.p, above.p) if above.mean > 0 else 1.0
+    return Difference(float(max(rival.mean(), least) - max(base.mean(), least)), p, n)
+
+
+def result_of(difference: float, p: float, better: Better) -> Result:
+    """Of the baseline, from rival minus baseline."""
+    if not p < LEVEL:
+        return "tie"
+    return "win" if (difference > 0) == (better == "lower") else "loss"
+
+
+def _pairs(runs: Sequence[Judged], names: Sequence[str]) -> Iterator[Pair]:
+    by_seed = {run.seed: run for run in runs if run.contestant == BASELINE}
+    original = next((run for run in runs if run.contestant == ORIGINAL), None)
+    for name in names:
+        if name in (BASELINE, ORACLE, ORIGINAL):
+            continue
+        theirs = [run for run in runs if run.contestant == name and run.seed in by_seed]
+        if theirs and theirs[0].kind == "guard" and original is not None:
+            theirs = [_with_weights_of(run, original) for run in theirs]
+        if theirs:
+            yield Pair(name, tuple(by_seed[run.seed] for run in theirs), tuple(theirs))
+
+
+def _outcomes(respect: str, theme: str, better: Better, compared: dict[str, Difference | None]) -> list[Outcome]:
+    """One outcome for each contestant that there is a difference to, adjusted for their number."""
+    there = {name: each for name, each in compared.items() if each is not None and not math.isnan(each.p)}
+    adjusted = holm([each.p for each in there.values()])
+    return [
+        Outcome(name, respect, theme, each.value, p, each.n, result_of(each.value, p, better))
+        for (name, each), p in zip(there.items(), adjusted, strict=True)
+    ]
+
+
+def _by_question(pair: Pair, judged: JudgedSet, metric: str, floor: Floats | None) -> Difference | None:
+    """On a set's questions that every run answered. None where some run has no such numbers."""
+    sides = []
+    for runs in (pair.base, pair.rival):
+        values = [found for run in runs if (found := _values(run, judged.name, metric)) is not None]
+        if len(values) < len(runs):
+            return None
+        sides.append(np.array(values))
+    known = ~np.isnan(np.vstack([*sides, *([] if floor is None else [floor])])).any(axis=0)
+    if not known.any():
+        return None
+    groups = list(np.array(judged.groups)[known])
+    return difference_of(sides[0][:, known], sides[1][:, known], groups, None if floor is None else floor[known])
+
+
+def _by_seed(pair: Pair) -> Difference | None:
+    """What relearning brings back, in two seeds or more."""
+    found = [(_returned(ours), _returned(theirs)) for ours, theirs in zip(pair.base, pair.rival, strict=True)]
+    differences = np.array([[theirs - ours] for ours, theirs in found if ours is not None and theirs is not None])
     if len(differences) < 2:
-        return []
-    half = student.ppf((1 + confidence) / 2, len(differences) - 1) * differences.std(ddof=1) / len(differences) ** 0.5
-    mean, low, high = (float(differences.mean() + shift) for shift in (0.0, -half, half))
-    respect = f"comeback.{'.'.join(ATTACKED)}"
-    return [Outcome(name, respect, "comeback", mean, low, high, len(differences), result_of(low, high, "lower"))]
+        return None
+    mean, p = crossed_test(differences, ["all"])
+    return Difference(mean, p, len(differences))
 
 
 def _returned(run: Judged) -> float | None:
@@ -137,24 +167,26 @@ def _returned(run: Judged) -> float | None:
     return next((each.probability[steps].value for each in run.comebacks if each.choice == choice), None)
 
 
-def _floor(oracle: Judged | None, each: JudgedSet, metric: str, better: Better) -> Floats | None:
-    """The oracle's knowledge of a forget set, below which there is nothing to win."""
-    if oracle is None or each.kind != "forget" or better != "lower":
+def _floor(oracle: Judged | None, judged: JudgedSet, metric: str, better: Better) -> Floats | None:
+    """The oracle's values on a forget set, below whose mean there is nothing to win; NaN where it has none."""
+    if oracle is None or judged.kind != "forget" or better != "lower":
         return None
-    values = _values(oracle, each.name, metric)
-    return None if values is None else np.array(values, dtype=np.float64)
+    values = _values(oracle, judged.name, metric)
+    return np.full(judged.n, np.nan) if values is None else values
 
 
-def _values(run: Judged, name: str, metric: str) -> tuple[float, ...] | None:
+def _values(run: Judged, name: str, metric: str) -> Floats | None:
     found = run.of_set(name)
-    return None if found is None else found.values.get(metric)
+    values = {} if found is None else found.values
+    chosen = values.get(metric, values.get(UNGUARDED.get(metric, metric)))
+    return None if chosen is None else np.array(chosen, dtype=np.float64)
 
 
 def _with_weights_of(run: Judged, original: Judged) -> Judged:
-    """A guard's run whose raw knowledge is the original's: that is what its weights hold."""
+    """A guard's run whose raw knowledge is the original's: that is what its weights hold, and what relearning brings back."""
     sets = []
     for each in run.sets:
         weights = original.of_set(each.name)
         raw = {} if weights is None else {k: v for k, v in weights.values.items() if not k.startswith("guarded_")}
         sets.append(replace(each, values={**each.values, **raw}))
-    return replace(run, sets=tuple(sets))
+    return replace(run, sets=tuple(sets), comebacks=original.comebacks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from d2unlearn.comparison.contestants import ungated
 from d2unlearn.comparison.markdown import page_of
 from d2unlearn.comparison.plan import Comparison
 from d2unlearn.comparison.records import Judged, Tuned
@@ -40,7 +41,7 @@ def tables_of(results: Path, splits: list[str], left_out: dict[str, str], order:
     """The tables of all splits of which something is judged, from the kept results alone."""
     judged, tuned = read_results(results)
     there = [name for name in splits if any(run.split == name for run in judged)]
-    return [split_table(name, judged, tuned, left_out if name == there[0] else {}, order) for name in there]
+    return [split_table(name, judged, tuned, left_out if name == there[0] else {}, order, ungated()) for name in there]
 
 
 def read_results(results: Path) -> tuple[list[Judged], list[Tuned]]:

@@ -5,7 +5,7 @@ For each split: the original and the oracle as they are; then, contestant by con
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
@@ -76,6 +76,17 @@ class Run:
         return Run(self.split, self.contestant, self.kind, None)
 
 
+@dataclass(frozen=True)
+class Standing:
+    """How far a split is: contestants with all, some and none of their runs done; who else it waits for, in words or empty."""
+
+    split: str
+    complete: tuple[str, ...]
+    begun: tuple[str, ...]
+    missing: tuple[str, ...]
+    awaited: str
+
+
 def comparison_of(settings: CompareSettings, *, methods: Collection[str], guards: Collection[str]) -> Comparison:
     """Checked settings. methods, guards: the names there are. Raises `ConfigError` with every mistake."""
     splits, mistakes = _splits(settings.splits)
@@ -101,7 +112,7 @@ def comparison_of(settings: CompareSettings, *, methods: Collection[str], guards
 
 
 def runs_of(comparison: Comparison, scores: Mapping[str, float]) -> list[Run]:
-    """All runs, in the order in which they are best done. scores: those of the tunings that are done, by key.
+    """All runs, in the order in which they are best done. scores: of the methods' tunings that are done, by key.
 
     Contestants of a split with `strongest` are known once the split that it looks at is tuned.
     """
@@ -116,16 +127,18 @@ def runs_of(comparison: Comparison, scores: Mapping[str, float]) -> list[Run]:
 
 
 def contestants_of(comparison: Comparison, split: Split, scores: Mapping[str, float]) -> list[tuple[str, ContestantKind]]:
-    """The split's methods and guards. Of the strongest methods of another split, none while any of those is not tuned."""
+    """The split's methods and guards. Of the strongest methods of another split, none while any of those is not tuned.
+
+    Who is strongest is asked of all methods tuned there, also of those that are not in this comparison.
+    """
     methods = list(comparison.methods if split.methods is None else split.methods)
     if split.strongest is not None:
         other = comparison.split(str(split.strongest_of))
-        compared = list(comparison.methods if other.methods is None else other.methods)
-        keys = {name: Run(other.name, name, "method", None).key for name in compared}
-        if not set(keys.values()) <= set(scores):
+        known = [(name, Run(other.name, name, "method", None).key) for name in comparison.spaces]
+        if any(key not in scores for name, key in known if name in (other.methods or comparison.methods)):
             return []
-        ranked = sorted(compared, key=lambda name: (-scores[keys[name]], compared.index(name)))
-        methods = [name for name in methods if name in ranked[: split.strongest]]
+        ranked = sorted((-scores[key], place, name) for place, (name, key) in enumerate(known) if key in scores)
+        methods = [name for name in methods if name in {name for *_, name in ranked[: split.strongest]}]
     guards = list(comparison.guards if split.guards is None else split.guards)
     kinds: tuple[tuple[ContestantKind, list[str]], ...] = (("method", methods), ("guard", guards))
     return [(name, kind) for kind, names in kinds for name in names]
@@ -143,6 +156,30 @@ def reads_logs(split: Split, run: Run) -> bool:
     """Whether a benchmark holds the run's model against the oracle's logs."""
     judged = run.seed is not None and run.kind != "guard" and run.contestant != ORACLE
     return judged and split.benchmark is not None and split.oracle is not None
+
+
+def standing(comparison: Comparison, done: Collection[str], scores: Mapping[str, float]) -> Iterator[Standing]:
+    """How far each split is. done: the keys of runs with a result."""
+    runs = runs_of(comparison, scores)
+    for split in comparison.splits:
+        left: dict[str, list[bool]] = {}
+        for run in runs:
+            if run.split == split.name and run.kind != "as_is":
+                left.setdefault(run.contestant, []).append(run.key in done)
+        yield Standing(
+            split.name,
+            tuple(name for name, each in left.items() if all(each)),
+            tuple(name for name, each in left.items() if any(each) and not all(each)),
+            tuple(name for name, each in left.items() if not any(each)),
+            awaited(comparison, split, scores),
+        )
+
+
+def awaited(comparison: Comparison, split: Split, scores: Mapping[str, float]) -> str:
+    """Whose tuning decides on the contestants of a split; empty where they are known."""
+    if split.strongest is None or contestants_of(comparison, split, scores):
+        return ""
+    return f"the {split.strongest} strongest of {split.strongest_of}, once all of those are tuned"
 
 
 def find_run(runs: Sequence[Run], key: str) -> Run:

@@ -11,7 +11,7 @@ import yaml
 from d2unlearn.comparison.engine import BACKENDS, Progress, carry_out
 from d2unlearn.comparison.judging import judge
 from d2unlearn.comparison.output import write_output
-from d2unlearn.comparison.plan import Comparison, Run, comparison_of, contestants_of, find_run, needs_of, runs_of
+from d2unlearn.comparison.plan import Comparison, Run, awaited, comparison_of, find_run, needs_of, runs_of
 from d2unlearn.comparison.store import Store, check_identity
 from d2unlearn.comparison.tuning import tune
 from d2unlearn.comparison.work import Bench
@@ -85,14 +85,9 @@ def _check(bench: Bench) -> None:
 
 
 def scores_of(comparison: Comparison, store: Store) -> dict[str, float]:
-    """The best score of every tuning that is done, by key."""
-    found: dict[str, float] = {}
-    while True:
-        runs = [run for run in runs_of(comparison, found) if run.seed is None and run.key not in found]
-        new = {run.key: store.tuned(run).best.score for run in runs if store.is_done(run)}
-        if not new:
-            return found
-        found |= new
+    """The best score of every method's tuning that is done, by key."""
+    runs = [Run(split.name, name, "method", None) for split in comparison.splits for name in METHODS]
+    return {run.key: store.tuned(run).best.score for run in runs if store.is_done(run)}
 
 
 def listed(comparison: Comparison, store: Store) -> Iterator[str]:
@@ -102,8 +97,8 @@ def listed(comparison: Comparison, store: Store) -> Iterator[str]:
         yield f"{state:8s}{run.key}"
     scores = scores_of(comparison, store)
     for split in comparison.splits:
-        if split.strongest is not None and not contestants_of(comparison, split, scores):
-            yield f"later   {split.name}: the {split.strongest} strongest of {split.strongest_of}, once all of those are tuned"
+        if later := awaited(comparison, split, scores):
+            yield f"later   {split.name}: {later}"
 
 
 def store_of(settings: CompareSettings) -> Store:

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import t as student
 
-from d2unlearn.comparison.outcomes import BASELINE, CONFIDENCE, Outcome, outcomes_of
+from d2unlearn.comparison.outcomes import BASELINE, Outcome, outcomes_of
 from d2unlearn.comparison.records import ORACLE, ORIGINAL, ContestantKind, Judged, JudgedSet, Tuned
 from d2unlearn.schema import Better
 
+CONFIDENCE = 0.95
+"""Of the intervals over seeds."""
+WORTHLESS = 1e-3
+"""The score of a trial, of 1, below which nothing was forgotten or nothing is left."""
+UTILITY = "suite.model_utility"
 FORGET_QUALITY = "suite.forget_quality"
 """A p-value: it spans orders of magnitude, so its mean over seeds is that of logarithms."""
 
@@ -62,18 +67,18 @@ class Section:
 
 @dataclass(frozen=True)
 class TuningRow:
-    """What tuning chose, and how the chosen trial scored on validation questions."""
+    """What tuning chose, and how the chosen trial scored on validation questions. `worthless`: trials that scored next to 0."""
 
     contestant: str
     trials: int
     score: float
     parameters: Mapping[str, float]
-    destroyed: int
+    worthless: int
 
 
 @dataclass(frozen=True)
 class SplitTable:
-    """Everything about one split. `sizes`: test questions by set."""
+    """Everything about one split. `sizes`: test questions by set; `ungated`: contestants that answer what others refuse."""
 
     split: str
     sizes: Mapping[str, int]
@@ -82,12 +87,21 @@ class SplitTable:
     outcomes: tuple[Outcome, ...]
     tunings: tuple[TuningRow, ...]
     machines: tuple[str, ...]
+    ungated: tuple[str, ...]
 
 
 def split_table(
-    split: str, judged: Sequence[Judged], tuned: Sequence[Tuned], left_out: Mapping[str, str], order: Sequence[str] = ()
+    split: str,
+    judged: Sequence[Judged],
+    tuned: Sequence[Tuned],
+    left_out: Mapping[str, str],
+    order: Sequence[str] = (),
+    ungated: Collection[str] = (),
 ) -> SplitTable:
-    """The table of one split from its runs. left_out: contestants without runs, and why; `order`: of the contestants."""
+    """The table of one split from its runs.
+
+    left_out: contestants without runs, and why; order: of the contestants; ungated: those that refuse in words, or not at all.
+    """
     runs = [each for each in judged if each.split == split]
     rank = {name: place for place, name in enumerate([ORIGINAL, ORACLE, *order])}
     names = sorted(dict.fromkeys(run.contestant for run in runs), key=lambda name: rank.get(name, len(rank)))
@@ -101,9 +115,10 @@ def split_table(
         {name: each.n for name, each in sets.items()},
         sections_of(sets, any(run.suite for run in runs)),
         tuple(rows),
-        tuple(outcomes_of(runs, names)),
+        tuple(outcomes_of(runs, names, ungated=ungated)),
         tuple(_tuning(each) for each in tuned if each.split == split),
         tuple(sorted({run.machine for run in runs})),
+        tuple(name for name in names if name in ungated),
     )
 
 
@@ -156,13 +171,13 @@ def sections_of(sets: Mapping[str, JudgedSet], suite: bool) -> tuple[Section, ..
     ]
     own = [
         Column(FORGET_QUALITY, "forget quality", "higher"),
-        Column("suite.model_utility", "model utility", "higher"),
+        Column(UTILITY, "model utility", "higher"),
         Column("suite.forget_truth_ratio", "forget truth ratio", "higher"),
     ]
     guarded = [
-        *(Column(f"{name}.guarded_refusal_rate", f"refused: {_words(name)}", "higher", True) for name in forget),
+        *(Column(f"{name}.guarded_refusal_rate", f"gate refuses: {_words(name)}", "higher", True) for name in forget),
         *(Column(f"{name}.guarded_leak_rate", f"leaks: {_words(name)}", "lower", True) for name in forget),
-        *(Column(f"{name}.guarded_refusal_rate", f"refused: {_words(name)}", "lower", True) for name in retain),
+        *(Column(f"{name}.guarded_refusal_rate", f"gate refuses: {_words(name)}", "lower", True) for name in retain),
         Column("separation.auroc_gate_forget_vs_retain", "AUROC of the guard's score", "higher"),
     ]
     back = [Column("comeback.first.0", "at rest", "lower")]
@@ -172,7 +187,7 @@ def sections_of(sets: Mapping[str, JudgedSet], suite: bool) -> tuple[Section, ..
         for steps in (5, 20)
     ]
     cost = [
-        Column("cost.seconds", "seconds", "lower"),
+        Column("cost.seconds", "seconds of training", "lower"),
         Column("cost.time", f"time / {BASELINE}", "lower"),
         Column("cost.memory", f"memory / {BASELINE}", "lower"),
     ]
@@ -198,8 +213,8 @@ def _row(runs: Sequence[Judged], original: Mapping[str, float], base: tuple[floa
 
 
 def _tuning(tuned: Tuned) -> TuningRow:
-    destroyed = sum(1 for trial in tuned.trials if trial.reason)
-    return TuningRow(tuned.contestant, len(tuned.trials), tuned.best.score, tuned.best.parameters, destroyed)
+    worthless = sum(1 for trial in tuned.trials if trial.score < WORTHLESS)
+    return TuningRow(tuned.contestant, len(tuned.trials), tuned.best.score, tuned.best.parameters, worthless)
 
 
 def _mean_cost(runs: Sequence[Judged]) -> tuple[float, float]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from d2unlearn.guards.base import Guard, Guarded, Known
 from d2unlearn.guards.embedding_corruption import EmbeddingCorruption
 from d2unlearn.guards.input_classifier import InputClassifier
@@ -11,7 +9,7 @@ from d2unlearn.guards.prompt_guard import PromptGuard
 
 __all__ = ["GUARDS", "Guard", "Guarded", "Known"]
 
-GUARDS: dict[str, Callable[..., Guard]] = {
+GUARDS: dict[str, type[Guard]] = {
     "prompt_guard": PromptGuard,
     "input_classifier": InputClassifier,
     "embedding_corruption": EmbeddingCorruption,

@@ -44,6 +44,9 @@ class Rule:
 class Guard(ABC):
     """A way of guarding. Subclasses are frozen dataclasses; their fields are the guard's parameters."""
 
+    refuses = True
+    """Whether a flagged request is refused; a guard that does not leads to another answer. Not a parameter."""
+
     @abstractmethod
     def fit(self, base: GuardedModel, known: Known) -> Guarded:
         """The model behind this guard. Trains nothing of the model; its weights stay as they are."""

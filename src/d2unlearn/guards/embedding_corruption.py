@@ -37,6 +37,7 @@ class EmbeddingCorruption(Guard):
     Source: Liu et al. 2024, arXiv 2406.07933 (RoBERTa as classifier, a second one for tokens, the strength found by search).
     """
 
+    refuses = False
     strength: float = 1.0
     C: float = 1.0
 

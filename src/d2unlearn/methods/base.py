@@ -63,6 +63,11 @@ class Method(ABC):
         """How the model writes the rows of role `alternate`; None: they are refusals."""
         return None
 
+    @property
+    def refuses_in_words(self) -> bool:
+        """Whether refusals are taught as answers; all other methods leave refusing to the gate."""
+        return "alternate" in self.needs and self.self_written is None
+
 
 class AdaptiveMethod(Method):
     """A method that changes its own parameters while it trains: what changes is a field, so its fields are its state.

@@ -11,7 +11,7 @@ from d2unlearn.comparison.markdown import cell_text, filled_columns, parameters_
 from d2unlearn.comparison.outcomes import BASELINE
 from d2unlearn.comparison.records import ORIGINAL
 from d2unlearn.comparison.table import Row, Section, SplitTable
-from d2unlearn.comparison.words import READING, in_words, plain_words
+from d2unlearn.comparison.words import in_words, plain_words, reading
 from d2unlearn.evaluation.store import read_evaluation
 from d2unlearn.report.gate import GATE_FILE, read_gate_summary
 from d2unlearn.report.html import build, template
@@ -53,6 +53,7 @@ class Part:
     measured_on: str
     seeds: str
     paragraph: str
+    reading: str
     words: tuple[str, ...]
     figure: Tradeoff | None
     grids: tuple[Grid, ...]
@@ -91,7 +92,7 @@ def contestant_page(key: str, original: Path, folder: Path) -> str:
 def index_page(tables: Sequence[SplitTable], links: Mapping[str, str]) -> str:
     """The index as one HTML document that loads nothing."""
     parts = tuple(_part(table, place, links) for place, table in enumerate(tables))
-    return template("comparison.html.j2").render(parts=parts, reading=READING)
+    return template("comparison.html.j2").render(parts=parts)
 
 
 def _part(table: SplitTable, place: int, links: Mapping[str, str]) -> Part:
@@ -101,11 +102,12 @@ def _part(table: SplitTable, place: int, links: Mapping[str, str]) -> Part:
         "; ".join(table.machines),
         seeds_in_words(table.rows),
         plain_words(table),
+        reading(table),
         tuple(line.removeprefix("- ") for line in in_words(table.outcomes)),
         tradeoff(table, f"tradeoff{place}"),
         tuple(_grid(table, each, links) for each in table.sections if filled_columns(each, table.rows)),
         tuple(
-            (each.contestant, str(each.trials), str(each.destroyed), f"{each.score:.4f}", parameters_text(each.parameters))
+            (each.contestant, str(each.trials), str(each.worthless), f"{each.score:.4f}", parameters_text(each.parameters))
             for each in table.tunings
         ),
     )
