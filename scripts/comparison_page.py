@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from d2unlearn.comparison.markdown import parts_of, section_table, seeds_in_words
+from d2unlearn.comparison.outcomes import COMEBACK
 from d2unlearn.comparison.output import read_results, tables_of
 from d2unlearn.comparison.plan import Comparison, comparison_of, standing
 from d2unlearn.comparison.rule import RULE
@@ -30,7 +31,7 @@ DIGEST = {
         "forget_paraphrased.leak_rate",
         "suite.model_utility",
         "retain.extraction_strength",
-        "comeback.first.20",
+        COMEBACK,
         "cost.time",
     ),
     "Behind the guard": (
@@ -64,7 +65,8 @@ forgotten authors, and retained rows that no method was given. Each model is giv
 that training never saw, at the same rate of false refusals. The oracle is a model that never knew.
 
 What each number means: [evaluation.md](evaluation.md). An answer leaks that holds at least half of the truth's words (ROUGE-L
-recall). Questions that have no author, such as world facts, are grouped in blocks of twenty.
+recall); "told" is the mean of that recall behind the gate or guard. Questions that have no author, such as world facts, are
+grouped in blocks of twenty.
 
 ## What to read with care
 

@@ -10,12 +10,12 @@ from d2unlearn.comparison.markdown import page_of
 from d2unlearn.comparison.plan import Comparison
 from d2unlearn.comparison.records import Judged, Tuned
 from d2unlearn.comparison.rule import RULE
-from d2unlearn.comparison.store import Store, written
+from d2unlearn.comparison.store import Store, read_result, written
 from d2unlearn.comparison.table import SplitTable, split_table
 from d2unlearn.comparison.words import in_words
-from d2unlearn.evaluation.store import record_from_json, record_to_json
+from d2unlearn.evaluation.store import record_to_json
 from d2unlearn.report.comparison import write_pages
-from d2unlearn.runtime import atomic_write, read_json
+from d2unlearn.runtime import atomic_write
 
 
 def write_output(comparison: Comparison, store: Store) -> Iterator[str]:
@@ -46,8 +46,5 @@ def tables_of(results: Path, splits: list[str], left_out: dict[str, str], order:
 
 def read_results(results: Path) -> tuple[list[Judged], list[Tuned]]:
     """Every kept record. Raises `DataError` for a file that holds something else."""
-    judged = [record_from_json(Judged, read_json(path), str(path), "a comparison's result", "remove it")
-              for path in sorted(results.glob("*/*/seed-*.json"))]  # fmt: skip
-    tuned = [record_from_json(Tuned, read_json(path), str(path), "a comparison's result", "remove it")
-             for path in sorted(results.glob("*/*/tune.json"))]  # fmt: skip
-    return judged, tuned
+    judged = [read_result(path, Judged) for path in sorted(results.glob("*/*/seed-*.json"))]
+    return judged, [read_result(path, Tuned) for path in sorted(results.glob("*/*/tune.json"))]

@@ -62,11 +62,11 @@ class Store:
 
     def tuned(self, run: Run) -> Tuned:
         """The record of a tuning. Raises `DataError` for a file that holds something else."""
-        return self._read(run, Tuned)
+        return read_result(self.result(run), Tuned)
 
     def judged(self, run: Run) -> Judged:
         """The record of a judgement. Raises `DataError` for a file that holds something else."""
-        return self._read(run, Judged)
+        return read_result(self.result(run), Judged)
 
     @contextmanager
     def claim(self, run: Run) -> Iterator[None]:
@@ -97,9 +97,10 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(path)
 
-    def _read(self, run: Run, kind: type[R]) -> R:
-        path = self.result(run)
-        return record_from_json(kind, read_json(path), str(path), "a comparison's result", ADVICE)
+
+def read_result(path: Path, kind: type[R]) -> R:
+    """A kept record. Raises `DataError` for a file that holds something else."""
+    return record_from_json(kind, read_json(path), str(path), "a comparison's result", ADVICE)
 
 
 def check_identity(record: Tuned | Judged, identity: str, path: Path) -> None:

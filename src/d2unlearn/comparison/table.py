@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student
 
-from d2unlearn.comparison.outcomes import BASELINE, Outcome, outcomes_of
+from d2unlearn.comparison.outcomes import BASELINE, REFUSED, TOLD, Outcome, outcomes_of
 from d2unlearn.comparison.records import ORACLE, ORIGINAL, ContestantKind, Judged, JudgedSet, Tuned
 from d2unlearn.schema import Better
 
@@ -175,9 +175,11 @@ def sections_of(sets: Mapping[str, JudgedSet], suite: bool) -> tuple[Section, ..
         Column("suite.forget_truth_ratio", "forget truth ratio", "higher"),
     ]
     guarded = [
-        *(Column(f"{name}.guarded_refusal_rate", f"gate refuses: {_words(name)}", "higher", True) for name in forget),
+        *(Column(f"{name}.{REFUSED}", f"gate refuses: {_words(name)}", "higher", True) for name in forget),
         *(Column(f"{name}.guarded_leak_rate", f"leaks: {_words(name)}", "lower", True) for name in forget),
-        *(Column(f"{name}.guarded_refusal_rate", f"gate refuses: {_words(name)}", "lower", True) for name in retain),
+        *(Column(f"{name}.{REFUSED}", f"gate refuses: {_words(name)}", "lower", True) for name in retain),
+        Column(f"forget.{TOLD}", "told: forget", "lower"),
+        Column(f"retain.{TOLD}", "told: retain", "higher"),
         Column("separation.auroc_gate_forget_vs_retain", "AUROC of the guard's score", "higher"),
     ]
     back = [Column("comeback.first.0", "at rest", "lower")]

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from d2unlearn.comparison.outcomes import BASELINE
+from d2unlearn.comparison.outcomes import BASELINE, COMEBACK
 from d2unlearn.comparison.records import ORACLE, ORIGINAL
 from d2unlearn.comparison.table import Cell, Row, SplitTable
 from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, STYLE, render
@@ -20,7 +20,7 @@ from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, STYLE, render
 KEPT = "retain.extraction_strength"
 ASKED = (
     ("forget.extraction_strength", "left of the forgotten answers: extraction strength at rest"),
-    ("comeback.first.20", "come back: answer probability after relearning"),
+    (COMEBACK, "come back: answer probability after relearning"),
 )
 """What stands on the horizontal axis of either panel."""
 GAP = 0.055
