@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from d2unlearn.comparison.markdown import parts_of, section_table, seeds_in_words
@@ -16,8 +17,8 @@ from d2unlearn.comparison.words import who_wins
 from d2unlearn.config import CompareSettings, load_settings
 from d2unlearn.guards import GUARDS
 from d2unlearn.methods import METHODS
-from d2unlearn.report import tradeoff as drawing
-from d2unlearn.report.tradeoff import tradeoff
+from d2unlearn.report import duels, tradeoff
+from d2unlearn.report.figures import Drawing
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = ROOT / "scripts" / "comparison.yaml"
@@ -92,10 +93,10 @@ def comparison_pages(results: Path) -> dict[Path, str]:
     files: dict[Path, str] = {}
     for table in tables:
         parts.append(f"## {table.split}\n")
-        figures = figure_files(table, results)
-        parts += [picture(table, results)] if figures else []
+        for name, drawn, source in figures(table):
+            parts.append(picture(name, drawn, results))
+            files |= figure_files(name, drawn, source, results)
         parts += list(parts_of(table, rule=RULE))
-        files |= figures
     return {ROOT / "docs" / "comparison.md": "\n".join(parts), **files}
 
 
@@ -147,27 +148,34 @@ def state(comparison: Comparison, results: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def picture(table: SplitTable, results: Path) -> str:
-    """The figure in both colours."""
-    place = f"../{(results / table.split).relative_to(ROOT)}"
-    drawn = tradeoff(table)
-    assert drawn is not None
+def figures(table: SplitTable) -> Iterator[tuple[str, Drawing, bytes]]:
+    """Name, drawing and what it was drawn from: the trade-off, and the baseline against everybody."""
+    for name, module, drawn, numbers in (
+        (table.split, tradeoff, tradeoff.tradeoff(table), table.rows),
+        (f"{table.split}-duels", duels, duels.duels(table), table.outcomes),
+    ):
+        if drawn is not None:
+            yield name, drawn, Path(module.__file__).read_bytes() + repr(numbers).encode()
+
+
+def picture(name: str, drawn: Drawing, results: Path) -> str:
+    """A figure in both colours."""
+    place = f"../{(results / name).relative_to(ROOT)}"
     return (
         f'<picture>\n<source media="(prefers-color-scheme: dark)" srcset="{place}-dark.svg">\n'
         f'<img alt="{drawn.description}" src="{place}.svg">\n</picture>\n'
     )
 
 
-def figure_files(table: SplitTable, results: Path) -> dict[Path, str]:
-    """Both drawings of a split. What these very numbers drew is taken as it is: versions of matplotlib differ in bytes."""
-    paths = results / f"{table.split}.svg", results / f"{table.split}-dark.svg"
-    source = Path(drawing.__file__).read_bytes() + repr(table.rows).encode()
+def figure_files(name: str, drawn: Drawing, source: bytes, results: Path) -> dict[Path, str]:
+    """A figure as files for both colours. What this very source drew is taken as it is: versions of matplotlib differ in bytes.
+
+    source: the drawing's code, and the numbers that it draws.
+    """
+    paths = results / f"{name}.svg", results / f"{name}-dark.svg"
     mark = f"<!-- scripts/comparison_page.py {hashlib.sha256(source).hexdigest()[:16]} -->"
     if all(path.is_file() and path.read_text(encoding="utf-8").endswith(f"{mark}\n") for path in paths):
         return {path: path.read_text(encoding="utf-8") for path in paths}
-    drawn = tradeoff(table)
-    if drawn is None:
-        return {}
     svg = drawn.svg.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" font-family="{FONT}" ', 1)
     return {
         path: re.sub(r"var\(--(\w+)\)", lambda found, palette=palette: palette[found[1]], svg) + mark + "\n"

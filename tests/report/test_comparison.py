@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from comparison.made_up import judged, tuned
+from d2unlearn.comparison.outcomes import Outcome
 from d2unlearn.comparison.table import SplitTable, split_table
 from d2unlearn.evaluation.store import write_evaluation
 from d2unlearn.report.comparison import index_page, write_pages
+from d2unlearn.report.duels import LARGEST, SMALLEST, area_of, columns_of, duels
 from d2unlearn.report.tradeoff import MARKS, Point, label_heights, marks_of, points_of, tradeoff
 from d2unlearn.schema import Evaluation
 
@@ -67,6 +69,33 @@ def test_the_figure_names_everybody_marks_the_oracle_and_says_what_it_shows(tabl
     alone = tradeoff(split_table("ten", only_at_rest, [], {}))
     assert alone is not None
     assert alone.svg.count(">npo</text>") == 1
+
+
+def test_everybody_has_a_row_and_a_mark_in_each_respect(table: SplitTable) -> None:
+    drawn = duels(table)
+    assert drawn is not None
+    assert drawn.svg.count(">npo</text>") == 1
+    assert not re.search(r">(original|oracle)</text>", drawn.svg)
+    assert drawn.description == "eua against everybody else on ten: wins 0, ties 2, loses 0."
+    assert duels(table) == drawn
+    assert duels(replace(table, outcomes=())) is None
+
+
+def test_a_win_a_tie_and_a_loss_look_different_and_differences_have_a_size(table: SplitTable) -> None:
+    def drawing(result: str, difference: float) -> str:
+        one = replace(table.outcomes[0], result=result, difference=difference)  # type: ignore[arg-type]
+        found = duels(replace(table, outcomes=(one,)))
+        assert found is not None
+        return found.svg
+
+    assert len({drawing(result, 0.5) for result in ("win", "tie", "loss")}) == 3
+    assert area_of(0.0) == SMALLEST < area_of(-0.2) < area_of(0.5) < area_of(1.0) == area_of(3.0) == LARGEST
+
+
+def test_respects_of_one_kind_stand_side_by_side() -> None:
+    respects = ("retain.extraction_strength", "forget.guarded_refusal_rate", "forget.extraction_strength", "comeback.first.20")
+    outcomes = [Outcome("npo", each, each.replace("comeback.first.20", "comeback"), 0.1, 1.0, 4, "tie") for each in respects]
+    assert columns_of(outcomes) == [respects[2], respects[0], respects[1], respects[3]]
 
 
 def test_the_index_links_what_is_at_hand_and_escapes_the_rest(table: SplitTable) -> None:

@@ -13,9 +13,11 @@ from d2unlearn.comparison.records import ORIGINAL
 from d2unlearn.comparison.table import Row, Section, SplitTable
 from d2unlearn.comparison.words import in_words, plain_words, reading
 from d2unlearn.evaluation.store import read_evaluation
+from d2unlearn.report.duels import duels
+from d2unlearn.report.figures import Drawing
 from d2unlearn.report.gate import GATE_FILE, read_gate_summary
 from d2unlearn.report.html import build, template
-from d2unlearn.report.tradeoff import Tradeoff, tradeoff
+from d2unlearn.report.tradeoff import tradeoff
 from d2unlearn.runtime import atomic_write, read_json
 from d2unlearn.schema import GateSummary
 
@@ -55,7 +57,7 @@ class Part:
     paragraph: str
     reading: str
     words: tuple[str, ...]
-    figure: Tradeoff | None
+    figures: tuple[Drawing, ...]
     grids: tuple[Grid, ...]
     tunings: tuple[tuple[str, ...], ...]
 
@@ -104,7 +106,7 @@ def _part(table: SplitTable, place: int, links: Mapping[str, str]) -> Part:
         plain_words(table),
         reading(table),
         tuple(line.removeprefix("- ") for line in in_words(table.outcomes)),
-        tradeoff(table, f"tradeoff{place}"),
+        tuple(each for each in (tradeoff(table, f"tradeoff{place}"), duels(table, f"duels{place}")) if each is not None),
         tuple(_grid(table, each, links) for each in table.sections if filled_columns(each, table.rows)),
         tuple(
             (each.contestant, str(each.trials), str(each.worthless), f"{each.score:.4f}", parameters_text(each.parameters))

@@ -48,6 +48,14 @@ Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """A figure, and what it shows in words."""
+
+    svg: str
+    description: str
+
+
+@dataclass(frozen=True)
 class Panel:
     """A histogram of both kinds: the drawing, and what it shows in words (for those who cannot see it)."""
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from d2unlearn.comparison.outcomes import BASELINE, COMEBACK
 from d2unlearn.comparison.records import ORACLE, ORIGINAL
 from d2unlearn.comparison.table import Cell, Row, SplitTable
-from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, STYLE, render
+from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, STYLE, Drawing, render
 
 KEPT = "retain.extraction_strength"
 ASKED = (
@@ -34,14 +34,6 @@ COLOURS = ("#4c78a8", "#c98a14", "#4c9a43", "#a868a0", "#9d755d", "#2f9c95", "#7
 
 
 @dataclass(frozen=True)
-class Tradeoff:
-    """The drawing, and what it shows in words."""
-
-    svg: str
-    description: str
-
-
-@dataclass(frozen=True)
 class Point:
     """A contestant in one panel, with half intervals over seeds (0 where there is one seed)."""
 
@@ -52,7 +44,7 @@ class Point:
     dy: float
 
 
-def tradeoff(table: SplitTable, key: str = "tradeoff") -> Tradeoff | None:
+def tradeoff(table: SplitTable, key: str = "tradeoff") -> Drawing | None:
     """Two panels, what is left at rest and what comes back, against what was kept. None where nothing is judged."""
     panels = [(label, points_of(table.rows, asked)) for asked, label in ASKED]
     panels = [(label, points) for label, points in panels if points]
@@ -66,7 +58,7 @@ def tradeoff(table: SplitTable, key: str = "tradeoff") -> Tradeoff | None:
             bottom = 1 - (place + 1) * height
             _panel(figure.add_axes((0.085, bottom + 0.15 * height, 0.62, 0.78 * height)), label, points, marks)
         described = "; ".join(f"{each.name}: left {each.x:.3f}, kept {each.y:.3f}" for each in panels[0][1])
-        return Tradeoff(render(figure, key), f"Forgetting against keeping on {table.split}. {described}.")
+        return Drawing(render(figure, key), f"Forgetting against keeping on {table.split}. {described}.")
 
 
 def points_of(rows: Sequence[Row], asked: str) -> list[Point]:
