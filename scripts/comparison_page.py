@@ -84,6 +84,39 @@ grouped in blocks of twenty.
   corrupted embeddings lead to another answer. What users are told in the end is compared as well, whoever withholds it.
 - These models know TOFU and little else: nothing here speaks about general ability, or about models a thousand times as large.
 """
+OWN_DATA = """## On your own data
+
+```yaml
+# compare.yaml
+model: ./model                        # what everybody starts from: a folder, or a name on the hub
+output: ./comparison
+methods: [eua, npo, simnpo, rmu]      # every one of docs/methods.md unless named
+guards: [input_classifier]
+seeds: [0, 1, 2]
+trials: 5
+splits:
+  people:
+    forget: forget.jsonl              # rows as in the README; `group` says which belong together (an author, a document)
+    retain: retain.jsonl
+    oracle: ./never-knew              # a model taught without the forget rows; leave it out if there is none
+    also_forget: {in_other_words: paraphrased.jsonl}
+    also_retain: {facts: facts.jsonl}
+```
+
+    d2unlearn compare --config compare.yaml --plan      # every run and how it stands
+    d2unlearn compare --config compare.yaml --jobs 2    # do what is not done, two at once
+
+It can be killed at any time; the same command goes on. What is done lies in `results` inside the output, one JSON file a run,
+and is not done twice; results of other rows, weights or settings are refused, not mixed in. Processes and machines that share
+the folder share the work: start the command on each. `--key people/npo/seed-1` does one run alone, for a scheduler;
+`--launcher "accelerate launch --num_processes 2"` trains each on two devices; `--backend ray --gpus 1` makes each a task of a
+Ray cluster. At the end, `table.md` and `table.json` hold the tables, and `pages/index.html` leads from each method to its
+energies and answers.
+
+A split with `strongest: 4` and `strongest_of: people` takes on only the best of another one; `search` sets ranges or values of
+a method's parameters; all other options are in [cli.md](cli.md#d2unlearn-compare). `scripts/comparison.yaml` is the file of
+the comparison above.
+"""
 
 
 def comparison_pages(results: Path) -> dict[Path, str]:
@@ -97,7 +130,7 @@ def comparison_pages(results: Path) -> dict[Path, str]:
             parts.append(picture(name, drawn, results))
             files |= figure_files(name, drawn, source, results)
         parts += list(parts_of(table, rule=RULE))
-    return {ROOT / "docs" / "comparison.md": "\n".join(parts), **files}
+    return {ROOT / "docs" / "comparison.md": "\n".join([*parts, OWN_DATA]), **files}
 
 
 def comparison_section(results: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,17 @@ def test_the_project_s_own_comparison_is_one_that_can_be_planned(monkeypatch: py
     assert set(comparison.guards) | set(comparison.settings.left_out) == set(ALL_GUARDS)
     runs = runs_of(comparison, {f"forget10/{name}/tune": 1 / (1 + place) for place, name in enumerate(ALL_METHODS)})
     assert {run.contestant for run in runs if run.split == "forget05" and run.kind == "method"} == set(list(ALL_METHODS)[:4])
+
+
+def test_the_example_of_the_documentation_is_one_that_can_be_planned(tmp_path: Path) -> None:
+    from d2unlearn.guards import GUARDS as ALL_GUARDS
+    from d2unlearn.methods import METHODS as ALL_METHODS
+
+    page = (Path(__file__).resolve().parents[2] / "docs" / "comparison.md").read_text(encoding="utf-8")
+    file = tmp_path / "compare.yaml"
+    file.write_text(page.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    comparison = comparison_of(load_settings(CompareSettings, file, {}), methods=ALL_METHODS, guards=ALL_GUARDS)
+    keys = [run.key for run in runs_of(comparison, {})]
+    assert len(keys) == 2 + 5 * 4
+    assert re.findall(r"--key (\S+)`", page) == ["people/npo/seed-1"]
+    assert "people/npo/seed-1" in keys
