@@ -10,9 +10,9 @@ from pathlib import Path
 from d2unlearn.comparison.markdown import parts_of, section_table, seeds_in_words
 from d2unlearn.comparison.outcomes import COMEBACK
 from d2unlearn.comparison.output import read_results, tables_of
-from d2unlearn.comparison.plan import Comparison, comparison_of, standing
+from d2unlearn.comparison.plan import Comparison, comparison_of, runs_of, standing
 from d2unlearn.comparison.rule import RULE
-from d2unlearn.comparison.table import Section, SplitTable
+from d2unlearn.comparison.table import Section, SplitTable, everybody_in
 from d2unlearn.comparison.words import who_wins
 from d2unlearn.config import CompareSettings, load_settings
 from d2unlearn.guards import GUARDS
@@ -59,11 +59,15 @@ INTRODUCTION = """# Methods side by side
 Made by `make docs` from the runs kept in `benchmarks/results/comparison`; `scripts/comparison.py` makes the runs.
 
 Every method is trained by the same trainer on the same pairs of rows, with the same number of epochs and of trials: the
-published parameters first, the others found by [optuna](https://optuna.org). A trial is chosen on validation questions, by a
-rule in which no energy, gate or refusal enters, and the training's last weights are taken, so that no energy chooses an epoch
-either. What was chosen is then trained with each seed and judged once on test questions: those of about three quarters of the
-forgotten authors, and retained rows that no method was given. Each model is given an energy gate, calibrated on retained rows
-that training never saw, at the same rate of false refusals. The oracle is a model that never knew.
+published parameters first, the others found by [optuna](https://optuna.org). A trial is chosen on validation questions. For
+methods neither energy nor gate nor refusals enter that choice, and the training's last weights are taken, so that no energy
+chooses an epoch either; guards are chosen by what they let through. What was chosen is then run with each seed and judged once
+on test questions.
+
+All forgotten rows are unlearned; questions of about a quarter of their authors choose, those of the others judge. Of the
+retained questions, `retain` holds rows that no method was given; most of `retain paraphrased` are other wordings of rows that
+it was given. Each trained model gets an energy gate, and each guard its threshold, from retained rows that training never saw,
+at the same rate of false refusals. The oracle is a model that never knew; it and the original have no gate.
 
 What each number means: [evaluation.md](evaluation.md). An answer leaks that holds at least half of the truth's words (ROUGE-L
 recall); "told" is the mean of that recall behind the gate or guard. Questions that have no author, such as world facts, are
@@ -72,8 +76,10 @@ grouped in blocks of twenty.
 ## What to read with care
 
 - The learning rate that everybody's trials start from was found for EUA, on forget10 with these models, before its questions
-  were divided into validation and test. Five trials make up for some of that, not for all. forget05 is half of forget10, with
-  an oracle of its own.
+  were divided into validation and test. Five trials make up for some of that, not for all.
+- forget05 is half of forget10, with an oracle of its own: no independent confirmation. Its contestants are the best by
+  forget10's validation score, for which some of its test questions were asked. There are fewer of them and fewer authors:
+  another difference may count there. Wins are to be counted within a split, not between them.
 - Gradient ascent and CE-U have no term that keeps anything. Where none of their trials is worth anything, so many epochs at
   such rates are too much for them; fewer were not tried.
 - A prompt guard, an input classifier and embeddings that are corrupted behind it (ECO) leave the weights alone: what they hide
@@ -90,7 +96,7 @@ OWN_DATA = """## On your own data
 # compare.yaml
 model: ./model                        # what everybody starts from: a folder, or a name on the hub
 output: ./comparison
-methods: [eua, npo, simnpo, rmu]      # every one of docs/methods.md unless named
+methods: [eua, npo, simnpo, rmu]      # all of docs/methods.md unless named; eua is what the others are compared with
 guards: [input_classifier]
 seeds: [0, 1, 2]
 trials: 5
@@ -98,7 +104,7 @@ splits:
   people:
     forget: forget.jsonl              # rows as in the README; `group` says which belong together (an author, a document)
     retain: retain.jsonl
-    oracle: ./never-knew              # a model taught without the forget rows; leave it out if there is none
+    oracle: ./never-knew              # a model taught without the forget rows; without one, less is better without end
     also_forget: {in_other_words: paraphrased.jsonl}
     also_retain: {facts: facts.jsonl}
 ```
@@ -106,9 +112,9 @@ splits:
     d2unlearn compare --config compare.yaml --plan      # every run and how it stands
     d2unlearn compare --config compare.yaml --jobs 2    # do what is not done, two at once
 
-It can be killed at any time; the same command goes on. What is done lies in `results` inside the output, one JSON file a run,
-and is not done twice; results of other rows, weights or settings are refused, not mixed in. Processes and machines that share
-the folder share the work: start the command on each. `--key people/npo/seed-1` does one run alone, for a scheduler;
+The command can be killed at any time; started again, it goes on. Results lie in `results` inside the output, one JSON file a
+run, and nothing is done twice; results of other rows, weights or settings are refused, not mixed in. Processes and machines
+that share the folder share the work: start the command on each. `--key people/npo/seed-1` does one run alone, for a scheduler;
 `--launcher "accelerate launch --num_processes 2"` trains each on two devices; `--backend ray --gpus 1` makes each a task of a
 Ray cluster. At the end, `table.md` and `table.json` hold the tables, and `pages/index.html` leads from each method to its
 energies and answers.
@@ -126,7 +132,7 @@ def comparison_pages(results: Path) -> dict[Path, str]:
     files: dict[Path, str] = {}
     for table in tables:
         parts.append(f"## {table.split}\n")
-        for name, drawn, source in figures(table):
+        for name, drawn, source in figures(table, everybody_in(tables)):
             parts.append(picture(name, drawn, results))
             files |= figure_files(name, drawn, source, results)
         parts += list(parts_of(table, rule=RULE))
@@ -166,25 +172,24 @@ def by_hand(comparison: Comparison) -> str:
 def state(comparison: Comparison, results: Path) -> str:
     """What is there and what is missing, split by split, and the command that goes on."""
     judged, tuned = read_results(results)
+    scores = {each.key: each.best.score for each in tuned if each.kind == "method"}
     done = {each.key for each in (*judged, *tuned)}
-    lines, open_ones = ["## What is there\n"], 0
-    for each in standing(comparison, done, {each.key: each.best.score for each in tuned if each.kind == "method"}):
-        left = [*each.missing, *([each.awaited] if each.awaited else [])]
-        open_ones += len(each.begun) + len(left)
-        said = {"complete": each.complete, "begun": each.begun, "not begun": left}
+    lines = ["## What is there\n"]
+    for each in standing(comparison, done, scores):
         split = comparison.split(each.split)
         whose = f" (the {split.strongest} strongest of {split.strongest_of}, by validation score)" if split.strongest else ""
-        parts = [f"{key}: {', '.join(names)}" for key, names in said.items() if names]
-        lines.append(f"- {each.split}{whose}: {'; '.join(parts)}.")
-    if open_ones:
+        said = {"complete": each.complete, "begun": each.begun, "not begun": each.missing}
+        parts = [f"{words}: {', '.join(names)}" for words, names in said.items() if names]
+        lines.append(f"- {each.split}{whose}: {'; '.join(parts) or 'not known yet'}.")
+    if {run.key for run in runs_of(comparison, scores)} - done:
         lines.append("\n`python scripts/comparison.py --jobs 2` goes on with what is missing.")
     return "\n".join(lines) + "\n"
 
 
-def figures(table: SplitTable) -> Iterator[tuple[str, Drawing, bytes]]:
+def figures(table: SplitTable, everybody: list[str]) -> Iterator[tuple[str, Drawing, bytes]]:
     """Name, drawing and what it was drawn from: the trade-off, and the baseline against everybody."""
     for name, module, drawn, numbers in (
-        (table.split, tradeoff, tradeoff.tradeoff(table), table.rows),
+        (table.split, tradeoff, tradeoff.tradeoff(table, everybody=everybody), (table.rows, everybody)),
         (f"{table.split}-duels", duels, duels.duels(table), table.outcomes),
     ):
         if drawn is not None:

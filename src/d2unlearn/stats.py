@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -100,7 +99,10 @@ def _drawn(members: list[NDArray[np.intp]] | NDArray[np.intp], rng: np.random.Ge
 
 
 class MeanTest(NamedTuple):
-    """A mean, and the two-sided p-value of its being zero; NaN where nothing varies that chance could be judged by."""
+    """A mean, and the two-sided p-value of its being zero.
+
+    `p`: NaN for one repeat of one group, which leaves nothing to judge chance by; 0 or 1 where nothing varies.
+    """
 
     mean: float
     p: float
@@ -112,38 +114,27 @@ def crossed_test(values: ArrayLike, groups: Sequence[Hashable]) -> MeanTest:
     `groups`: a label an example. Say, trainings with other seeds are the repeats and authors the groups: the result speaks of
     other trainings and other authors too. With the mean squares of repeats, of groups and of what neither explains, MS_r, MS_g
     and MS_e, the variance of the mean over R repeats and G groups is (MS_r + MS_g - MS_e) / RG, and never below the larger of
-    MS_r / RG and MS_g / RG. Student's t, with the degrees of freedom of Satterthwaite 1946. Groups of different sizes enter by
-    their share of the examples. Source: two crossed random effects, Scheffé 1959.
+    MS_r / RG and MS_g / RG. p is the mean of Student's with R - 1 and with G - 1 degrees of freedom, weighted by MS_r and MS_g:
+    an estimate of the degrees of freedom themselves gives too many at small levels. Groups of different sizes enter by their
+    share of the examples. Source: two crossed random effects, Scheffé 1959; the weights after Cochran and Cox 1950.
     """
     array = np.atleast_2d(np.asarray(values, dtype=np.float64))
     _, index = np.unique([str(group) for group in groups], return_inverse=True)
-    mean, r, g = float(array.mean()), len(array), int(index.max()) + 1
-    cells = np.stack([np.bincount(index, weights=row - mean) for row in array]) * g / array.shape[1]
-    by_repeat, by_group = cells.mean(axis=1, keepdims=True), cells.mean(axis=0, keepdims=True)
-    repeats = _Squares(g * float((by_repeat**2).sum()), r - 1)
-    grouped = _Squares(r * float((by_group**2).sum()), g - 1)
-    rest = _Squares(float(((cells - by_repeat - by_group) ** 2).sum()), (r - 1) * (g - 1))
+    mean, rows = float(array.mean()), array.mean(axis=1, keepdims=True)
+    r, g = len(array), int(index.max()) + 1
     if r == g == 1:
         return MeanTest(mean, math.nan)
-    larger = max(repeats, grouped, key=lambda each: each.mean)
-    total, freedom = larger.mean, float(larger.freedom)
-    if (both := repeats.mean + grouped.mean - rest.mean) > total:
-        total, freedom = both, both**2 / sum(each.mean**2 / each.freedom for each in (repeats, grouped, rest))
-    if total < TINY**2:
+    cells = np.stack([np.bincount(index, weights=row) for row in array - rows]) * g / array.shape[1]
+    by_group = cells.mean(axis=0)
+    of_repeats = g * float(((rows - mean) ** 2).sum()) / max(r - 1, 1)
+    of_groups = r * float((by_group**2).sum()) / max(g - 1, 1)
+    of_rest = float(((cells - by_group) ** 2).sum()) / max((r - 1) * (g - 1), 1)
+    variance = max(of_repeats, of_groups, of_repeats + of_groups - of_rest) / (r * g)
+    if variance < TINY**2:
         return MeanTest(mean, float(abs(mean) < TINY))
-    return MeanTest(mean, float(2 * student.sf(abs(mean) / math.sqrt(total / (r * g)), freedom)))
-
-
-@dataclass(frozen=True)
-class _Squares:
-    """A sum of squares with its degrees of freedom; its mean is zero where it has none."""
-
-    sum: float
-    freedom: int
-
-    @property
-    def mean(self) -> float:
-        return self.sum / self.freedom if self.freedom else 0.0
+    t = abs(mean) / math.sqrt(variance)
+    tails = [(weight, 2 * float(student.sf(t, n - 1))) for weight, n in ((of_repeats, r), (of_groups, g)) if n > 1]
+    return MeanTest(mean, sum(weight * tail for weight, tail in tails) / sum(weight for weight, _ in tails))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from d2unlearn.comparison.outcomes import Outcome, Result
 from d2unlearn.comparison.table import FORGET_QUALITY, Cell, Row, SplitTable
-from d2unlearn.comparison.words import in_words, plain_words, who_wins
+from d2unlearn.comparison.words import in_words, plain_words, reading, who_wins
 
 NAMES = {"a": ("win", "win"), "b": ("tie", "win"), "c": ("tie", "tie"), "d": ("loss", "tie"), "e": ("win", "loss")}
 
@@ -64,14 +65,16 @@ def test_a_theme_puts_each_rival_where_all_its_sets_together_put_it(sets: tuple[
 
 def test_everybody_is_not_listed_by_name() -> None:
     outcomes = [outcome(name, "comeback.first.20", "loss") for name in "abc"]
-    assert "By relearning it gets back more than all 3 others." in plain_words(table(outcomes))
-    assert "By relearning it gets back more than a." in plain_words(table(outcomes[:1]))
+    assert "After relearning its weights hold more than all 3 others." in plain_words(table(outcomes))
+    assert "After relearning its weights hold more than a." in plain_words(table(outcomes[:1]))
+    ties = [outcome(name, "comeback.first.20", "tie") for name in "abc"]
+    assert "hold not clearly more or less than any of the 3 others." in plain_words(table(ties))
 
 
 def test_more_than_a_few_are_counted() -> None:
     outcomes = [outcome(name, "comeback.first.20", "loss" if name in "abcde" else "tie") for name in "abcdefg"]
     said = plain_words(table(outcomes))
-    assert "By relearning it gets back more than 5 of 7; not clearly more or less than f, g." in said
+    assert "After relearning its weights hold more than 5 of 7; not clearly more or less than f, g." in said
 
 
 def test_what_comes_back_stands_beside_the_oracle() -> None:
@@ -114,8 +117,13 @@ def test_lines_name_whom_it_wins_against_and_by_how_much() -> None:
 def test_a_win_against_a_model_that_knows_nothing_is_said_to_be_small() -> None:
     outcomes = [outcome("npo", "retain.extraction_strength", "win")]
     rows = [row("eua", utility=0.9), row("npo", utility=0.6), row("ga", utility=0.0)]
-    assert "Against ga a win says little: model utility is below 0.01 there." in plain_words(table(outcomes, rows))
-    assert "says little" not in plain_words(table(outcomes, rows[:2]))
+    outcomes.append(outcome("ga", "retain.extraction_strength", "loss"))
+    said = plain_words(table(outcomes, rows))
+    assert (
+        "eua wins 1, ties in 0 and loses 1. Hardly anything works any more of ga (model utility below 0.01); without " in said
+    )
+    assert "without them it wins 1, ties in 0 and loses 0." in said
+    assert "Hardly anything" not in plain_words(table(outcomes, rows[:2]))
 
 
 def test_whose_refusals_are_not_compared_is_said() -> None:
@@ -124,7 +132,20 @@ def test_whose_refusals_are_not_compared_is_said() -> None:
     assert "Refusals are not" not in who_wins(table(outcomes))
 
 
+def test_the_reading_speaks_of_what_there_is() -> None:
+    outcomes = [outcome("npo", "forget.extraction_strength", "win")]
+    bare = reading(table(outcomes, [row("eua"), row("npo")]))
+    assert "nothing is known of other trainings" in bare
+    assert "oracle's up" not in bare
+    both = [replace(each, seeds=(0, 1)) for each in (row("oracle"), row("eua"), row("npo"))]
+    full = reading(table(outcomes, both))
+    assert "other seeds and other authors" in full
+    assert "count from the oracle's up" in full
+
+
 def test_without_a_rival_there_is_nothing_to_say() -> None:
     assert plain_words(table([])) == ""
-    assert who_wins(table([])) == "No rival is judged yet.\n"
-    assert who_wins(table([outcome("npo", "retain.extraction_strength", "tie")])).endswith("eua ties with npo (-0.250).\n")
+    assert who_wins(table([])) == "Nothing is judged yet that could be compared with eua.\n"
+    assert who_wins(table([outcome("npo", "retain.extraction_strength", "tie")])).endswith(
+        "eua ties with npo (-0.250).\n\n</details>\n"
+    )

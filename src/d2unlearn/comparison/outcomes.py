@@ -1,7 +1,7 @@
 """The baseline, EUA, against every other contestant on the same questions: where it wins, ties and loses. Pure.
 
-Other seeds and other authors might have given other numbers. A difference counts where chance of both kinds explains it in
-fewer than one case of twenty, over all contestants of a respect together.
+Other seeds and other authors might have given other numbers. A difference counts where chance of both kinds (after relearning,
+of seeds alone) explains it in fewer than one case of twenty, over all contestants of a respect together.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def difference_of(base: Floats, rival: Floats, groups: Sequence[str], floor: Flo
     """
     found = crossed_test(rival - base, groups)
     n = base.shape[1]
-    if floor is None:
+    if floor is None or math.isnan(found.p):
         return Difference(found.mean, found.p, n)
     least = floor.mean()
     above = crossed_test((rival if found.mean > 0 else base) - floor, groups)
@@ -121,8 +121,8 @@ def _pairs(runs: Sequence[Judged], names: Sequence[str]) -> Iterator[Pair]:
         if name in (BASELINE, ORACLE, ORIGINAL):
             continue
         theirs = [run for run in runs if run.contestant == name and run.seed in by_seed]
-        if theirs and theirs[0].kind == "guard" and original is not None:
-            theirs = [_with_weights_of(run, original) for run in theirs]
+        if theirs and theirs[0].kind == "guard":
+            theirs = [_with_weights_of(run, original) for run in theirs] if original is not None else []
         if theirs:
             yield Pair(name, tuple(by_seed[run.seed] for run in theirs), tuple(theirs))
 

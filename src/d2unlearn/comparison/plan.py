@@ -78,13 +78,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a split is: contestants with all, some and none of their runs done; who else it waits for, in words or empty."""
+    """How far a split is: contestants with all, some and none of their runs done; nobody while they are not known."""
 
     split: str
     complete: tuple[str, ...]
     begun: tuple[str, ...]
     missing: tuple[str, ...]
-    awaited: str
 
 
 def comparison_of(settings: CompareSettings, *, methods: Collection[str], guards: Collection[str]) -> Comparison:
@@ -171,7 +170,6 @@ def standing(comparison: Comparison, done: Collection[str], scores: Mapping[str,
             tuple(name for name, each in left.items() if all(each)),
             tuple(name for name, each in left.items() if any(each) and not all(each)),
             tuple(name for name, each in left.items() if not any(each)),
-            awaited(comparison, split, scores),
         )
 
 

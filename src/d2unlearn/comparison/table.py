@@ -122,6 +122,11 @@ def split_table(
     )
 
 
+def everybody_in(tables: Sequence[SplitTable]) -> list[str]:
+    """Everybody, in the order of the tables."""
+    return list(dict.fromkeys(row.contestant for table in tables for row in table.rows))
+
+
 def numbers_of(run: Judged, base: tuple[float, float] = (math.nan, math.nan)) -> dict[str, float]:
     """Every number of a run by its key. base: (time, memory) that cost is a ratio to."""
     found = {f"{each.name}.{metric.name}": metric.value for each in run.sets for metric in each.metrics}

@@ -14,17 +14,18 @@ RESPECT_WORDS = {
     "extraction_strength": "extraction strength on {}",
     TOLD: "what is still told of {}",
     REFUSED: "refusals of {}",
-    COMEBACK: "what relearning brings back",
+    COMEBACK: "what is there after relearning",
 }
+SUMMARY = "Respect by respect, and what counts as a tie"
 VERBS: dict[Result, str] = {"win": "wins against", "tie": "ties with", "loss": "loses to"}
 THEMES: dict[str, tuple[str, str, Better]] = {
     "forget.extraction_strength": ("Of what was to be forgotten its weights hold", "", "lower"),
     "retain.extraction_strength": ("Of everything else they keep", "", "higher"),
-    f"forget.{TOLD}": ("Behind its gate, of what was to be forgotten it tells", "", "lower"),
+    f"forget.{TOLD}": ("Of what was to be forgotten it tells, behind its gate,", "", "lower"),
     f"retain.{TOLD}": ("Of everything else it tells", "", "higher"),
     f"forget.{REFUSED}": ("Its gate refuses what was to be forgotten", " often", "higher"),
     f"retain.{REFUSED}": ("It refuses everything else", " often", "lower"),
-    "comeback": ("By relearning it gets back", "", "lower"),
+    "comeback": ("After relearning its weights hold", "", "lower"),
 }
 """Theme -> how its sentence begins, `more` or `more often`, and which is better. Several sets may belong to one theme."""
 MORE_OR_LESS: dict[Better, str] = {"lower": "less", "higher": "more"}
@@ -41,12 +42,17 @@ def plain_words(table: SplitTable) -> str:
     """
     if not table.outcomes:
         return ""
-    results = [each.result for each in table.outcomes]
     rivals = list(dict.fromkeys(each.contestant for each in table.outcomes))
+    lost = [
+        row.contestant for row in table.rows if row.kind == "method" and _number(table.rows, row.contestant, UTILITY) < LOST
+    ]
+    standing = [each for each in table.outcomes if each.contestant not in lost]
     sentences = [
-        f"In {len(results)} comparisons with {len(rivals)} others {BASELINE} wins {results.count('win')}, ties in "
-        f"{results.count('tie')} and loses {results.count('loss')}.",
-        _lost(table.rows),
+        f"In {len(table.outcomes)} comparisons with {len(rivals)} others {BASELINE} {_counted(table.outcomes)}.",
+        f"Hardly anything works any more of {' and '.join(lost)} (model utility below {LOST:g}); without them it "
+        f"{_counted(standing)}."
+        if lost
+        else "",
         *(_theme(theme, [each for each in table.outcomes if each.theme == theme]) for theme in THEMES),
         _relearned(table.rows),
         _forget_quality(table.rows),
@@ -56,24 +62,34 @@ def plain_words(table: SplitTable) -> str:
 
 def reading(table: SplitTable) -> str:
     """How the results come about, and how the lines are read."""
-    said = (
-        f"Against {BASELINE}, on the same test questions; in brackets {BASELINE}'s mean minus theirs. A tie is a difference "
-        f"that chance, of other seeds and other authors, explains in {LEVEL:.0%} of cases or more: two crossed random effects, "
-        "Holm's adjustment for the contestants of a line, not for the number of lines. What is still told is ROUGE-L recall "
-        "behind the gate or guard. This and extraction strength on forgotten questions count from the oracle's up: less than a "
-        "model that never knew is no advantage. A sentence about several sets of questions goes by those that differ, as long "
-        "as they differ the same way."
-    )
-    if not table.ungated:
-        return said
-    return f"{said} Refusals are not compared with {', '.join(table.ungated)}: these answer, in words of refusal or otherwise."
+    several = any(len(row.seeds) > 1 for row in table.rows)
+    sentences = [
+        f"Against {BASELINE}, on the same test questions; in brackets {BASELINE}'s mean minus theirs. It is a tie unless "
+        f"chance explains the difference in fewer than {LEVEL:.0%} of cases, with Holm's adjustment for the contestants of a "
+        "line, not for the number of lines.",
+        "Chance is that of other seeds and other authors (two crossed random effects), after relearning of other seeds alone."
+        if several
+        else "Chance is that of other authors; with one seed nothing is known of other trainings.",
+        "What tuning chose, the original and the oracle are taken as they are. What is still told is ROUGE-L recall behind "
+        "the gate or guard.",
+        "This and extraction strength on forgotten questions count from the oracle's up: less than a model that never knew is "
+        "no advantage."
+        if any(row.contestant == ORACLE for row in table.rows)
+        else "",
+        "The paragraph joins all sets of a kind: more than X is more on at least one of them, and less on none.",
+        f"Refusals are not compared with {', '.join(table.ungated)}: these answer, in words of refusal or otherwise."
+        if table.ungated
+        else "",
+    ]
+    return " ".join(each for each in sentences if each)
 
 
 def who_wins(table: SplitTable) -> str:
-    """The paragraph, how its numbers come about, and the lines, as markdown."""
+    """The paragraph, and folded below it the lines and how they come about, as markdown."""
     if not table.outcomes:
-        return "No rival is judged yet.\n"
-    return f"{plain_words(table)}\n\n{reading(table)}\n\n" + "\n".join(in_words(table.outcomes)) + "\n"
+        return f"Nothing is judged yet that could be compared with {BASELINE}.\n"
+    lines = "\n".join(in_words(table.outcomes))
+    return f"{plain_words(table)}\n\n<details><summary>{SUMMARY}</summary>\n\n{reading(table)}\n\n{lines}\n\n</details>\n"
 
 
 def in_words(outcomes: Sequence[Outcome]) -> Iterator[str]:
@@ -95,10 +111,10 @@ def respect_words(respect: str) -> str:
     return RESPECT_WORDS[metric].format(name.replace("_", " "))
 
 
-def _lost(rows: Sequence[Row]) -> str:
-    """Against whom a win says little."""
-    names = [row.contestant for row in rows if row.kind == "method" and _number(rows, row.contestant, UTILITY) < LOST]
-    return f"Against {' and '.join(names)} a win says little: model utility is below {LOST:g} there." if names else ""
+def _counted(outcomes: Sequence[Outcome]) -> str:
+    """`wins 3, ties in 2 and loses 1`."""
+    won, tied, lost = (sum(1 for each in outcomes if each.result == result) for result in VERBS)
+    return f"wins {won}, ties in {tied} and loses {lost}"
 
 
 def _theme(theme: str, outcomes: Sequence[Outcome]) -> str:
@@ -114,7 +130,11 @@ def _theme(theme: str, outcomes: Sequence[Outcome]) -> str:
         f"now more, now less{often} than": [name for name, results in found.items() if {"win", "loss"} <= results],
         f"not clearly more or less{often} than": [name for name, results in found.items() if results == {"tie"}],
     }
-    parts = [f"{words} {_listed(names, len(found))}" for words, names in groups.items() if names]
+    parts = [
+        f"{words} {_listed(names, len(found), 'any of the' if words.startswith('not') else 'all')}"
+        for words, names in groups.items()
+        if names
+    ]
     return f"{lead} {'; '.join(parts)}." if parts else ""
 
 
@@ -154,7 +174,7 @@ def _number(rows: Sequence[Row], contestant: str, key: str) -> float:
     return cells[key].value if key in cells else math.nan
 
 
-def _listed(names: Sequence[str], everybody: int) -> str:
+def _listed(names: Sequence[str], everybody: int, of_all: str) -> str:
     if len(names) == everybody > 1:
-        return f"all {everybody} others"
+        return f"{of_all} {everybody} others"
     return ", ".join(names) if len(names) <= NAMED else f"{len(names)} of {everybody}"

@@ -10,8 +10,8 @@ from typing import Any
 from d2unlearn.comparison.markdown import cell_text, filled_columns, parameters_text, seeds_in_words
 from d2unlearn.comparison.outcomes import BASELINE
 from d2unlearn.comparison.records import ORIGINAL
-from d2unlearn.comparison.table import Row, Section, SplitTable
-from d2unlearn.comparison.words import in_words, plain_words, reading
+from d2unlearn.comparison.table import Row, Section, SplitTable, everybody_in
+from d2unlearn.comparison.words import SUMMARY, in_words, plain_words, reading
 from d2unlearn.evaluation.store import read_evaluation
 from d2unlearn.report.duels import duels
 from d2unlearn.report.figures import Drawing
@@ -93,11 +93,13 @@ def contestant_page(key: str, original: Path, folder: Path) -> str:
 
 def index_page(tables: Sequence[SplitTable], links: Mapping[str, str]) -> str:
     """The index as one HTML document that loads nothing."""
-    parts = tuple(_part(table, place, links) for place, table in enumerate(tables))
-    return template("comparison.html.j2").render(parts=parts)
+    everybody = everybody_in(tables)
+    parts = tuple(_part(table, place, links, everybody) for place, table in enumerate(tables))
+    return template("comparison.html.j2").render(parts=parts, summary=SUMMARY)
 
 
-def _part(table: SplitTable, place: int, links: Mapping[str, str]) -> Part:
+def _part(table: SplitTable, place: int, links: Mapping[str, str], everybody: Sequence[str]) -> Part:
+    drawings = tradeoff(table, f"tradeoff{place}", everybody), duels(table, f"duels{place}")
     return Part(
         table.split,
         ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in table.sizes.items()),
@@ -106,7 +108,7 @@ def _part(table: SplitTable, place: int, links: Mapping[str, str]) -> Part:
         plain_words(table),
         reading(table),
         tuple(line.removeprefix("- ") for line in in_words(table.outcomes)),
-        tuple(each for each in (tradeoff(table, f"tradeoff{place}"), duels(table, f"duels{place}")) if each is not None),
+        tuple(each for each in drawings if each is not None),
         tuple(_grid(table, each, links) for each in table.sections if filled_columns(each, table.rows)),
         tuple(
             (each.contestant, str(each.trials), str(each.worthless), f"{each.score:.4f}", parameters_text(each.parameters))

@@ -44,13 +44,16 @@ class Point:
     dy: float
 
 
-def tradeoff(table: SplitTable, key: str = "tradeoff") -> Drawing | None:
-    """Two panels, what is left at rest and what comes back, against what was kept. None where nothing is judged."""
+def tradeoff(table: SplitTable, key: str = "tradeoff", everybody: Sequence[str] = ()) -> Drawing | None:
+    """Two panels, what is left at rest and what comes back, against what was kept. None where nothing is judged.
+
+    everybody: the contestants of all splits, so that each looks the same in all figures; the table's own unless given.
+    """
     panels = [(label, points_of(table.rows, asked)) for asked, label in ASKED]
     panels = [(label, points) for label, points in panels if points]
     if not panels:
         return None
-    marks = marks_of([row.contestant for row in table.rows])
+    marks = marks_of(everybody or [row.contestant for row in table.rows])
     with rc_context(STYLE):
         figure = Figure(figsize=(8.4, 4.6 * len(panels)))
         for place, (label, points) in enumerate(panels):
