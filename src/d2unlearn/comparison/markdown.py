@@ -37,7 +37,10 @@ def seeds_in_words(rows: Sequence[Row]) -> str:
     most = max((len(row.seeds) for row in rows), default=0)
     if most < 2:
         return "One seed: no interval over seeds yet."
-    spread = f"Means over seeds ± half of a {CONFIDENCE:.0%} interval (Student's t, up to {most} seeds); without it: one seed."
+    spread = (
+        f"Means over seeds ± half of a {CONFIDENCE:.0%} interval (Student's t, up to {most} seeds; of a share it may pass 0 or "
+        "100%); without it: one seed."
+    )
     tested = any(FORGET_QUALITY in row.cells for row in rows)
     return f"{spread} Forget quality, a p-value: geometric mean (interval)." if tested else spread
 
