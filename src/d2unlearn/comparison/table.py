@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -103,8 +104,9 @@ def split_table(
     left_out: contestants without runs, and why; order: of the contestants; ungated: those that refuse in words, or not at all.
     """
     runs = [each for each in judged if each.split == split]
-    rank = {name: place for place, name in enumerate([ORIGINAL, ORACLE, *order])}
-    names = sorted(dict.fromkeys(run.contestant for run in runs), key=lambda name: rank.get(name, len(rank)))
+    rank = defaultdict(lambda: len(order) + 2, {name: place for place, name in enumerate([ORIGINAL, ORACLE, *order])})
+    names = sorted(dict.fromkeys(run.contestant for run in runs), key=rank.__getitem__)
+    tunings = sorted((each for each in tuned if each.split == split), key=lambda each: rank[each.contestant])
     base = _mean_cost([run for run in runs if run.contestant == BASELINE])
     original = next((numbers_of(run, base) for run in runs if run.contestant == ORIGINAL), {})
     rows = [_row([run for run in runs if run.contestant == name], original, base) for name in names]
@@ -116,7 +118,7 @@ def split_table(
         sections_of(sets, any(run.suite for run in runs)),
         tuple(rows),
         tuple(outcomes_of(runs, names, ungated=ungated)),
-        tuple(_tuning(each) for each in tuned if each.split == split),
+        tuple(_tuning(each) for each in tunings),
         tuple(sorted({run.machine for run in runs})),
         tuple(name for name in names if name in ungated),
     )
