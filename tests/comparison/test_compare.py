@@ -33,6 +33,7 @@ from d2unlearn.errors import ArtifactError, ConfigError, GateError
 from d2unlearn.evaluation.memorization import answer_probability, extraction_strength
 from d2unlearn.evaluation.runner import likelihoods
 from d2unlearn.evaluation.store import read_evaluation
+from d2unlearn.gate.policy import GATE_FILE
 from d2unlearn.guards import GUARDS
 from d2unlearn.methods import METHODS
 from d2unlearn.models import load_model, load_tokenizer
@@ -262,10 +263,13 @@ def test_a_judgement_that_was_killed_after_training_does_not_train_again(
 
 
 def test_results_of_other_settings_are_not_taken_for_these(copied: CompareSettings) -> None:
-    with pytest.raises(ArtifactError, match=r"eua/tune\.json is the result of other data, weights or settings"):
+    with pytest.raises(ArtifactError, match=r"results of other data, weights or settings: \S+eua/tune\.json, ") as caught:
         list(run_compare(replace(copied, epochs=3.0)))
-    with pytest.raises(ArtifactError, match=r"original/seed-0\.json is the result of other data"):
+    assert str(caught.value).count(".json") == len(KEYS) - 2  # original and oracle are not trained
+    with pytest.raises(ArtifactError, match=r"original/seed-0\.json, .*remove them"):
         list(run_compare(replace(copied, max_new_tokens=5)))
+    with pytest.raises(ArtifactError, match=r"other data, weights or settings: \S+eua/seed-0\.json; remove"):
+        list(run_compare(replace(copied, epochs=3.0, run="cities/eua/seed-0")))
     with pytest.raises(ArtifactError, match=r"eua/tune\.json"):
         list(run_compare(replace(copied, search={"eua": {"gamma": [0.1, 0.2]}})))
     assert list(run_compare(replace(copied, jobs=7, methods=["eua"], plan=True))) == [
@@ -277,7 +281,7 @@ def test_a_run_that_fails_is_named_after_the_tables_of_the_others(
     copied: CompareSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = []
-    with pytest.raises(ArtifactError, match=r"1 runs failed \(cities/npo/tune\)"):
+    with pytest.raises(ArtifactError, match=r"1 run failed \(cities/npo/tune\)"):
         said += run_compare(replace(copied, methods=["eua", "npo"], search={"npo": {"bata": [0.1, 1]}}))
     assert "npo has no number bata to search" in capsys.readouterr().err
     assert (Path(copied.output) / "table.md").is_file()
@@ -307,6 +311,32 @@ def test_too_few_rows_for_the_rate_asked_for_are_told_before_anything_is_trained
     with pytest.raises(GateError, match="calibration prompts are too few"):
         list(run_compare(replace(fresh, run="cities/eua/tune")))
     assert trained == []
+
+
+def test_what_every_run_would_fail_by_is_said_at_once_and_whole(given: CompareSettings, tmp_path: Path) -> None:
+    gated = tmp_path / "gated"
+    shutil.copytree(given.splits["cities"]["oracle"], gated)
+    (gated / GATE_FILE).write_text("{}")
+    splits = {
+        "cities": {**given.splits["cities"], "oracle": "./nirvana"},
+        "unread": {**given.splits["cities"], "forget": str(tmp_path / "forgot.jsonl")},
+        "gated": {**given.splits["cities"], "oracle": str(gated)},
+    }
+    with pytest.raises(ConfigError) as caught:
+        list(run_compare(replace(given, splits=splits, output=str(tmp_path / "out"))))
+    said = caught.value.mistakes
+    assert len(said) == 3
+    assert said[0].startswith("split cities: ./nirvana is not a folder")
+    assert "forgot.jsonl does not exist" in said[1]
+    assert "split gated" in said[2]
+    assert "judged without a gate" in said[2]
+
+
+def test_what_is_not_in_the_comparison_is_not_in_its_tables(copied: CompareSettings) -> None:
+    """Results of another method lie in the folder, of other settings perhaps: nobody has checked them."""
+    list(run_compare(replace(copied, methods=["eua"], guards=[])))
+    numbers = json.loads((Path(copied.output) / "table.json").read_text())["splits"][0]
+    assert [row["contestant"] for row in numbers["rows"]] == ["original", "oracle", "eua", "prompt_guard"]
 
 
 # -- what is left to read -------------------------------------------------------------------------------------------------

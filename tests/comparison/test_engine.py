@@ -24,6 +24,8 @@ from d2unlearn.comparison.engine import (
     RayTasks,
     carry_out,
     command_of,
+    ended_by_sigterm,
+    last_line,
     log_of,
     logged_call,
 )
@@ -228,6 +230,24 @@ def test_a_stopped_command_is_gone(tmp_path: Path, scripted_command: Callable[[s
     assert not backend.has_ended(handle)
     backend.stop(handle)
     assert (backend.has_ended(handle), handle.returncode) == (True, -signal.SIGTERM)
+
+
+def test_a_command_that_failed_is_quoted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text("print('much before')\nraise SystemExit('error: forget.jsonl does not exist\\n')\n")
+    backend = Commands(
+        settings(tmp_path, launcher=f"{shlex.quote(sys.executable)} {shlex.quote(str(script))}"), Path("c"), nothing
+    )
+    assert carried(World([TUNE]), backend) == [TUNE.key]
+    assert f"{TUNE.key} failed: error: forget.jsonl does not exist\n" in capsys.readouterr().err
+    assert last_line(tmp_path / "none.txt") == ""
+
+
+def test_sigterm_ends_what_is_under_way_as_ctrl_c_does() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), ended_by_sigterm():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 class Ray(ModuleType):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from d2unlearn.comparison.questions import Questions, divide, held_out_rows
 from d2unlearn.data.records import content_hash
 from d2unlearn.errors import DataError
 from d2unlearn.schema import Example, Message
+from d2unlearn.stats import smallest_n
 
 
 def rows(about: str, n: int, size: int | None = 4) -> list[Example]:
@@ -86,3 +89,12 @@ def test_too_little_to_divide_is_an_error() -> None:
     everything = divide(FORGET, RETAIN, {"all": ("retain", RETAIN)}, test_rows=5)
     with pytest.raises(DataError, match="no retained row is left to choose by"):
         held_out_rows(everything, 0)
+
+
+def test_the_documentation_says_how_many_retained_rows_a_gate_needs() -> None:
+    """405 for 1%, as docs/comparison.md says: of 404, too few are left to set a threshold by."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "comparison.md").read_text(encoding="utf-8")
+    stated = int(re.findall(r"at most 1% needs (\d+) retained rows", page)[0])
+    for n, enough in ((stated, True), (stated - 1, False)):
+        calibration = held_out_rows(divide(FORGET, rows("retain", n), {}, test_rows=400), 0).calibration
+        assert (len(calibration) >= smallest_n(0.01)) == enough

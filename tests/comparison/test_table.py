@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -188,6 +189,19 @@ def test_a_guard_gives_back_what_the_original_s_weights_do() -> None:
     ]
     back = next(each for each in outcomes_of(runs, ["input_classifier"]) if each.theme == "comeback")
     assert (back.difference, back.result) == (pytest.approx(0.585), "win")
+
+
+def test_questions_of_one_group_stand_for_themselves() -> None:
+    """One refusal in four questions, by all trainings alike, is not certain because nothing else varies."""
+    refused = {name: [0.0, 0.0, 0.0, float(name == "input_classifier")] for name in ("eua", "input_classifier")}
+    runs = [
+        judged(name, seed, [0.0] * 4, [1.0] * 4, refused=([1.0] * 4, each)) for name, each in refused.items() for seed in (0, 1)
+    ]
+    runs = [replace(run, sets=tuple(replace(each, groups=("all",) * 4) for each in run.sets)) for run in (*runs, RUNS[0])]
+    found = outcomes_of(runs, ["input_classifier"])
+    facts = next(each for each in found if each.respect == "retain.guarded_refusal_rate")
+    assert facts.p > 0.3
+    assert facts.result == "tie"
 
 
 def test_without_the_baseline_there_are_no_outcomes() -> None:

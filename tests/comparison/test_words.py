@@ -139,13 +139,14 @@ def test_the_reading_speaks_of_what_there_is() -> None:
     assert "oracle's up" not in bare
     both = [replace(each, seeds=(0, 1)) for each in (row("oracle"), row("eua"), row("npo"))]
     full = reading(table(outcomes, both))
-    assert "other seeds and other authors" in full
+    assert "other seeds and of other authors" in full
     assert "count from the oracle's up" in full
 
 
 def test_without_a_rival_there_is_nothing_to_say() -> None:
     assert plain_words(table([])) == ""
-    assert who_wins(table([])) == "Nothing is judged yet that could be compared with eua.\n"
+    assert who_wins(table([])) == "eua is not judged, so nothing is compared.\n"
+    assert who_wins(table([], [row("eua")])) == "Nothing else is judged, so nothing is compared.\n"
     assert who_wins(table([outcome("npo", "retain.extraction_strength", "tie")])).endswith(
         "eua ties with npo (-0.250).\n\n</details>\n"
     )

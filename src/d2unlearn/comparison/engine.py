@@ -7,11 +7,14 @@ same comparison: each takes runs whose needs are met and that nobody else has cl
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +67,10 @@ class Backend(ABC):
     def stop(self, handle: Any) -> None:
         """End a run that is under way."""
 
+    def last_words(self, run: Run) -> str:
+        """What a run said last, for one that failed; empty where it spoke for itself."""
+        return ""
+
 
 def carry_out(progress: Progress, backend: Backend, *, poll: float = POLL_SECONDS, wait: float = WAIT_SECONDS) -> list[str]:
     """Do all runs that can be done; the keys of those that failed here. Each is tried once; done work is never repeated.
@@ -77,7 +84,7 @@ def carry_out(progress: Progress, backend: Backend, *, poll: float = POLL_SECOND
             ended = [key for key, (_, handle, _) in going.items() if backend.has_ended(handle)]
             for key in ended:
                 run, _, began = going.pop(key)
-                _told(progress, run, time.monotonic() - began, failed)
+                _told(progress, backend, run, time.monotonic() - began, failed)
             others = progress.others_work()  # looked up before and after: what they finish in between opens new work
             todo = [run for run in progress.ready() if run.key not in going and run.key not in failed]
             begun = todo[: backend.slots - len(going)]
@@ -94,13 +101,13 @@ def carry_out(progress: Progress, backend: Backend, *, poll: float = POLL_SECOND
             backend.stop(handle)
 
 
-def _told(progress: Progress, run: Run, seconds: float, failed: list[str]) -> None:
+def _told(progress: Progress, backend: Backend, run: Run, seconds: float, failed: list[str]) -> None:
     if progress.is_done(run):
         runs = progress.runs()
         say(f"{run.key} done in {seconds / 60:.1f} minutes, {sum(map(progress.is_done, runs))} of {len(runs)}")
     elif not progress.is_claimed(run):
         failed.append(run.key)
-        say(f"{run.key} failed")
+        say(": ".join(part for part in (f"{run.key} failed", backend.last_words(run)) if part))
 
 
 class Here(Backend):
@@ -142,6 +149,9 @@ class Commands(Backend):
         handle.terminate()
         handle.wait()
 
+    def last_words(self, run: Run) -> str:
+        return last_line(log_of(self._settings, run))
+
 
 class RayTasks(Backend):
     """Each run as a task of a Ray cluster whose machines share the folders, on `cpus` and `gpus` of it; `jobs` at once."""
@@ -165,6 +175,9 @@ class RayTasks(Backend):
     def has_ended(self, handle: Any) -> bool:
         ended, _ = self._ray.wait([handle], timeout=0)
         return bool(ended)
+
+    def last_words(self, run: Run) -> str:
+        return last_line(log_of(self._settings, run))
 
     def stop(self, handle: Any) -> None:
         self._ray.cancel(handle, force=True)  # a task that waits for its command hears nothing else
@@ -191,6 +204,29 @@ def log_of(settings: CompareSettings, run: Run) -> Path:
     path = Path(settings.output) / "logs" / f"{run.key}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def last_line(log: Path) -> str:
+    """The last line that something stands on."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """What schedulers, `timeout` and `docker stop` end a process by is taken as Ctrl-C: runs under way end as well."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def logged_call(command: Sequence[str], log: str, folder: str) -> int:

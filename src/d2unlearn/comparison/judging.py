@@ -76,6 +76,7 @@ def _calibrated(bench: Bench, folder: str) -> str:
         retain=str(bench.files["retain"]),
         forget=str(bench.files["validation"]),
         max_false_refusal=bench.comparison.settings.max_false_refusal,
+        max_new_tokens=bench.comparison.settings.max_new_tokens,
         batch_size=bench.comparison.settings.eval_batch_size,
         seed=bench.seed,
     )

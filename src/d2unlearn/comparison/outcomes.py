@@ -14,14 +14,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from d2unlearn.comparison.records import ORACLE, ORIGINAL, Judged, JudgedSet
+from d2unlearn.comparison.records import BASELINE, ORACLE, ORIGINAL, Judged, JudgedSet
 from d2unlearn.schema import Better, Kind
 from d2unlearn.stats import crossed_test, holm
 
 Floats = NDArray[np.float64]
 Result = Literal["win", "tie", "loss"]
-BASELINE = "eua"
-"""What the others are compared with."""
 LEVEL = 0.05
 REFUSED, TOLD = "guarded_refusal_rate", "guarded_rouge_l_recall"
 RESPECTS: dict[Kind, tuple[tuple[str, Better], ...]] = {
@@ -149,6 +147,8 @@ def _by_question(pair: Pair, judged: JudgedSet, metric: str, floor: Floats | Non
     if not known.any():
         return None
     groups = list(np.array(judged.groups)[known])
+    if len(set(groups)) == 1:  # nothing is known of others: every question stands for itself
+        groups = list(map(str, range(len(groups))))
     return difference_of(sides[0][:, known], sides[1][:, known], groups, None if floor is None else floor[known])
 
 

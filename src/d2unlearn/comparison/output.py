@@ -7,7 +7,7 @@ from pathlib import Path
 
 from d2unlearn.comparison.contestants import ungated
 from d2unlearn.comparison.markdown import page_of
-from d2unlearn.comparison.plan import Comparison
+from d2unlearn.comparison.plan import Comparison, runs_of
 from d2unlearn.comparison.records import Judged, Tuned
 from d2unlearn.comparison.rule import RULE
 from d2unlearn.comparison.store import Store, read_result, written
@@ -20,9 +20,7 @@ from d2unlearn.runtime import atomic_write
 
 def write_output(comparison: Comparison, store: Store) -> Iterator[str]:
     """Write table.md, table.json and the pages into the output folder; lines for a person."""
-    settings = comparison.settings
-    order = [*comparison.methods, *comparison.guards]
-    tables = tables_of(store.results, [split.name for split in comparison.splits], settings.left_out, order)
+    tables = tables_of(comparison, store.results)
     if not tables:
         yield "no run is done yet"
         return
@@ -37,10 +35,13 @@ def write_output(comparison: Comparison, store: Store) -> Iterator[str]:
     yield str(write_pages(tables, store.output / "answers", store.output / "pages"))
 
 
-def tables_of(results: Path, splits: list[str], left_out: dict[str, str], order: list[str]) -> list[SplitTable]:
-    """The tables of all splits of which something is judged, from the kept results alone."""
+def tables_of(comparison: Comparison, results: Path) -> list[SplitTable]:
+    """The tables of all splits of which something is judged, from the kept results of this comparison's own runs."""
     judged, tuned = read_results(results)
-    there = [name for name in splits if any(run.split == name for run in judged)]
+    own = {run.key for run in runs_of(comparison, {each.key: each.best.score for each in tuned if each.kind == "method"})}
+    judged, tuned = [each for each in judged if each.key in own], [each for each in tuned if each.key in own]
+    there = [split.name for split in comparison.splits if any(run.split == split.name for run in judged)]
+    order, left_out = [*comparison.methods, *comparison.guards], comparison.settings.left_out
     return [split_table(name, judged, tuned, left_out if name == there[0] else {}, order, ungated()) for name in there]
 
 

@@ -12,6 +12,8 @@ from d2unlearn.schema import Comeback, Kind, Metric
 ContestantKind = Literal["as_is", "method", "guard"]
 """A model judged as it is (the original, the oracle), one that a method trained, or untouched weights behind a guard."""
 ORIGINAL, ORACLE = "original", "oracle"
+BASELINE = "eua"
+"""What the others are compared with."""
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import yaml
 
-from d2unlearn.comparison.engine import BACKENDS, Progress, carry_out
+from d2unlearn.comparison.engine import BACKENDS, Progress, carry_out, ended_by_sigterm
 from d2unlearn.comparison.judging import judge
 from d2unlearn.comparison.output import write_output
 from d2unlearn.comparison.plan import Comparison, Run, awaited, comparison_of, find_run, needs_of, runs_of
-from d2unlearn.comparison.store import Store, check_identity
+from d2unlearn.comparison.records import ORACLE, ORIGINAL
+from d2unlearn.comparison.store import OTHERS, Store
 from d2unlearn.comparison.tuning import tune
 from d2unlearn.comparison.work import Bench
 from d2unlearn.config import CompareSettings
-from d2unlearn.errors import ArtifactError, ConfigError
+from d2unlearn.errors import ArtifactError, ConfigError, D2Error
 from d2unlearn.guards import GUARDS
 from d2unlearn.methods import METHODS
 from d2unlearn.runtime import atomic_write, check_writable, fingerprint, remove, say
-from d2unlearn.stats import conformal_rank
 from d2unlearn.training.artifact import first_rank
 
 
@@ -37,19 +37,20 @@ def run_compare(settings: CompareSettings) -> Iterator[str]:
         return
     check_writable(store.output)
     check_writable(store.results)
-    _check_done(comparison, store)
     if settings.run is not None:
         run_one(comparison, store, settings.run)
         yield str(store.results / f"{settings.run}.json")
         return
+    _check_inputs(comparison, store)
+    _check_done(comparison, store)
     file = _resolved(settings, store)
     backend = BACKENDS[settings.backend](settings, file, lambda key: run_one(comparison, store, key))
-    failed = carry_out(_progress(comparison, store), backend)
+    with ended_by_sigterm():
+        failed = carry_out(_progress(comparison, store), backend)
     yield from write_output(comparison, store)
     if failed:
-        raise ArtifactError(
-            f"{len(failed)} runs failed ({', '.join(failed)}): see {store.output / 'logs'}; run it again to go on"
-        )
+        what = f"{len(failed)} run{'s' if len(failed) > 1 else ''} failed ({', '.join(failed)})"
+        raise ArtifactError(f"{what}: see {store.output / 'logs'}; the same command goes on once that is mended")
 
 
 def run_one(comparison: Comparison, store: Store, key: str) -> None:
@@ -58,30 +59,44 @@ def run_one(comparison: Comparison, store: Store, key: str) -> None:
     bench = Bench(comparison, run, store)
     with store.claim(run):
         if store.is_done(run):
-            _check(bench)
+            if not bench.is_own(store.record(run)):
+                raise ArtifactError(OTHERS.format(store.result(run)))
             if first_rank():
                 say(f"{store.result(run)} is done: same inputs, same settings")
             return
         missing = [need for need in needs_of(comparison, run) if not (store.results / f"{need}.json").is_file()]
         if missing:
             raise ConfigError([f"{key} needs the results of {', '.join(missing)}: run them first"])
-        conformal_rank(len(bench.held_out.calibration), comparison.settings.max_false_refusal)
+        bench.check()
         record = tune(bench) if run.seed is None else judge(bench)
         if record is not None:
             store.keep(record)
             _clear(bench)
 
 
+def _check_inputs(comparison: Comparison, store: Store) -> None:
+    """Raises `ConfigError` with what every run of a split would fail by: files, models, too few rows."""
+    mistakes = []
+    for split in comparison.splits:
+        for contestant in (ORIGINAL, ORACLE) if split.oracle is not None else (ORIGINAL,):
+            bench = Bench(comparison, Run(split.name, contestant, "as_is", comparison.settings.seeds[0]), store)
+            try:
+                bench.check()
+            except D2Error as error:
+                mistakes.append(f"split {split.name}: {error}")
+    if mistakes:
+        raise ConfigError(list(dict.fromkeys(mistakes)))
+
+
 def _check_done(comparison: Comparison, store: Store) -> None:
-    """Raises `ArtifactError` where a result is there that other inputs or settings made."""
-    for run in runs_of(comparison, scores_of(comparison, store)):
-        if store.is_done(run):
-            _check(Bench(comparison, run, store))
-
-
-def _check(bench: Bench) -> None:
-    run, store = bench.run, bench.store
-    check_identity(store.tuned(run) if run.seed is None else store.judged(run), bench.identity, store.result(run))
+    """Raises `ArtifactError` where results are there that other inputs or settings made."""
+    wrong = [
+        str(store.result(run))
+        for run in runs_of(comparison, scores_of(comparison, store))
+        if store.is_done(run) and not Bench(comparison, run, store).is_own(store.record(run))
+    ]
+    if wrong:
+        raise ArtifactError(OTHERS.format(", ".join(wrong)))
 
 
 def scores_of(comparison: Comparison, store: Store) -> dict[str, float]:

@@ -28,6 +28,7 @@ from d2unlearn.training.artifact import first_rank
 
 R = TypeVar("R", Tuned, Judged)
 ADVICE = "remove it, so that the run is done again"
+OTHERS = "results of other data, weights or settings: {}; remove them, or name another folder with --results"
 
 
 class ClaimedError(ArtifactError):
@@ -68,6 +69,10 @@ class Store:
         """The record of a judgement. Raises `DataError` for a file that holds something else."""
         return read_result(self.result(run), Judged)
 
+    def record(self, run: Run) -> Tuned | Judged:
+        """Either. Raises `DataError` for a file that holds something else."""
+        return self.tuned(run) if run.seed is None else self.judged(run)
+
     @contextmanager
     def claim(self, run: Run) -> Iterator[None]:
         """Keep a run for this process. Of several ranks the first claims for all. Raises `ClaimedError` when it is taken."""
@@ -101,14 +106,6 @@ class Store:
 def read_result(path: Path, kind: type[R]) -> R:
     """A kept record. Raises `DataError` for a file that holds something else."""
     return record_from_json(kind, read_json(path), str(path), "a comparison's result", ADVICE)
-
-
-def check_identity(record: Tuned | Judged, identity: str, path: Path) -> None:
-    """Raises `ArtifactError` for a record of other inputs or settings."""
-    if record.identity != identity:
-        raise ArtifactError(
-            f"{path} is the result of other data, weights or settings; remove it, or name another folder with --results"
-        )
 
 
 def written(value: Any, indent: int = 0) -> str:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student
 
-from d2unlearn.comparison.outcomes import BASELINE, REFUSED, TOLD, Outcome, outcomes_of
-from d2unlearn.comparison.records import ORACLE, ORIGINAL, ContestantKind, Judged, JudgedSet, Tuned
+from d2unlearn.comparison.outcomes import REFUSED, TOLD, Outcome, outcomes_of
+from d2unlearn.comparison.records import BASELINE, ORACLE, ORIGINAL, ContestantKind, Judged, JudgedSet, Tuned
 from d2unlearn.schema import Better
 
 CONFIDENCE = 0.95

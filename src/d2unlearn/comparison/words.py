@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from d2unlearn.comparison.outcomes import BASELINE, COMEBACK, LEVEL, REFUSED, TOLD, Outcome, Result
-from d2unlearn.comparison.records import ORACLE
+from d2unlearn.comparison.outcomes import COMEBACK, LEVEL, REFUSED, TOLD, Outcome, Result
+from d2unlearn.comparison.records import BASELINE, ORACLE
 from d2unlearn.comparison.table import FORGET_QUALITY, UTILITY, Row, SplitTable
 from d2unlearn.schema import Better
 
@@ -48,7 +48,8 @@ def plain_words(table: SplitTable) -> str:
     ]
     standing = [each for each in table.outcomes if each.contestant not in lost]
     sentences = [
-        f"In {len(table.outcomes)} comparisons with {len(rivals)} others {BASELINE} {_counted(table.outcomes)}.",
+        f"In {len(table.outcomes)} comparisons with {len(rivals)} other{'s' if len(rivals) > 1 else ''} "
+        f"{BASELINE} {_counted(table.outcomes)}.",
         f"Hardly anything works any more of {' and '.join(lost)} (model utility below {LOST:g}); without them it "
         f"{_counted(standing)}."
         if lost
@@ -67,9 +68,11 @@ def reading(table: SplitTable) -> str:
         f"Against {BASELINE}, on the same test questions; in brackets {BASELINE}'s mean minus theirs. It is a tie unless "
         f"chance explains the difference in fewer than {LEVEL:.0%} of cases, with Holm's adjustment for the contestants of a "
         "line, not for the number of lines.",
-        "Chance is that of other seeds and other authors (two crossed random effects), after relearning of other seeds alone."
+        "Chance is that of other seeds and of other authors, or whatever questions are grouped by (two crossed random "
+        "effects); after relearning, of other seeds alone."
         if several
-        else "Chance is that of other authors; with one seed nothing is known of other trainings.",
+        else "Chance is that of other authors, or whatever questions are grouped by; with one seed nothing is known of other "
+        "trainings.",
         "What tuning chose, the original and the oracle are taken as they are. What is still told is ROUGE-L recall behind "
         "the gate or guard.",
         "This and extraction strength on forgotten questions count from the oracle's up: less than a model that never knew is "
@@ -87,7 +90,8 @@ def reading(table: SplitTable) -> str:
 def who_wins(table: SplitTable) -> str:
     """The paragraph, and folded below it the lines and how they come about, as markdown."""
     if not table.outcomes:
-        return f"Nothing is judged yet that could be compared with {BASELINE}.\n"
+        there = any(row.contestant == BASELINE for row in table.rows)
+        return f"{'Nothing else' if there else BASELINE} is {'' if there else 'not '}judged, so nothing is compared.\n"
     lines = "\n".join(in_words(table.outcomes))
     return f"{plain_words(table)}\n\n<details><summary>{SUMMARY}</summary>\n\n{reading(table)}\n\n{lines}\n\n</details>\n"
 

@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 
 from d2unlearn.comparison.plan import Comparison, Run, Split, reads_logs
 from d2unlearn.comparison.questions import HeldOutRows, Questions, divide, held_out_rows
-from d2unlearn.comparison.records import ORACLE
+from d2unlearn.comparison.records import ORACLE, Judged, Tuned
 from d2unlearn.comparison.search import Space
 from d2unlearn.comparison.store import Store
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import ConfigError, ModelError
+from d2unlearn.gate.policy import GATE_FILE
 from d2unlearn.models import weights_name
 from d2unlearn.runtime import atomic_write, fingerprint
 from d2unlearn.schema import Example, Kind
+from d2unlearn.stats import conformal_rank
 
 FORMAT = 1
 """Raised when runs done before should be done again though nothing of what they were given has changed."""
@@ -125,6 +127,18 @@ class Bench:
             chosen |= {key: settings[key] for key in TUNING} | {"seed": settings["seeds"][0], "space": asdict(self.space)}
         content = [[content_hash(row) for row in each] for each in rows]
         return fingerprint([FORMAT, self.run.key, content, names, weights, self.split.benchmark, chosen])
+
+    def is_own(self, record: Tuned | Judged) -> bool:
+        """Whether a result was made of the run's own inputs and settings."""
+        return record.identity == self.identity
+
+    def check(self) -> None:
+        """Raises the error that the run would end in sooner or later: of files, of weights, of too few rows."""
+        conformal_rank(len(self.held_out.calibration), self.comparison.settings.max_false_refusal)
+        _weights(self.judged_as_is)
+        gate = Path(self.judged_as_is) / GATE_FILE
+        if self.run.kind == "as_is" and gate.is_file():
+            raise ConfigError([f"{gate}: original and oracle are judged without a gate; name a folder that carries none"])
 
 
 def write_rows(path: Path, rows: Iterable[Example]) -> Path:

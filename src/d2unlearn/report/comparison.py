@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from d2unlearn.comparison.markdown import cell_text, filled_columns, parameters_text, seeds_in_words
-from d2unlearn.comparison.outcomes import BASELINE
-from d2unlearn.comparison.records import ORIGINAL
+from d2unlearn.comparison.records import BASELINE, ORIGINAL
 from d2unlearn.comparison.table import Row, Section, SplitTable, everybody_in
 from d2unlearn.comparison.words import SUMMARY, in_words, plain_words, reading
 from d2unlearn.evaluation.store import read_evaluation

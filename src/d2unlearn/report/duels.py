@@ -9,7 +9,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from d2unlearn.comparison.outcomes import BASELINE, COMEBACK, REFUSED, TOLD, Outcome, Result
+from d2unlearn.comparison.outcomes import COMEBACK, REFUSED, TOLD, Outcome, Result
+from d2unlearn.comparison.records import BASELINE
 from d2unlearn.comparison.table import SplitTable
 from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, STYLE, Drawing, render
 
@@ -19,6 +20,8 @@ CELL = 0.36
 """Width and height of a cell, inches."""
 MARGIN, HEAD, FOOT = 2.1, 1.55, 0.85
 """Inches for the names on the left, the sets on top, the legend below."""
+LEGEND = 16
+"""Cells that it is wide."""
 SMALLEST, LARGEST = 10.0, 150.0
 """Area in square points of a mark for no difference, and for a difference of 1."""
 WORDS: dict[Result, str] = {"win": "wins", "tie": "ties", "loss": "loses"}
@@ -36,7 +39,7 @@ def duels(table: SplitTable, key: str = "duels") -> Drawing | None:
         return None
     columns = columns_of(table.outcomes)
     names = [row.contestant for row in table.rows if any(each.contestant == row.contestant for each in table.outcomes)]
-    width, height = MARGIN + CELL * (len(columns) + 2), HEAD + CELL * len(names) + FOOT
+    width, height = MARGIN + CELL * max(len(columns) + 2, LEGEND), HEAD + CELL * len(names) + FOOT
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         axes = figure.add_axes((MARGIN / width, FOOT / height, CELL * len(columns) / width, CELL * len(names) / height))

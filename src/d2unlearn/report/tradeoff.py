@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from d2unlearn.comparison.outcomes import BASELINE, COMEBACK
-from d2unlearn.comparison.records import ORACLE, ORIGINAL
+from d2unlearn.comparison.outcomes import COMEBACK
+from d2unlearn.comparison.records import BASELINE, ORACLE, ORIGINAL
 from d2unlearn.comparison.table import Cell, Row, SplitTable
 from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, STYLE, Drawing, render
 
