@@ -129,13 +129,20 @@ class Here(Backend):
         pass
 
 
-class Commands(Backend):
-    """Each run as a command of its own, `jobs` at once; what it says goes to its log."""
+class Logged(Backend):
+    """Runs that say what they say to their logs, `jobs` at once."""
 
     def __init__(self, settings: CompareSettings, file: Path, do: Callable[[str], None]) -> None:
         self.slots = settings.jobs
         self._settings = settings
         self._file = file
+
+    def last_words(self, run: Run) -> str:
+        return last_line(log_of(self._settings, run))
+
+
+class Commands(Logged):
+    """Each run as a command of its own."""
 
     def start(self, run: Run) -> subprocess.Popen[bytes]:
         log = log_of(self._settings, run)
@@ -149,22 +156,17 @@ class Commands(Backend):
         handle.terminate()
         handle.wait()
 
-    def last_words(self, run: Run) -> str:
-        return last_line(log_of(self._settings, run))
 
-
-class RayTasks(Backend):
-    """Each run as a task of a Ray cluster whose machines share the folders, on `cpus` and `gpus` of it; `jobs` at once."""
+class RayTasks(Logged):
+    """Each run as a task of a Ray cluster whose machines share the folders, on `cpus` and `gpus` of it."""
 
     def __init__(self, settings: CompareSettings, file: Path, do: Callable[[str], None]) -> None:
         try:
             import ray
         except ModuleNotFoundError:
             raise ConfigError(["backend ray needs the package ray, which is not installed here"]) from None
-        self.slots = settings.jobs
+        super().__init__(settings, file.absolute(), do)
         self._ray = ray
-        self._settings = settings
-        self._file = file.absolute()
         ray.init(ignore_reinit_error=True)
         self._task = ray.remote(num_cpus=settings.cpus, num_gpus=settings.gpus)(logged_call)
 
@@ -175,9 +177,6 @@ class RayTasks(Backend):
     def has_ended(self, handle: Any) -> bool:
         ended, _ = self._ray.wait([handle], timeout=0)
         return bool(ended)
-
-    def last_words(self, run: Run) -> str:
-        return last_line(log_of(self._settings, run))
 
     def stop(self, handle: Any) -> None:
         self._ray.cancel(handle, force=True)  # a task that waits for its command hears nothing else

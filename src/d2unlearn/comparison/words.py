@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from d2unlearn.comparison.outcomes import COMEBACK, LEVEL, REFUSED, TOLD, Outcome, Result
+from d2unlearn.comparison.outcomes import ATTACKED, COMEBACK, LEVEL, REFUSED, TOLD, Outcome, Result
 from d2unlearn.comparison.records import BASELINE, ORACLE
 from d2unlearn.comparison.table import FORGET_QUALITY, UTILITY, Row, SplitTable
 from d2unlearn.schema import Better
@@ -44,7 +44,9 @@ def plain_words(table: SplitTable) -> str:
         return ""
     rivals = list(dict.fromkeys(each.contestant for each in table.outcomes))
     lost = [
-        row.contestant for row in table.rows if row.kind == "method" and _number(table.rows, row.contestant, UTILITY) < LOST
+        row.contestant
+        for row in table.rows
+        if row.kind == "method" and UTILITY in row.cells and row.cells[UTILITY].value < LOST
     ]
     standing = [each for each in table.outcomes if each.contestant not in lost]
     sentences = [
@@ -147,10 +149,9 @@ def _relearned(rows: Sequence[Row]) -> str:
     own, never = (_number(rows, name, COMEBACK) for name in (BASELINE, ORACLE))
     if math.isnan(own) or math.isnan(never):
         return ""
-    steps = COMEBACK.rpartition(".")[2]
     return (
-        f"After {steps} steps of relearning a tenth of the forgotten rows its answer probability on the others is {own:.3f}, "
-        f"the oracle's {never:.3f}."
+        f"After {ATTACKED[1]} steps of relearning a tenth of the forgotten rows its answer probability on the others is "
+        f"{own:.3f}, the oracle's {never:.3f}."
     )
 
 

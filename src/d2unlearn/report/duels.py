@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from d2unlearn.comparison.outcomes import COMEBACK, REFUSED, TOLD, Outcome, Result
+from d2unlearn.comparison.outcomes import ATTACKED, COMEBACK, REFUSED, TOLD, Outcome, Result
 from d2unlearn.comparison.records import BASELINE
 from d2unlearn.comparison.table import SplitTable
 from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, STYLE, Drawing, render
@@ -93,7 +93,7 @@ def _frame(axes: Axes, columns: Sequence[str], names: Sequence[str]) -> None:
     for place in range(len(names)):
         axes.axhline(place, color=AXIS, linewidth=0.5, alpha=0.25, zorder=1)
     for place, respect in enumerate(columns):
-        words = "20 steps" if respect == COMEBACK else respect.partition(".")[0].replace("_", " ")
+        words = f"{ATTACKED[1]} steps" if respect == COMEBACK else respect.partition(".")[0].replace("_", " ")
         axes.text(place - 0.15, -0.75, words, rotation=45, ha="left", va="bottom", fontsize=10.5, color=INK)
     groups = [_group(each) for each in columns]
     for group in dict.fromkeys(groups):
