@@ -1,0 +1,85 @@
+# Made from d2unlearn/generation/carried_generate.py by d2unlearn 0.1.0. Calibration writes it again.
+"""`generate` of a checkpoint that carries its gate: what `from_pretrained(..., trust_remote_code=True)` puts in its place.
+
+The gate is read from the model's own configuration (`d2_gate`). Continuous batching never calls `generate`, so for models
+that carry a gate it is turned down where it begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from transformers import GenerationMixin, PreTrainedModel
+
+from .errors import GateError
+from .rule import Rule, rule_from_json
+from .guard import Guard
+from .models import GATE_COPY
+
+POSITIONS = (
+    "inputs",
+    "generation_config",
+    "logits_processor",
+    "stopping_criteria",
+    "prefix_allowed_tokens_fn",
+    "synced_gpus",
+    "assistant_model",
+    "streamer",
+)
+"""The arguments that `GenerationMixin.generate` takes by their place."""
+
+GUARD = "_d2_guard"
+"""Where a model keeps the guard that was made for it."""
+
+
+def generate(*arguments: Any, model: PreTrainedModel, hold_back: int = 0, **options: Any) -> Any:
+    """As `GenerationMixin.generate`, with refused answers replaced by refusals. `hold_back`: see `HeldBackStreamer`.
+
+    Raises `GateError` for a way of decoding that the gate cannot watch, for weights that are not those it was calibrated on,
+    and where the configuration holds no gate.
+    """
+    options |= dict(zip(POSITIONS, arguments, strict=False))
+    given = {name: value for name, value in options.items() if value is not None}
+    inputs, input_ids, mask = (given.pop(name, None) for name in ("inputs", "input_ids", "attention_mask"))
+    rule, guard = _guard_of(model)
+    output, _ = guard.generate(rule, input_ids if inputs is None else inputs, mask, given, hold_back=hold_back)
+    return output
+
+
+def _guard_of(model: PreTrainedModel) -> tuple[Rule, Guard]:
+    """The rule and the guard of a model, made once; its probes are asked when it is first used."""
+    if GUARD not in vars(model):
+        copy = getattr(model.config, GATE_COPY, None)
+        if copy is None:
+            raise GateError(
+                f"config.json holds no {GATE_COPY}, though the checkpoint carries a gate; run `d2unlearn calibrate` again"
+            )
+        rule, words = rule_from_json(copy)
+        vars(model)[GUARD] = rule, Guard(model, words)
+    found: tuple[Rule, Guard] = vars(model)[GUARD]
+    return found
+
+
+def _refuse_continuous_batching(begin: Callable[..., Any]) -> Callable[..., Any]:
+    """`begin` for models without a gate; a `GateError` for those with one."""
+
+    @wraps(begin)
+    def checked(self: PreTrainedModel, *arguments: Any, **options: Any) -> Any:
+        if getattr(self.config, GATE_COPY, None) is not None:
+            raise GateError(
+                "continuous batching chooses tokens where no gate can look, and this checkpoint carries one: serve it without "
+                "continuous batching (`d2unlearn serve` batches requests as they come), or load it without trust_remote_code, "
+                "which leaves the gate away"
+            )
+        return begin(self, *arguments, **options)
+
+    checked.refuses_gates = True  # type: ignore[attr-defined]
+    return checked
+
+
+if not hasattr(GenerationMixin.init_continuous_batching, "refuses_gates"):
+    GenerationMixin.init_continuous_batching = _refuse_continuous_batching(  # type: ignore[method-assign]
+        GenerationMixin.init_continuous_batching
+    )
