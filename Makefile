@@ -24,10 +24,10 @@ types: $(MARK)
 	$(BIN)/mypy
 
 docs: $(MARK)
-	$(BIN)/python scripts/generated_docs.py --write
+	$(BIN)/python docs/build/generated_docs.py --write
 
 docs-check: $(MARK)
-	$(BIN)/python scripts/generated_docs.py
+	$(BIN)/python docs/build/generated_docs.py
 
 install: $(MARK)
 

@@ -32,11 +32,11 @@ import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from d2unlearn.benchmark.conventions import OURS
+from d2unlearn.benchmark.loglikelihood import Asked, score_answers
+from d2unlearn.benchmark.run import run_benchmark
 from d2unlearn.config import BenchmarkSettings
 from d2unlearn.data.tofu import read_tofu
-from d2unlearn.evaluation.benchmark import run_benchmark
-from d2unlearn.evaluation.conventions import OURS
-from d2unlearn.evaluation.teacher import Asked, score_answers
 from d2unlearn.models import load_model, load_tokenizer
 from d2unlearn.runtime import write_json
 from d2unlearn.schema import Tokens

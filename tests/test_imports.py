@@ -17,52 +17,57 @@ import d2unlearn
 
 SOURCE = Path(d2unlearn.__file__).parent
 CORE = "energy errors head likelihood observation positions quantities schema"
-COMPARED = "comparison.markdown comparison.outcomes comparison.records comparison.table comparison.words"
+FILES = "artifact config runtime serialization version"
 
 ALLOWED = {
+    "version": "",
     "errors": "",
     "schema": "",
     "runtime": "errors",
     "stats": "errors schema",
+    "serialization": "errors runtime schema",
+    "metrics": "schema stats",
     "energy": "errors",
+    "models": "errors",
+    "config": "errors runtime",
+    "artifact": "errors runtime version",
     "likelihood": "energy",
     "positions": "likelihood",
     "quantities": "energy errors",
     "head": "energy errors quantities",
     "observation": "errors head likelihood positions quantities schema",
     "methods": CORE,
-    "config": "errors runtime",
     "data": f"{CORE} runtime",
-    "models": "errors",
-    "training": f"{CORE} config data methods models runtime stats",
-    "gate": f"{CORE} config data models runtime stats training.artifact",
-    "generation": f"{CORE} config data gate models runtime training.artifact",
-    "guards": f"{CORE} data gate.policy generation models runtime stats",
-    "evaluation.store": "errors runtime schema",
-    "evaluation.trial_results": "errors runtime schema",
-    "evaluation": f"{CORE} config data gate generation models runtime stats training.artifact",
-    "audit": f"{CORE} data evaluation runtime stats",
-    "comparison.records": "schema",
-    "comparison.rule": "stats",
-    "comparison.outcomes": "schema stats",
-    "comparison.table": "schema",
-    "comparison.words": "schema",
-    "comparison.markdown": "",
-    "report": f"{COMPARED} errors evaluation.store evaluation.trial_results runtime schema stats",
-    "comparison": f"{CORE} audit config data evaluation gate generation guards methods models report runtime stats training",
-    "quickstart": "config data errors evaluation gate models report runtime schema training",
-    "cli": "comparison config data errors evaluation gate generation models quickstart report runtime schema stats training",
+    "training": f"{CORE} {FILES} data methods models stats",
+    "gate": f"{CORE} {FILES} data models stats",
+    "generation": f"{CORE} {FILES} data gate models",
+    "guards": f"{CORE} data gate generation models runtime stats",
+    "serving": f"{CORE} {FILES} data gate generation models",
+    "report": "errors runtime schema serialization stats version",
+    "evaluation": f"{CORE} {FILES} data gate generation metrics models stats",
+    "attacks": f"{CORE} data evaluation metrics runtime stats",
+    "audit": "attacks",
+    "benchmark": f"{CORE} {FILES} data evaluation gate generation metrics models stats",
+    "analysis": f"{CORE} {FILES} data evaluation gate generation metrics models report stats",
+    "comparison": f"{CORE} {FILES} attacks benchmark data evaluation gate generation guards methods metrics models report "
+    "stats training",
+    "quickstart": f"{CORE} {FILES} data evaluation gate models report training",
+    "cli": f"{FILES} analysis benchmark comparison data errors evaluation gate generation models quickstart report "
+    "schema serving stats training",
 }
 """A module or package, and the modules or packages that it may import: each must stand on a line above.
 
-One line, or one word more on a line, lets new code in. A module may have a line of its own that is stricter than its
-package's. Within a package any import goes that closes no circle; `__version__` may be imported from the top.
+One line, or one word more on a line, lets new code in. Within a package any import goes that closes no circle; nothing imports
+the package's top.
 """
 
 LIBRARIES = {
+    "version": "",
     "errors": "",
     "schema": "",
     "stats": "numpy scipy",
+    "serialization": "",
+    "metrics": "numpy rouge_score scipy",
     "energy": "torch",
     "likelihood": "torch",
     "positions": "torch",
@@ -72,15 +77,24 @@ LIBRARIES = {
     "methods": "torch",
     "gate.calibrate": "numpy",
     "gate.score": "numpy",
+    "report": "jinja2 markupsafe matplotlib numpy scipy",
+    "analysis.records": "",
+    "analysis.significance": "",
+    "analysis.page": "jinja2 markupsafe matplotlib numpy scipy",
+    "analysis.page_figures": "matplotlib numpy scipy",
+    "analysis.page_panels": "markupsafe numpy",
+    "analysis.page_tables": "",
     "comparison.records": "",
-    "comparison.rule": "",
+    "comparison.objective": "",
     "comparison.outcomes": "numpy",
     "comparison.table": "scipy numpy",
     "comparison.words": "",
     "comparison.markdown": "",
+    "comparison.page": "jinja2 markupsafe matplotlib numpy scipy",
+    "comparison.win_tie_loss": "matplotlib numpy scipy",
+    "comparison.tradeoff": "matplotlib numpy scipy",
     "comparison.plan": "",
     "comparison.questions": "numpy",
-    "report": "jinja2 markupsafe matplotlib numpy scipy",
 }
 """The pure core: all that these may import beside the standard library, even inside a function."""
 
@@ -139,7 +153,7 @@ def ours() -> list[Import]:
     found = []
     for each in imports():
         package, _, target = each.target.partition(".")
-        if package == "d2unlearn" and target != "__version__":
+        if package == "d2unlearn":
             while target not in MODULES:
                 target = target.rpartition(".")[0]
             found.append(each._replace(target=target))
@@ -168,7 +182,7 @@ def test_the_reader_of_imports_sees_functions_types_and_calls() -> None:
         ("d2unlearn.head", False),
         ("torch", True),
     ]
-    assert Import("gate.policy", "gate.calibrate", False) in OURS
+    assert Import("gate.gate", "gate.calibrate", False) in OURS
     assert Import("training.adaptation", "training.trainer", True) in OURS
 
 
@@ -207,6 +221,10 @@ def test_no_module_imports_itself_round_a_circle() -> None:
     assert order.index("energy") < order.index("head") < order.index("training.trainer") < order.index("cli.main")
 
 
+def test_nothing_imports_the_package_s_top_from_inside() -> None:
+    assert [str(each) for each in OURS if not each.target] == []
+
+
 def test_nothing_imports_the_command_line() -> None:
     assert [str(each) for each in OURS if each.target.startswith("cli") and not each.module.startswith("cli")] == []
 
@@ -221,7 +239,8 @@ def test_the_pure_core_imports_only_its_libraries() -> None:
     assert mistakes == []
 
 
-REPORT = sorted(f"d2unlearn.{name}" for name in MODULES if name.partition(".")[0] == "report")
+PAGES = ("report", "analysis.page", "comparison.page")
+REPORT = sorted(f"d2unlearn.{name}" for name in MODULES if name.startswith(PAGES))
 
 
 @pytest.mark.parametrize(

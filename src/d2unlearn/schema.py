@@ -138,7 +138,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Comeback:
-    """What relearning brought back (`d2unlearn.audit.tampering`). choice: which rows were relearned; `relearned`: how many.
+    """What relearning brought back (`d2unlearn.attacks.relearning`). choice: which rows were relearned; `relearned`: how many.
 
     probability: answer probability on the rows that were not, by steps taken ("0": before the first).
     """

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from d2unlearn.evaluation import analyze, model_trial, questions
-from d2unlearn.evaluation.trial_results import read_analysis
-from d2unlearn.report.analysis import build_page
+from d2unlearn.analysis import model as model_trial
+from d2unlearn.analysis import questions
+from d2unlearn.analysis import run as analyze
+from d2unlearn.analysis.page import build_page
+from d2unlearn.analysis.records import read_analysis
 
 from .command import d2
 from .conftest import Walked

@@ -11,12 +11,12 @@ import pytest
 
 from d2unlearn.data.holdout import hold_out
 from d2unlearn.data.records import content_hash, read_examples
-from d2unlearn.evaluation.store import read_evaluation
 from d2unlearn.gate import EnergyGate
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.models import weights_hash
 from d2unlearn.runtime import hash_file, read_json
 from d2unlearn.schema import Evaluation
+from d2unlearn.serialization import read_evaluation
 
 from .command import d2, refused
 from .conftest import QUESTIONS, Walked, commands_of, write_rows

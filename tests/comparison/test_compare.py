@@ -18,25 +18,25 @@ import pytest
 import yaml
 
 from cli.command import d2, refused
-from d2unlearn.comparison import judging, tuning
-from d2unlearn.comparison.engine import BACKENDS, command_of
+from d2unlearn.comparison import evaluating, tuning
+from d2unlearn.comparison.context import Bench, row_of
+from d2unlearn.comparison.objective import RULE, validation_score
 from d2unlearn.comparison.output import read_results
 from d2unlearn.comparison.plan import Run, comparison_of
 from d2unlearn.comparison.records import Judged, Tuned
-from d2unlearn.comparison.rule import RULE, validation_score
 from d2unlearn.comparison.run import run_compare, store_of
-from d2unlearn.comparison.work import Bench, row_of
+from d2unlearn.comparison.scheduler import BACKENDS, command_of
 from d2unlearn.config import CompareSettings, UnlearnSettings, load_settings
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ArtifactError, ConfigError, GateError
-from d2unlearn.evaluation.memorization import answer_probability, extraction_strength
 from d2unlearn.evaluation.runner import likelihoods
-from d2unlearn.evaluation.store import read_evaluation
-from d2unlearn.gate.policy import GATE_FILE
+from d2unlearn.gate.gate import GATE_FILE
 from d2unlearn.guards import GUARDS
 from d2unlearn.methods import METHODS
+from d2unlearn.metrics.memorization import answer_probability, extraction_strength
 from d2unlearn.models import load_model, load_tokenizer
+from d2unlearn.serialization import read_evaluation
 from d2unlearn.training.unlearn import run_unlearn
 
 from .conftest import Compared
@@ -69,7 +69,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[UnlearnSettings]:
         asked.append(settings)
         return run_unlearn(settings)
 
-    for module in (tuning, judging):
+    for module in (tuning, evaluating):
         monkeypatch.setattr(module, "run_unlearn", watched)
     return asked
 
@@ -247,7 +247,7 @@ def test_a_judgement_that_was_killed_after_training_does_not_train_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(judging, "run_evaluate", killed)
+        patch.setattr(evaluating, "run_evaluate", killed)
         with pytest.raises(KeyboardInterrupt):
             list(run_compare(replace(copied, run=bench.run.key)))
     artifact = bench.workspace / "artifact"

@@ -139,7 +139,7 @@ def test_the_project_s_own_comparison_is_one_that_can_be_planned(monkeypatch: py
     from d2unlearn.guards import GUARDS as ALL_GUARDS
     from d2unlearn.methods import METHODS as ALL_METHODS
 
-    file = Path(__file__).resolve().parents[2] / "scripts" / "comparison.yaml"
+    file = Path(__file__).resolve().parents[2] / "experiments" / "comparison.yaml"
     comparison = comparison_of(load_settings(CompareSettings, file, {}), methods=ALL_METHODS, guards=ALL_GUARDS)
     assert (comparison.methods, comparison.settings.seeds) == (tuple(ALL_METHODS), [0, 1, 2])
     assert set(comparison.guards) | set(comparison.settings.left_out) == set(ALL_GUARDS)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from d2unlearn.comparison.contestants import ungated
+from d2unlearn.comparison.entries import ungated
 from d2unlearn.comparison.markdown import cell_text, markdown_table, number, page_of, section_table, seeds_in_words
 from d2unlearn.comparison.outcomes import Outcome, difference_of, outcomes_of, result_of
 from d2unlearn.comparison.table import FORGET_QUALITY, Cell, Column, SplitTable, p_interval, seed_interval, split_table

@@ -11,8 +11,8 @@ import numpy as np
 import tiny_models
 from d2unlearn.config import CompareSettings
 from d2unlearn.data.template import Template
+from d2unlearn.quickstart.pretrain import Recipe, save_model, train_small_model
 from d2unlearn.schema import Example, Message
-from d2unlearn.training.pretrain import Recipe, save_model, train_small_model
 
 EPOCHS = 30
 FILLERS = ["is", "of", "it", "he", "she", "was", "born", "in", "a", "city"]

@@ -19,14 +19,14 @@ from d2unlearn.data.records import read_examples
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ArtifactError, ConfigError, DataError
 from d2unlearn.evaluation import runner
-from d2unlearn.evaluation.metric import groups_of, set_metric
 from d2unlearn.evaluation.runner import evaluate, read_sets, run_evaluate
-from d2unlearn.evaluation.store import read_evaluation
-from d2unlearn.evaluation.utility import rouge_l_recall, token_entropy
 from d2unlearn.gate import EnergyGate
 from d2unlearn.generation.guarded import GuardedModel
+from d2unlearn.metrics.summary import groups_of, set_metric
+from d2unlearn.metrics.text import rouge_l_recall, token_entropy
 from d2unlearn.runtime import read_json
 from d2unlearn.schema import EvaluatedSet, Evaluation, Example, Message, Metric
+from d2unlearn.serialization import read_evaluation
 from d2unlearn.stats import auroc, bootstrap_interval
 
 WORDS = ["is", "of", "it", "he", "she", "was", "born", "in", "a", "city", "Paris", "Berlin", "France", "Germany"]

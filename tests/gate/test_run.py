@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from d2unlearn.artifact import MANIFEST, manifest
 from d2unlearn.config import CalibrateSettings
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import GateError
 from d2unlearn.gate import EnergyGate
-from d2unlearn.gate.policy import GATE_FILE
+from d2unlearn.gate.gate import GATE_FILE
 from d2unlearn.gate.run import run_calibrate
 from d2unlearn.runtime import write_json
-from d2unlearn.training.artifact import MANIFEST, manifest
 
 from . import tiny
 

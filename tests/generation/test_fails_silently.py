@@ -17,7 +17,7 @@ import d2unlearn
 import tiny_models
 from d2unlearn.energy import free_energy
 from d2unlearn.gate import EnergyGate
-from d2unlearn.gate.carried import README
+from d2unlearn.gate.export import README
 from d2unlearn.gate.probes import prompt_energies
 from d2unlearn.gate.score import FirstTokens, Highest
 from d2unlearn.stats import auroc

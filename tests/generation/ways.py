@@ -20,8 +20,8 @@ from d2unlearn.gate.recorder import generate_of
 from d2unlearn.gate.rule import Rule, Words, refusal_index
 from d2unlearn.gate.score import Score, request_scores
 from d2unlearn.generation.beams import BeamWatch
+from d2unlearn.generation.criteria import Watch
 from d2unlearn.generation.guard import Guard
-from d2unlearn.generation.watch import Watch
 
 ENDS = (2, 17, 33, 49, 65, 81)
 """Ids that end an answer: as many as it takes for random models to end some."""

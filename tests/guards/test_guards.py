@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from d2unlearn.config import EvaluateSettings
 from d2unlearn.errors import ConfigError, GateError
 from d2unlearn.evaluation.runner import NamedSet, evaluate
-from d2unlearn.gate.policy import REFUSAL_TEXTS
+from d2unlearn.gate.gate import REFUSAL_TEXTS
 from d2unlearn.generation.guarded import Answer, GuardedModel, Prompt
 from d2unlearn.guards import GUARDS, Guarded, Known
 from d2unlearn.guards.embedding_corruption import EmbeddingCorruption, corrupted, prompt_noise

@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
 import tiny_models
+from d2unlearn.artifact import MANIFEST
 from d2unlearn.cli.main import app
 from d2unlearn.errors import ConfigError
 from d2unlearn.methods import METHODS, batch_loss
-from d2unlearn.training.artifact import MANIFEST
 
 from .naive import Scene
 from .test_against_naive import ROWS, batches

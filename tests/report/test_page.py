@@ -11,10 +11,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from d2unlearn.evaluation.store import evaluation_from_json, evaluation_to_json
 from d2unlearn.report import build
 from d2unlearn.report.html import compare_settings, describe, gate_entries, plain
 from d2unlearn.schema import Evaluation, GateSummary, Metric
+from d2unlearn.serialization import evaluation_from_json, evaluation_to_json
 
 from .synthetic import REFUSAL, evaluated, evaluation, example, metric
 

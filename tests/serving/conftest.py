@@ -20,9 +20,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from d2unlearn.config import ServeSettings
 from d2unlearn.gate import EnergyGate
 from d2unlearn.generation.guarded import GuardedModel
-from d2unlearn.generation.server import Service, make_app
-from d2unlearn.generation.server_door import key_digest
-from d2unlearn.generation.server_run import Server, listen, make_server, make_service
+from d2unlearn.serving.app import Service, make_app
+from d2unlearn.serving.middleware import key_digest
+from d2unlearn.serving.run import Server, listen, make_server, make_service
 from gate.conftest import gate, model, one_thread, tokenizer
 from generation.conftest import SCORES, Halves, halves
 

@@ -22,9 +22,10 @@ from d2unlearn.cli.options import needs_extra
 from d2unlearn.config import ServeSettings
 from d2unlearn.errors import ConfigError
 from d2unlearn.gate import recorder
-from d2unlearn.generation import server_door, server_run
 from d2unlearn.generation.guarded import GuardedModel
-from d2unlearn.generation.server_run import listen, read_keys, service_limits
+from d2unlearn.serving import middleware
+from d2unlearn.serving import run as serving_run
+from d2unlearn.serving.run import listen, read_keys, service_limits
 from gate.conftest import at
 from generation.conftest import Halves
 
@@ -86,7 +87,7 @@ def test_a_body_has_to_arrive_in_time(split: Halves) -> None:
 
 
 def test_connections_that_send_nothing_are_closed(split: Halves, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_door, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(middleware, "HEAD_SECONDS", 0.2)
     with serving(split.guarded) as running:
         silent = socket.create_connection(("127.0.0.1", running.port), timeout=10)
         trickling = socket.create_connection(("127.0.0.1", running.port), timeout=10)
@@ -272,7 +273,7 @@ def test_keys_come_from_a_file_and_addresses_are_had_or_not(tmp_path: Path) -> N
         with pytest.raises(ConfigError, match=said):
             read_keys(str(file))
     file.write_text("one\n two \n")
-    assert read_keys(str(file)) == (server_door.key_digest("one"), server_door.key_digest("two"))
+    assert read_keys(str(file)) == (middleware.key_digest("one"), middleware.key_digest("two"))
     with listen("127.0.0.1", 0) as held:
         held.listen()
         with pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1, port \d+: Address already in use"):
@@ -300,7 +301,7 @@ def test_a_server_may_open_a_file_for_every_connection(
     found: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "getrlimit", lambda which: limits)
     monkeypatch.setattr(resource, "setrlimit", lambda which, both: found.append(both))
-    server_run.allow_files(500)
+    serving_run.allow_files(500)
     assert found == ([] if set_to is None else [set_to])
     told = capsys.readouterr().err
     assert told.startswith(said)

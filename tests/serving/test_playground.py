@@ -19,7 +19,8 @@ from d2unlearn.config import PlaySettings
 from d2unlearn.errors import DataError, ModelError
 from d2unlearn.gate.score import running_scores
 from d2unlearn.gate.traces import Trace, collect_traces
-from d2unlearn.generation.playground import (
+from d2unlearn.serving.batch import Asked, Outcome
+from d2unlearn.serving.playground import (
     Playground,
     Sample,
     add_playground,
@@ -30,7 +31,6 @@ from d2unlearn.generation.playground import (
     sentence,
     shown_tokens,
 )
-from d2unlearn.generation.rows import Asked, Outcome
 from gate import tiny
 from generation.conftest import Halves
 

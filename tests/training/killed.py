@@ -16,8 +16,9 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
+from d2unlearn import artifact
 from d2unlearn.config import UnlearnSettings
-from d2unlearn.training import artifact, unlearn
+from d2unlearn.training import unlearn
 from d2unlearn.training.trainer import COMPLETE, UnlearnTrainer
 from d2unlearn.training.unlearn import run_unlearn
 

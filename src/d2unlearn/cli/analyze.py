@@ -39,9 +39,9 @@ def analyze(
     given = {key: value for key, value in locals().items() if key not in ("config", "also_forget", "also_retain")}
     given |= {"also_forget": pairs(also_forget, "--also-forget"), "also_retain": pairs(also_retain, "--also-retain")}
     settings = load_settings(AnalyzeSettings, config, given)
-    from d2unlearn.evaluation.analyze import run_analyze
+    from d2unlearn.analysis.page import write_page
+    from d2unlearn.analysis.run import run_analyze
     from d2unlearn.models import quiet_transformers
-    from d2unlearn.report.analysis import write_page
 
     quiet_transformers()
     path = run_analyze(settings)

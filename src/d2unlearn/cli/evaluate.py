@@ -76,7 +76,7 @@ def evaluate(
     given |= {"also_forget": pairs(also_forget, "--also-forget"), "also_retain": pairs(also_retain, "--also-retain")}
     given |= {"parts": given.pop("part"), "tasks": given.pop("task")}
     path = _evaluated(config, {key: value for key, value in given.items() if value is not None})
-    from d2unlearn.evaluation.store import read_evaluation
+    from d2unlearn.serialization import read_evaluation
 
     result = read_evaluation(path)
     if result.benchmark:
@@ -103,12 +103,12 @@ def _evaluated(config: str | None, given: Mapping[str, Any]) -> Path:
         quiet_transformers()
         return run_evaluate(settings)
     chosen = load_settings(BenchmarkSettings, config, given)
-    from d2unlearn.evaluation.benchmark import run_benchmark
+    from d2unlearn.benchmark.run import run_benchmark
     from d2unlearn.models import quiet_transformers
 
     quiet_transformers()
     if chosen.benchmark == "wmdp":
-        from d2unlearn.evaluation.lm_tasks import run_tasks
+        from d2unlearn.benchmark.lm_tasks import run_tasks
 
         return run_tasks(chosen)
     return run_benchmark(chosen)

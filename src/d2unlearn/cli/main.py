@@ -10,7 +10,6 @@ from typing import TextIO
 
 import typer
 
-from d2unlearn import __version__
 from d2unlearn.cli.analyze import analyze
 from d2unlearn.cli.calibrate import calibrate
 from d2unlearn.cli.chat import chat
@@ -25,6 +24,7 @@ from d2unlearn.cli.serve import serve
 from d2unlearn.cli.unlearn import unlearn
 from d2unlearn.errors import D2Error
 from d2unlearn.runtime import say
+from d2unlearn.version import __version__
 
 STOPPED = 130
 """Exit code after Ctrl-C."""

@@ -27,7 +27,7 @@ def play(
     given["samples"] = pairs(samples, "--samples")
     settings = load_settings(PlaySettings, config, given)
     with needs_extra("serve"):
-        from d2unlearn.generation.playground import run_play
+        from d2unlearn.serving.playground import run_play
     from d2unlearn.models import quiet_transformers
 
     quiet_transformers()

@@ -21,7 +21,7 @@ def quickstart(
     given = {key: value for key, value in locals().items() if key != "config"}
     settings = load_settings(QuickstartSettings, config, given)
     from d2unlearn.models import quiet_transformers
-    from d2unlearn.quickstart import run_quickstart
+    from d2unlearn.quickstart.run import run_quickstart
 
     quiet_transformers()
     typer.echo(run_quickstart(settings))

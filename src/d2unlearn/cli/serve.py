@@ -36,7 +36,7 @@ def serve(
     given = {key: value for key, value in locals().items() if key != "config"}
     settings = load_settings(ServeSettings, config, given)
     with needs_extra("serve"):
-        from d2unlearn.generation.server_run import run_serve
+        from d2unlearn.serving.run import run_serve
     from d2unlearn.models import quiet_transformers
 
     quiet_transformers()

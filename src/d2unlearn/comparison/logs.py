@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from d2unlearn.evaluation.open_unlearning import MARK, eval_file, read_logs
-from d2unlearn.evaluation.suites import TOFU
+from d2unlearn.benchmark.open_unlearning import MARK, eval_file, read_logs
+from d2unlearn.benchmark.suites import TOFU
 from d2unlearn.runtime import write_json
 
 COMPARED = ("forget_truth_ratio",)

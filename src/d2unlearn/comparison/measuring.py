@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from d2unlearn.data.template import Template
-from d2unlearn.evaluation.memorization import answer_probability, extraction_strength
 from d2unlearn.evaluation.runner import Answers, likelihoods
-from d2unlearn.evaluation.utility import rouge_l_recall
+from d2unlearn.metrics.memorization import answer_probability, extraction_strength
+from d2unlearn.metrics.text import rouge_l_recall
 from d2unlearn.schema import Example
 
 Means = dict[str, float]

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from d2unlearn.comparison.contestants import ungated
+from d2unlearn.comparison.entries import ungated
 from d2unlearn.comparison.markdown import page_of
+from d2unlearn.comparison.objective import RULE
+from d2unlearn.comparison.page import write_pages
 from d2unlearn.comparison.plan import Comparison, runs_of
 from d2unlearn.comparison.records import Judged, Tuned
-from d2unlearn.comparison.rule import RULE
 from d2unlearn.comparison.store import Store, read_result, written
 from d2unlearn.comparison.table import SplitTable, split_table
 from d2unlearn.comparison.words import in_words
-from d2unlearn.evaluation.store import record_to_json
-from d2unlearn.report.comparison import write_pages
 from d2unlearn.runtime import atomic_write
+from d2unlearn.serialization import record_to_json
 
 
 def write_output(comparison: Comparison, store: Store) -> Iterator[str]:

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import yaml
 
-from d2unlearn.comparison.engine import BACKENDS, Progress, carry_out, ended_by_sigterm
-from d2unlearn.comparison.judging import judge
+from d2unlearn.artifact import first_rank
+from d2unlearn.comparison.context import Bench
+from d2unlearn.comparison.evaluating import judge
 from d2unlearn.comparison.output import write_output
 from d2unlearn.comparison.plan import Comparison, Run, awaited, comparison_of, find_run, needs_of, runs_of
 from d2unlearn.comparison.records import ORACLE, ORIGINAL
+from d2unlearn.comparison.scheduler import BACKENDS, Progress, carry_out, ended_by_sigterm
 from d2unlearn.comparison.store import OTHERS, Store
 from d2unlearn.comparison.tuning import tune
-from d2unlearn.comparison.work import Bench
 from d2unlearn.config import CompareSettings
 from d2unlearn.errors import ArtifactError, ConfigError, D2Error
 from d2unlearn.guards import GUARDS
 from d2unlearn.methods import METHODS
 from d2unlearn.runtime import atomic_write, check_writable, fingerprint, remove, say
-from d2unlearn.training.artifact import first_rank
 
 
 def run_compare(settings: CompareSettings) -> Iterator[str]:

@@ -19,12 +19,12 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
+from d2unlearn.artifact import first_rank
 from d2unlearn.comparison.plan import Run
 from d2unlearn.comparison.records import Judged, Tuned
 from d2unlearn.errors import ArtifactError
-from d2unlearn.evaluation.store import record_from_json, record_to_json
 from d2unlearn.runtime import atomic_write, read_json
-from d2unlearn.training.artifact import first_rank
+from d2unlearn.serialization import record_from_json, record_to_json
 
 R = TypeVar("R", Tuned, Judged)
 ADVICE = "remove it, so that the run is done again"

@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from d2unlearn.comparison.contestants import base_rate, behind, defaults, load_raw, unlearn_settings
+from d2unlearn.artifact import first_rank, versions
+from d2unlearn.comparison.context import Bench
 from d2unlearn.comparison.cost import machine
+from d2unlearn.comparison.entries import base_rate, behind, defaults, load_raw, unlearn_settings
 from d2unlearn.comparison.measuring import Means, knowledge, told
+from d2unlearn.comparison.objective import best_trial, validation_score
 from d2unlearn.comparison.records import Trial, Tuned
-from d2unlearn.comparison.rule import best_trial, validation_score
 from d2unlearn.comparison.search import next_parameters, trials_of
-from d2unlearn.comparison.work import Bench
-from d2unlearn.evaluation.store import record_from_json, record_to_json
 from d2unlearn.runtime import read_json, remove, say, write_json
-from d2unlearn.training.artifact import first_rank, versions
+from d2unlearn.serialization import record_from_json, record_to_json
 from d2unlearn.training.unlearn import DestroyedModelError, run_unlearn
 
 Attempt = Callable[[Mapping[str, float], Path], tuple[Means, Means] | None]

@@ -16,24 +16,24 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from d2unlearn import __version__
+from d2unlearn.artifact import MANIFEST, is_done, manifest
 from d2unlearn.config import EvaluateSettings
 from d2unlearn.data.batching import by_length, pad_tokens, truncate
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ConfigError
-from d2unlearn.evaluation.memorization import answer_probability, exact_memorization, extraction_strength
-from d2unlearn.evaluation.metric import GENERATED, GUARDED, LIKELIHOOD, groups_of, set_metric
-from d2unlearn.evaluation.separation import separations
-from d2unlearn.evaluation.store import write_evaluation
-from d2unlearn.evaluation.utility import leaks, rouge_l_recall, token_entropy
 from d2unlearn.generation.guarded import Answer, GuardedModel, Prompt
+from d2unlearn.metrics.memorization import answer_probability, exact_memorization, extraction_strength
+from d2unlearn.metrics.separation import separations
+from d2unlearn.metrics.summary import GENERATED, GUARDED, LIKELIHOOD, groups_of, set_metric
+from d2unlearn.metrics.text import leaks, rouge_l_recall, token_entropy
 from d2unlearn.models import context_length, weights_name
 from d2unlearn.observation import observe
 from d2unlearn.quantities import Correct, LogSumExp, Nll
 from d2unlearn.runtime import atomic_path, check_writable, fingerprint, progress, say, torch_dtype, write_json
 from d2unlearn.schema import EvaluatedSet, Evaluation, Example, Kind, ScoredExample, Tokens
-from d2unlearn.training.artifact import MANIFEST, is_done, manifest
+from d2unlearn.serialization import write_evaluation
+from d2unlearn.version import __version__
 
 RESULT = "evaluation.json"
 

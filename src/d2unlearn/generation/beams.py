@@ -19,7 +19,7 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 
 from d2unlearn.gate.recorder import EnergyRecorder
 from d2unlearn.gate.score import Bools, Floats, RunningScore, running_scores
-from d2unlearn.generation.watch import Decides, Decision
+from d2unlearn.generation.criteria import Decides, Decision
 
 Hypothesis = tuple[int, tuple[int, ...]]
 """The request's place in the batch, and the tokens chosen so far."""

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from d2unlearn import __version__
 from d2unlearn.config import GenerateSettings
 from d2unlearn.data.records import read_prompts
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.generation.guarded import Answer, GuardedModel
 from d2unlearn.runtime import atomic_write, check_writable, fingerprint, hash_file, read_json, say, torch_dtype, write_json
+from d2unlearn.version import __version__
 
 
 def run_generate(settings: GenerateSettings) -> Iterator[str]:

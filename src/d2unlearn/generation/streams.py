@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from d2unlearn.generation.watch import Watch
+from d2unlearn.generation.criteria import Watch
 
 
 class HeldBackStreamer(BaseStreamer):

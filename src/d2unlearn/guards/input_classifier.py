@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from d2unlearn.errors import ConfigError
-from d2unlearn.gate.policy import REFUSAL_TEXTS
+from d2unlearn.gate.gate import REFUSAL_TEXTS
 from d2unlearn.generation.guarded import Answer, GuardedModel
 from d2unlearn.guards.base import Guard, Guarded, Known, Rule
 from d2unlearn.guards.prompt_states import Floats, PromptStates, prompt_states

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from d2unlearn.errors import ConfigError
-from d2unlearn.gate.policy import REFUSAL_TEXTS
+from d2unlearn.gate.gate import REFUSAL_TEXTS
 from d2unlearn.generation.guarded import Answer, GuardedModel
 from d2unlearn.guards.base import Guard, Guarded, Known, Rule
 from d2unlearn.runtime import fingerprint

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from d2unlearn.report import figures, notation, samples, summary, tables
@@ -41,7 +41,7 @@ def build(before: Evaluation, after: Evaluation, gate: GateSummary | None, run: 
     comes from outside is escaped. Numbers that were not scored are shown as a dash.
     """
     seed = run.get("seed")
-    return template("page.html.j2").render(
+    return template("report", "page.html.j2").render(
         before=before,
         after=after,
         gate=gate,
@@ -148,10 +148,10 @@ def _entries(values: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
 
 
 @cache
-def template(name: str) -> Template:
+def template(package: str, name: str) -> Template:
     """One of this package's templates, with the report's filters; what is inserted is escaped."""
     environment = Environment(
-        loader=PackageLoader("d2unlearn", "report"),
+        loader=ChoiceLoader([PackageLoader("d2unlearn", package), PackageLoader("d2unlearn", "report")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

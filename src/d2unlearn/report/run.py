@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from d2unlearn import __version__
 from d2unlearn.errors import DataError
-from d2unlearn.evaluation.store import read_evaluation
 from d2unlearn.report.gate import read_gate_summary
 from d2unlearn.report.html import build
 from d2unlearn.runtime import atomic_write, hash_file, read_json, write_json
 from d2unlearn.schema import Evaluation, GateSummary
+from d2unlearn.serialization import read_evaluation
+from d2unlearn.version import __version__
 
 RESULT = "evaluation.json"
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
 
+from d2unlearn.artifact import check_no_artifact, first_rank
 from d2unlearn.data.batching import pad_tokens
 from d2unlearn.errors import ConfigError
 from d2unlearn.head import Head, head_of
@@ -26,7 +27,6 @@ from d2unlearn.training.adaptation import Adaptation
 from d2unlearn.training.adapter import adapted
 from d2unlearn.training.alternates import Asked, alternate_rows
 from d2unlearn.training.arguments import UnlearnConfig, check_parallelism, set_warmup, vocabulary_rows
-from d2unlearn.training.artifact import check_no_artifact, first_rank
 from d2unlearn.training.bar import TrainingBar, tell
 from d2unlearn.training.frozen import train_only_named
 from d2unlearn.training.monitor import Snapshot, take_snapshot, warning_of

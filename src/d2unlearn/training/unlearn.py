@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from d2unlearn import __version__
+from d2unlearn.artifact import CHECKPOINTS, MANIFEST, STAGED, clear, is_done, manifest, publish, workspace_of
 from d2unlearn.config import UnlearnSettings, typed
 from d2unlearn.data.holdout import HeldOut, hold_out, split_validation
 from d2unlearn.data.records import content_hash, read_examples
@@ -25,10 +25,10 @@ from d2unlearn.runtime import fingerprint, pick_device, remove, say, seed_everyt
 from d2unlearn.schema import Example, Role
 from d2unlearn.training.alternates import read_alternates
 from d2unlearn.training.arguments import UnlearnConfig
-from d2unlearn.training.artifact import CHECKPOINTS, MANIFEST, STAGED, clear, is_done, manifest, publish, workspace_of
 from d2unlearn.training.recipe import Pace, automatic_accumulation, automatic_epochs, automatic_learning_rate
 from d2unlearn.training.reference import model_settings
 from d2unlearn.training.trainer import UnlearnTrainer, last_complete_checkpoint
+from d2unlearn.version import __version__
 
 CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(UnlearnConfig, name))
 """The field's name: newer versions of transformers warn of the older one."""

@@ -1,0 +1,116 @@
+"""The pages that are made from the code and from results: written with --write, otherwise checked for being up to date.
+
+docs/cli.md (the commands' own help), docs/results.md (from benchmarks/results), the table in README.md
+between the `results` marks, the tables in docs/method.md, docs/methods.md, docs/evaluation.md, docs/serving.md and
+benchmarks/README.md between theirs, docs/comparison.md, and figures. Ends with exit code 1 and the names of stale pages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+os.environ.update(COLUMNS="100", TERM="dumb", NO_COLOR="1")
+
+from typer.testing import CliRunner
+
+from benchmark_page import benchmark_blocks
+from comparison_page import comparison_pages, comparison_section
+from d2unlearn.cli.main import app
+from energy_figures import energy_figures
+from energy_page import energy_blocks
+from method_figures import figure_files
+from method_numbers import number_blocks
+from methods_page import method_blocks
+from serving_table import serving_blocks
+from tofu_page import readme_table, results_page
+from tofu_suite_page import evaluation_blocks, suite_section
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = ROOT / "benchmarks" / "results"
+RESULTS = KEPT / "tofu"
+SUITE = KEPT / "tofu-benchmark"
+COMMANDS = (
+    "quickstart",
+    "unlearn",
+    "calibrate",
+    "generate",
+    "chat",
+    "serve",
+    "play",
+    "evaluate",
+    "analyze",
+    "compare",
+    "report",
+    "data check",
+)
+MARKS = re.compile(r"(<!-- results: docs/build/generated_docs.py -->\n).*?(<!-- end of results -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- made by `make docs`: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true")
+    write = parser.parse_args().write
+    stale = []
+    for path, text in pages().items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            stale.append(str(path.relative_to(ROOT)))
+            if write:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+    if stale:
+        print(f"{'written' if write else 'stale, run make docs'}: {', '.join(stale)}")
+    sys.exit(bool(stale) and not write)
+
+
+def pages() -> dict[Path, str]:
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    if not MARKS.search(text):
+        sys.exit("README.md has lost the marks between which its table of results stands")
+    return {
+        ROOT / "docs" / "cli.md": cli_page(),
+        ROOT / "docs" / "results.md": "\n".join(
+            [results_page(RESULTS), suite_section(SUITE), comparison_section(KEPT / "comparison")]
+        ),
+        readme: MARKS.sub(lambda m: m[1] + readme_table(RESULTS) + m[2], text),
+        **filled(ROOT / "docs" / "method.md", number_blocks()),
+        **filled(ROOT / "docs" / "methods.md", method_blocks()),
+        **filled(ROOT / "docs" / "energy.md", energy_blocks(KEPT)),
+        **energy_figures(KEPT),
+        **filled(ROOT / "docs" / "evaluation.md", evaluation_blocks(SUITE)),
+        **filled(ROOT / "docs" / "serving.md", serving_blocks(KEPT)),
+        **filled(ROOT / "benchmarks" / "README.md", benchmark_blocks(KEPT)),
+        **comparison_pages(KEPT / "comparison"),
+        **figure_files(),
+    }
+
+
+def filled(page: Path, blocks: Mapping[str, str]) -> dict[Path, str]:
+    """A page written by hand whose marked blocks are made: {page: its text with every block as it should be}."""
+    text = page.read_text(encoding="utf-8")
+    marked = [found[2] for found in BLOCK.finditer(text)]
+    if sorted(marked) != sorted(blocks):
+        sys.exit(f"{page.relative_to(ROOT)} should have the marks {', '.join(sorted(blocks))}; it has {', '.join(marked)}")
+    return {page: BLOCK.sub(lambda found: f"{found[1]}{blocks[found[2]]}\n{found[3]}", text)}
+
+
+def cli_page() -> str:
+    """Every command's help, as the terminal shows it."""
+    parts = ["# The commands\n\nMade from the commands' own help by `make docs`.\n"]
+    for command in COMMANDS:
+        shown = CliRunner().invoke(app, [*command.split(), "--help"], prog_name="d2unlearn")
+        if shown.exit_code:
+            sys.exit(f"d2unlearn {command} --help failed: {shown.output}")
+        lines = "\n".join(line.rstrip() for line in shown.output.strip().splitlines())
+        parts.append(f"## d2unlearn {command}\n\n```text\n{lines}\n```\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""The pictures of an analysis as inline SVG in the page's colours: numbers in, drawings with a description out.
+
+No text of a user's is drawn here, and no index's name: what a line is stands in the page's legend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from d2unlearn.analysis.records import CurvePoint, Estimate, ModelRole, Spread, Told
+from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, SERIES, STYLE, Panel, Values, plain_axes, render, shares, stairs
+from d2unlearn.report.notation import fixed, percent, stated
+from d2unlearn.schema import Kind
+
+KIND_COLOURS: Mapping[Kind, str] = {"forget": FORGET, "retain": RETAIN}
+DASHED, DOTTED = (0, (4, 2.4)), (0, (1.2, 1.6))
+LINES: tuple[dict[str, Any], ...] = tuple(
+    {"color": colour, "linestyle": dash, "linewidth": width}
+    for colour, dash, width in zip(
+        (INK, *SERIES), ("solid", DASHED, DOTTED, "solid", DASHED, DOTTED), (2.4, 1.8, 2.2, 1.6, 1.8, 2.2), strict=True
+    )
+)
+"""How the indices of one picture are told apart, in their order; the page's legend has the same in CSS."""
+BINS = 44
+WIDE, NARROW = 5.2, 4.0
+"""Inches, for two and for three pictures side by side: at the width of a phone the text is still to be read."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One set's values. `drawn`: filled, as a dashed outline, or as a dotted one."""
+
+    kind: Kind
+    drawn: str
+    values: Values
+
+
+@dataclass(frozen=True)
+class Roc:
+    """Shares at every threshold from the highest down: retained requests refused, forgotten ones caught."""
+
+    refused: Values
+    caught: Values
+
+
+def distributions(title: str, samples: Sequence[Sample], threshold: float, key: str) -> Panel | None:
+    """Histograms of one index, as shares of each set. The outermost bars hold what lies beyond. None without a number."""
+    samples = [Sample(each.kind, each.drawn, each.values[np.isfinite(each.values)]) for each in samples]
+    samples = [each for each in samples if len(each.values)]
+    if not samples:
+        return None
+    edges = _edges(np.concatenate([each.values for each in samples]), threshold)
+    with rc_context(STYLE):
+        figure, axes = _canvas(2.3, width=NARROW, left=0.14, bottom=0.14)
+        for each in samples:
+            _outlined(axes, shares(np.clip(each.values, edges[0], edges[-1]), edges), edges, each)
+        if np.isfinite(threshold):
+            axes.axvline(threshold, color=INK, linewidth=1.3, linestyle=DASHED)
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_ylim(bottom=0)
+        plain_axes(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        return Panel(title, render(figure, key), f"{title}. {_medians(samples)}.")
+
+
+def roc_of(retain: Values, forget: Values) -> Roc:
+    """The curve of two samples of evidence, higher for forgotten ones; what is not a number is left out."""
+    low, high = np.sort(retain[~np.isnan(retain)]), np.sort(forget[~np.isnan(forget)])
+    thresholds = np.unique(np.concatenate([low, high]))[::-1]
+    refused = 1 - np.searchsorted(low, thresholds, side="left") / max(len(low), 1)
+    caught = 1 - np.searchsorted(high, thresholds, side="left") / max(len(high), 1)
+    return Roc(np.concatenate([[0.0], refused]), np.concatenate([[0.0], caught]))
+
+
+def roc_panel(title: str, curves: Sequence[Roc], n_retain: int, key: str) -> Panel:
+    """ROC curves over the share of false refusals on a log scale; at its left end, none is refused wrongly."""
+    floor = 0.5 / n_retain
+    starts = [float(each.caught[each.refused <= 0].max()) for each in curves]
+    bottom = 0.05 * np.floor(20 * min([0.95, *starts]))
+    with rc_context(STYLE):
+        figure, axes = _canvas(3.1, left=0.125, bottom=0.19)
+        for line, curve in reversed(list(zip(LINES, curves, strict=False))):
+            some, start = curve.refused > 0, float(curve.caught[curve.refused <= 0].max())
+            along, up = [floor, *curve.refused[some]], [start, *curve.caught[some]]
+            axes.plot(along, up, drawstyle="steps-post", clip_on=False, **line)
+        ticks = [floor, *(tick for tick in (0.01, 0.05, 0.2, 1.0) if tick > 1.6 * floor)]
+        _shares_over_log(axes, ticks, lambda x: "none" if x <= floor else stated(x))
+        axes.set_xlim(floor, 1)
+        axes.set_ylim(bottom, 1)
+        axes.set_xlabel("retained requests refused")
+        return Panel(title, render(figure, key), f"{title}. Caught with no false refusal: {_listed(starts)}.")
+
+
+def layers_panel(
+    title: str, spread: Mapping[tuple[Kind, str], Sequence[Spread]], limits: tuple[float, float], key: str
+) -> Panel:
+    """Energies after each layer: medians, and where 80% lie for what is drawn filled. The embeddings are left out.
+
+    limits: of the energies drawn.
+    """
+    with rc_context(STYLE):
+        figure, axes = _canvas(2.5, width=NARROW, left=0.125, bottom=0.22)
+        draw_layers(axes, spread)
+        axes.set_ylim(limits)
+        last = "; ".join(f"{kind}, {drawn}: {fixed(each[-1].middle, 1)}" for (kind, drawn), each in spread.items())
+        return Panel(title, render(figure, key), f"{title}. Median energy after the last layer, nats: {last}.")
+
+
+def draw_layers(axes: Axes, spread: Mapping[tuple[Kind, str], Sequence[Spread]]) -> None:
+    """One model's energies after each layer. spread: by kind and how it is drawn, from the embeddings on."""
+    for (kind, drawn), each in spread.items():
+        places, colour = np.arange(1, len(each)), KIND_COLOURS[kind]
+        if drawn == "filled":
+            axes.fill_between(
+                places, [s.low for s in each[1:]], [s.high for s in each[1:]], color=colour, alpha=0.2, linewidth=0
+            )
+        dash, width = ("solid", 2.2) if drawn == "filled" else (DASHED, 1.6)
+        axes.plot(places, [s.middle for s in each[1:]], color=colour, linestyle=dash, linewidth=width)
+    plain_axes(axes)
+    _layer_axis(axes, max(len(each) for each in spread.values()) - 1)
+    _signed_axis(axes)
+
+
+ROLE_LINES: Mapping[ModelRole, dict[str, Any]] = {
+    "original": {"color": AXIS, "linestyle": DASHED, "linewidth": 1.7},
+    "model": {"color": INK, "linestyle": "solid", "linewidth": 2.4},
+    "oracle": {"color": SERIES[0], "linestyle": DOTTED, "linewidth": 2.2},
+}
+"""How the models are told apart where one picture holds all of them."""
+
+
+def separation_panel(title: str, auroc: Mapping[ModelRole, Sequence[Estimate]], key: str) -> Panel:
+    """AUROC at the embeddings (0) and after each layer, with intervals."""
+    with rc_context(STYLE):
+        figure, axes = _canvas(2.9, bottom=0.19)
+        draw_separation(axes, auroc)
+        last = "; ".join(f"{role}: {fixed(each[-1].value)}" for role, each in auroc.items())
+        return Panel(title, render(figure, key), f"{title}. After the last layer {last}.")
+
+
+def draw_separation(axes: Axes, auroc: Mapping[ModelRole, Sequence[Estimate]]) -> None:
+    """AUROC from the embeddings on, one line a model."""
+    axes.axhline(0.5, color=AXIS, linewidth=1)
+    for role, each in auroc.items():
+        places, line = np.arange(len(each)), ROLE_LINES[role]
+        axes.fill_between(places, [e.low for e in each], [e.high for e in each], color=line["color"], alpha=0.14, linewidth=0)
+        axes.plot(places, [e.value for e in each], marker="o", markersize=4, clip_on=False, **line)
+    plain_axes(axes)
+    _layer_axis(axes, max(len(each) for each in auroc.values()) - 1, first=0)
+    axes.set_ylim(min(0.5, *(e.low for each in auroc.values() for e in each)) - 0.02, 1.005)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+
+
+def tokens_panel(title: str, told: Sequence[Told], key: str) -> Panel:
+    """The energy that each token of an answer was chosen from, position by position, one line a model."""
+    with rc_context(STYLE):
+        figure, axes = _canvas(2.4, bottom=0.21)
+        for each in told:
+            axes.plot(np.arange(1, len(each.energies) + 1), each.energies, clip_on=False, **ROLE_LINES[each.role])
+        plain_axes(axes)
+        _signed_axis(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        axes.set_xlabel("token of the answer")
+        middle = "; ".join(f"{each.role}: median {fixed(float(np.median(each.energies)), 1)}" for each in told)
+        return Panel(title, render(figure, key), f"{title}. Energy in nats, {middle}.")
+
+
+def sizes_panel(title: str, curves: Sequence[Sequence[tuple[CurvePoint, Estimate]]], rate: float | None, key: str) -> Panel:
+    """A share over the number of calibration requests; the band (of the first index) holds 80% of the draws.
+
+    Open circles: too few requests for the rate's guarantee. rate: drawn as the line that should not be passed, None for none.
+    """
+    sizes = sorted({point.n for each in curves for point, _ in each})
+    with rc_context(STYLE):
+        figure, axes = _canvas(2.9, bottom=0.19, left=0.125)
+        if rate is not None:
+            axes.axhline(rate, color=AXIS, linewidth=1.4)
+        for place, (line, curve) in reversed(list(enumerate(zip(LINES, curves, strict=False)))):
+            _size_line(axes, line, curve, banded=place == 0)
+        _shares_over_log(axes, sizes, lambda x: f"{x:g}")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("retained requests to calibrate with")
+        said = "; ".join(f"{point.n}: {percent(share.value)}" for point, share in (curves[0] if curves else ()))
+        return Panel(title, render(figure, key), f"{title}. The first index, by number of requests: {said}.")
+
+
+def _size_line(axes: Axes, line: Mapping[str, Any], curve: Sequence[tuple[CurvePoint, Estimate]], *, banded: bool) -> None:
+    sizes = [point.n for point, _ in curve]
+    if banded:
+        axes.fill_between(
+            sizes, [share.low for _, share in curve], [share.high for _, share in curve], color=AXIS, alpha=0.22, linewidth=0
+        )
+    axes.plot(sizes, [share.value for _, share in curve], clip_on=False, **line)
+    for point, share in curve:
+        face = line["color"] if point.guaranteed else "none"
+        axes.plot(
+            [point.n], [share.value], "o", markersize=5, clip_on=False, markerfacecolor=face, markeredgecolor=line["color"]
+        )
+
+
+def _canvas(height: float, *, width: float = WIDE, left: float = 0.105, bottom: float = 0.13) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height))
+    return figure, figure.add_axes((left, bottom, 0.97 - left, 0.96 - bottom))
+
+
+def _edges(values: Values, threshold: float) -> Values:
+    """Edges of equal bins between the 0.5% and the 99.5% quantile, so far that the threshold is in sight."""
+    marks = [*np.quantile(values, [0.005, 0.995]), *([threshold] if np.isfinite(threshold) else [])]
+    low, high = float(min(marks)), float(max(marks))
+    width = (high - low) / (BINS - 2) or 1.0
+    return np.linspace(low - width, high + width, BINS + 1)
+
+
+def _outlined(axes: Axes, heights: Values, edges: Values, sample: Sample) -> None:
+    colour = KIND_COLOURS[sample.kind]
+    if sample.drawn == "filled":
+        stairs(axes, heights, edges, colour)
+    else:
+        dash = DASHED if sample.drawn == "dashed" else DOTTED
+        axes.stairs(heights, edges, color=colour, linewidth=1.4, linestyle=dash)
+
+
+def _medians(samples: Sequence[Sample]) -> str:
+    return "; ".join(f"{s.kind}, {s.drawn}: n = {len(s.values)}, median {np.median(s.values):.4g}" for s in samples)
+
+
+def _shares_over_log(axes: Axes, ticks: Sequence[float], label: Callable[[float], str]) -> None:
+    """Shares over a logarithmic scale that has these marks."""
+    plain_axes(axes)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: label(x)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: stated(round(y, 6))))
+
+
+def _signed_axis(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}".replace("-", "−")))
+
+
+def _layer_axis(axes: Axes, n_layers: int, first: int = 1) -> None:
+    step = max(1, (n_layers + 7) // 8)
+    axes.xaxis.set_major_locator(FixedLocator([float(place) for place in range(first, n_layers + 1, step)]))
+    axes.set_xlabel("after layer" if first else "after layer (0: the embeddings)")
+
+
+def _listed(caught: Sequence[float]) -> str:
+    return ", ".join(percent(share) for share in caught)

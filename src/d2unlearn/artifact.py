@@ -1,0 +1,157 @@
+"""The folder that comes out, and the one where it is made: a reader of `--output` never sees a half-written artifact.
+
+OUTPUT            a Hugging Face model folder, `d2_manifest.json` (what was done) and, once calibrated, `d2_gate.json`
+OUTPUT.partial    checkpoints, the stored reference and the staged artifact, until OUTPUT is complete
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from d2unlearn.errors import ArtifactError
+from d2unlearn.runtime import read_json, remove, write_json
+from d2unlearn.version import __version__
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
+MANIFEST = "d2_manifest.json"
+CHECKPOINTS = "checkpoints"
+STAGED = "artifact"
+FORMAT = 1
+LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tokenizers", "numpy")
+
+
+def is_done(output: Path, key: str, settings: Mapping[str, Any] | None = None) -> bool:
+    """Whether `output` holds the result of exactly this run. Raises `ArtifactError` when it holds something else.
+
+    settings: this run's, to say in which the other one differs.
+    """
+    if not output.exists():
+        return False
+    if output.is_file() or (any(output.iterdir()) and not (output / MANIFEST).is_file()):
+        raise ArtifactError(f"{output} exists and is not an artifact; choose another --output")
+    if not any(output.iterdir()):
+        return False
+    made = read_json(output / MANIFEST)
+    if made.get("key") == key:
+        return True
+    differing = _differing(made.get("settings", {}), settings or {})
+    raise ArtifactError(
+        f"{output} holds the result of other inputs or settings{differing}; remove it or choose another --output"
+    )
+
+
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """` (epochs: 10 there, 20 here)`; empty where no setting differs: then the content of a file does, or the version."""
+    pairs = [(name, there[name], value) for name, value in here.items() if name != "output" and name in there]
+    told = [f"{name}: {old} there, {new} here" for name, old, new in pairs if old != new]
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def check_no_artifact(folder: Path) -> None:
+    """Raises `ArtifactError` for the folder of an artifact: its manifest and gate would tell of weights that are not there."""
+    if (folder / MANIFEST).is_file() or (folder / "d2_gate.json").is_file():
+        raise ArtifactError(f"{folder} holds an artifact with a manifest or a gate; save to another folder, or remove it first")
+
+
+@contextmanager
+def workspace_of(output: Path, key: str) -> Iterator[Path]:
+    """The folder to work in, while the block runs; one that an interrupted run with the same key left is taken up again.
+
+    When the block fails, the half-made artifact goes, and so does the folder unless a checkpoint to go on from is in it. Raises
+    `ArtifactError` when another process works there, or when checkpoints of another run are in it.
+    """
+    workspace = _workspace(output)
+    if output.is_dir() and os.path.ismount(output):
+        raise ArtifactError(f"{output} is a mount point, which cannot be put in place in one step; name a folder inside it")
+    try:
+        workspace.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {output}: {error.strerror}") from error
+    with _locked(workspace):
+        note = workspace / "run.json"
+        if _has_checkpoint(workspace) and not (note.is_file() and read_json(note).get("key") == key):
+            raise ArtifactError(
+                f"{workspace} belongs to an interrupted run with other inputs or settings; remove it, go "
+                "on with those, or choose another --output"
+            )
+        write_json(note, {"key": key})
+        try:
+            yield workspace
+        except Exception:
+            if first_rank():
+                remove(workspace / STAGED)
+                if not _has_checkpoint(workspace):
+                    remove(workspace)
+            raise
+
+
+def publish(staged: Path, output: Path) -> None:
+    """Put the staged artifact in its place in one step, then remove the workspace."""
+    output = output.resolve()
+    mode = (staged / MANIFEST).stat().st_mode
+    for weights in staged.rglob("*.safetensors"):
+        weights.chmod(mode)  # written readable by their owner alone, unlike everything beside them
+    if output.is_dir():
+        output.rmdir()  # empty: `is_done` has looked
+    os.replace(staged, output)
+    clear(output)
+
+
+def clear(output: Path) -> None:
+    """Remove the workspace, which a run that was killed after its artifact was in place has left."""
+    remove(_workspace(output))
+
+
+def _workspace(output: Path) -> Path:
+    output = output.resolve()
+    return output.with_name(f"{output.name}.partial")
+
+
+def _has_checkpoint(workspace: Path) -> bool:
+    return any((workspace / CHECKPOINTS).glob("checkpoint-*"))
+
+
+def first_rank() -> bool:
+    """Whether this is the first of several processes, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _locked(workspace: Path) -> Iterator[None]:
+    """Keep a second run with the same output out. Of several ranks the first locks for all; no lock where there is no flock."""
+    if fcntl is None or not first_rank():
+        yield
+        return
+    with (workspace / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ArtifactError(f"another process is at work in {workspace}; wait for it, or choose another --output") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def manifest(command: str, key: str, **sections: Any) -> dict[str, Any]:
+    """The manifest's common part with the given sections."""
+    return {"format": FORMAT, "command": command, "key": key, "versions": versions(), **sections}
+
+
+def versions() -> dict[str, str]:
+    """This package's version and those of the libraries that results depend on."""
+    return {"d2unlearn": __version__, **{name: version(name) for name in LIBRARIES}}
+
+
+def read_manifest(folder: Path) -> Mapping[str, Any] | None:
+    """An artifact's manifest; None for a model folder that this package did not write."""
+    path = folder / MANIFEST
+    return read_json(path) if path.is_file() else None

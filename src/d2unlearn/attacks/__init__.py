@@ -1,0 +1,1 @@
+"""Attacks on a model that forgot: what a score at rest does not show."""

@@ -1,0 +1,134 @@
+"""Greedy answers, with as little generation as they need.
+
+The teacher-forced pass has shown how far greedy decoding follows the true answer and which token it gives instead of the next
+one; generation goes on from there. (The truth serves as the draft of speculative decoding: each of its tokens is kept only
+where it is the most likely one.) What is left is generated in batches of similar length, in rounds of growing length: what has
+ended leaves the batch between two rounds, so one long answer does not hold up the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from d2unlearn.benchmark.loglikelihood import AnswerScores
+from d2unlearn.data.batching import by_length, pad_left
+from d2unlearn.gate.traces import generate_of
+from d2unlearn.runtime import progress
+from d2unlearn.schema import Tokens
+
+ROUNDS = (32, 64)
+"""Tokens of the first rounds; the last takes what is left."""
+CHANGES_CHOICE = (
+    "repetition_penalty",
+    "encoder_repetition_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "bad_words_ids",
+    "min_length",
+    "min_new_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "sequence_bias",
+    "guidance_scale",
+    "watermarking_config",
+)
+"""Fields of a generation configuration that let greedy decoding choose another token than the most likely one."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An answer to generate. known: its first tokens, found already; `done`: that is all of it."""
+
+    prompt: tuple[int, ...]
+    known: tuple[int, ...] = ()
+    done: bool = False
+
+
+def draft_of(row: Tokens, scores: AnswerScores, prompt: Sequence[int], ends: Sequence[int], limit: int) -> Wanted:
+    """What is known of the greedy answer to a prompt from the true answer's scores. row: the prompt with the true answer.
+
+    Nothing is when the row does not begin with the prompt. limit: tokens of the longest answer, at least 1.
+    """
+    if tuple(prompt) != row.input_ids[: len(prompt)] or scores.n != len(row.input_ids) - len(prompt):
+        return Wanted(tuple(prompt))
+    answer = row.input_ids[len(prompt) :]
+    known = [*answer[: scores.right], *([] if scores.instead < 0 else [scores.instead])][:limit]
+    end = next((index for index, token in enumerate(known) if token in ends), None)
+    if end is not None:
+        return Wanted(tuple(prompt), tuple(known[: end + 1]), done=True)
+    return Wanted(tuple(prompt), tuple(known), done=len(known) == limit)
+
+
+def decodes_plainly(config: GenerationConfig | None) -> bool:
+    """Whether greedy decoding takes the most likely token at every step, as drafts assume."""
+    plain = GenerationConfig()  # type: ignore[no-untyped-call]
+    neutral = {name: (getattr(plain, name, None), None, 0, 1.0) for name in CHANGES_CHOICE}
+    return config is None or all(getattr(config, name, None) in values for name, values in neutral.items())
+
+
+def greedy_answers(
+    model: PreTrainedModel,
+    wanted: Sequence[Wanted],
+    *,
+    limit: int,
+    ends: Sequence[int],
+    pad_id: int,
+    batch_size: int,
+    hidden_token: int | None = None,
+    name: str = "",
+) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
+    """(index, answer's tokens) of those that have ended, batch by batch; the end token, where there is one, is the last.
+
+    limit: tokens of the longest answer; `hidden_token`: the attention mask hides that id. Greedy by the model's own generation
+    configuration. `name`: of the progress bars, none without.
+    """
+    answers = [list(each.known) for each in wanted]
+    yield [(index, each.known) for index, each in enumerate(wanted) if each.done]
+    going = [index for index, each in enumerate(wanted) if not each.done]
+    for length in (*ROUNDS, limit):
+        rows = {index: [*wanted[index].prompt, *answers[index]] for index in going}
+        order, ended_now = list(rows), set[int]()
+        batches = list(by_length([len(rows[index]) for index in order], batch_size))
+        for places in progress(batches, f"answers, {name}", total=len(batches)) if name else batches:
+            batch = [order[place] for place in places]
+            room = min(length, max(limit - len(answers[index]) for index in batch))
+            new = _generated(model, [rows[index] for index in batch], room, ends, pad_id, hidden_token)
+            for index, tokens in zip(batch, new, strict=True):
+                answers[index] = (answers[index] + tokens)[:limit]
+            ended = [i for i in batch if answers[i][-1] in ends or len(answers[i]) == limit]
+            ended_now.update(ended)
+            yield [(index, tuple(answers[index])) for index in ended]
+        going = [index for index in going if index not in ended_now]
+
+
+@torch.inference_mode()
+def _generated(
+    model: PreTrainedModel, rows: Sequence[list[int]], room: int, ends: Sequence[int], pad_id: int, hidden: int | None
+) -> list[list[int]]:
+    """The next tokens of each row, `room` at most, up to its end token."""
+    ids, mask = (t.to(model.device) for t in pad_left(rows, pad_id))
+    if hidden is not None:
+        mask = mask * (ids != hidden)
+    sequences = generate_of(model)(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=room,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=pad_id,
+        eos_token_id=list(ends) or None,
+        disable_compile=True,
+    )
+    return [_until_end(tokens, ends) for tokens in sequences[:, ids.shape[1] :].tolist()]
+
+
+def _until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    end = next((index for index, token in enumerate(tokens) if token in ends), len(tokens) - 1)
+    return tokens[: end + 1]

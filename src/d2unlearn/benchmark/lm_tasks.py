@@ -1,0 +1,201 @@
+"""`evaluate --benchmark wmdp`: tasks of lm-eval (WMDP, MMLU, any other) on a model, raw and guarded.
+
+WMDP is scored by likelihood: lm-eval compares the four options' probabilities and never generates, so the gate has no say in
+its accuracy. Raw accuracy is lm-eval's number. Guarded accuracy asks the gate about every question and is given twice: a
+refusal counted as wrong, and as a guess (one in as many as there are options), which is what whoever may not abstain would do.
+Generative tasks are run twice, raw and through the gate. Needs the extra `eval`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from d2unlearn.artifact import MANIFEST, is_done, manifest
+from d2unlearn.benchmark.cache import Findings, each_once
+from d2unlearn.benchmark.lm_results import Judged, judged, summary_of, task_set, tasks_evaluation, told_answers
+from d2unlearn.benchmark.suites import WMDP
+from d2unlearn.config import BenchmarkSettings
+from d2unlearn.data.batching import by_length
+from d2unlearn.data.wmdp import check_questions, task_file
+from d2unlearn.errors import ConfigError, DataError
+from d2unlearn.evaluation.runner import RESULT
+from d2unlearn.generation.guarded import Answer, GuardedModel
+from d2unlearn.runtime import (
+    atomic_path,
+    atomic_write,
+    check_writable,
+    fingerprint,
+    hash_file,
+    progress,
+    say,
+    torch_dtype,
+    write_json,
+)
+from d2unlearn.schema import EvaluatedSet, Message
+from d2unlearn.serialization import write_evaluation
+from d2unlearn.version import __version__
+
+EVAL, SUMMARY = "LMEval_EVAL.json", "LMEval_SUMMARY.json"
+GENERATED = "generate_until"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What lm-eval said of one task or group: all of it, and of generative tasks the samples behind the gate too."""
+
+    task: str
+    raw: dict[str, Any]
+    guarded: dict[str, Any]
+
+
+def run_tasks(settings: BenchmarkSettings) -> Path:
+    """Evaluate and write `OUTPUT/evaluation.json`, `LMEval_EVAL.json` and `LMEval_SUMMARY.json`; at once when they are there.
+
+    Raises `ConfigError` where lm-eval is not installed or knows no such task, `DataError` for a file that is no questions.
+    """
+    _check_installed()
+    output = Path(settings.output)
+    check_writable(output)
+    files = _files(settings)
+    guarded = GuardedModel.from_pretrained(settings.model, dtype=torch_dtype(settings.dtype), raw=True, use_gate=True)
+    context = fingerprint([__version__, guarded.fingerprint, str(guarded.model.dtype)])
+    hashes = {task: hash_file(path) for task, path in files.items()}
+    key = fingerprint([context, hashes, _tasks(settings), settings.limit, settings.batch_size, settings.seed, settings.label])
+    if is_done(output, key, asdict(settings)):
+        say(f"{output} is done: same inputs, same settings")
+        return output / RESULT
+    with Findings(output, context) as findings:
+        results = [_results(task, files.get(task), guarded, settings, context) for task in _tasks(settings)]
+        sets = [each for result in results for each in _sets(result, guarded, findings, settings)]
+    with atomic_path(output) as staged:
+        write_evaluation(staged / RESULT, tasks_evaluation(settings, sets, guarded.gate))
+        atomic_write(staged / EVAL, json.dumps({r.task: r.raw["samples"] for r in results}, indent=4, default=str))
+        numbers = [summary_of(result.raw, result.task) for result in results]
+        write_json(staged / SUMMARY, {name: value for each in numbers for name, value in each.items()})
+        write_json(staged / MANIFEST, manifest("evaluate", key, settings=asdict(settings)))
+    findings.discard()
+    return output / RESULT
+
+
+def _check_installed() -> None:
+    try:
+        import lm_eval  # noqa: F401
+    except ModuleNotFoundError:
+        raise ConfigError(["lm-eval is not installed; WMDP and MMLU need it: pip install 'd2unlearn[eval]'"]) from None
+
+
+def _tasks(settings: BenchmarkSettings) -> list[str]:
+    return list(settings.tasks or WMDP)
+
+
+def _files(settings: BenchmarkSettings) -> dict[str, Path]:
+    """The local file of each task, checked; tasks without one are loaded from the hub, where no folder was named."""
+    if settings.data is None:
+        return {}
+    found = {task: task_file(task, settings.data) for task in _tasks(settings)}
+    missing = [task for task, path in found.items() if path is None]
+    if missing:
+        raise DataError(f"{settings.data} has no {', '.join(f'{task}.jsonl' for task in missing)}")
+    files = {task: path for task, path in found.items() if path is not None}
+    for path in files.values():
+        check_questions(path)
+    return files
+
+
+def _results(task: str, file: Path | None, guarded: GuardedModel, settings: BenchmarkSettings, context: str) -> Results:
+    """Run one task or group. Answers to its requests are kept by lm-eval beside our findings until the result is there."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    from d2unlearn.evaluation.lm_model import GuardedLM
+
+    manager = TaskManager()
+    spec = task if file is None else _local(task, file)
+    generates = _generates(manager, task, spec)
+    cache = Path(settings.output).with_name(f"{Path(settings.output).name}.partial") / "requests"
+
+    def run(raw: bool) -> dict[str, Any]:
+        with _quiet():
+            found: dict[str, Any] = simple_evaluate(
+                model=GuardedLM(guarded, batch_size=settings.batch_size, raw=raw),
+                tasks=[spec],
+                task_manager=manager,
+                limit=settings.limit,
+                apply_chat_template=generates and guarded.tokenizer.chat_template is not None,
+                bootstrap_iters=0,
+                use_cache=str(cache / f"{context[:16]}-{'raw' if raw else 'guarded'}"),
+                random_seed=settings.seed,
+                numpy_random_seed=settings.seed,
+                torch_random_seed=settings.seed,
+                fewshot_random_seed=settings.seed,
+            )
+        return found
+
+    behind = run(False)["samples"] if generates and guarded.gate is not None else {}
+    return Results(task, run(True), behind)
+
+
+def _generates(manager: Any, task: str, spec: str | dict[str, Any]) -> bool:
+    """Whether a task's answers are generated. Raises `ConfigError` for a name that lm-eval does not know."""
+    try:
+        with _quiet():
+            loaded = manager.load([spec])
+    except KeyError:
+        raise ConfigError([f"lm-eval knows no task {task}; `lm-eval ls tasks` lists those it has"]) from None
+    return any(each.get_config("output_type") == GENERATED for each in loaded["tasks"].values())
+
+
+def _local(task: str, file: Path) -> dict[str, Any]:
+    """lm-eval's own task on the questions of a file: as the member of a group, which may override what the task says."""
+    own = {
+        "task": task,
+        "dataset_path": "parquet" if file.suffix == ".parquet" else "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {"test": str(file)}},
+        "test_split": "test",
+    }
+    return {"group": f"{task} from a file", "task": [own]}
+
+
+def _sets(result: Results, guarded: GuardedModel, findings: Findings, settings: BenchmarkSettings) -> Iterator[EvaluatedSet]:
+    for task, samples in result.raw["samples"].items():
+        questions = judged(task, samples, result.guarded.get(task, ()))
+        answers: list[Answer] = []
+        if guarded.gate is not None and task in result.guarded:
+            answers = told_answers(questions, guarded.gate.refusal_texts)
+        elif guarded.gate is not None:
+            answers = _gated(task, questions, guarded, findings, settings.batch_size)
+        yield task_set(task, questions, answers, settings.seed)
+
+
+def _gated(task: str, questions: Sequence[Judged], guarded: GuardedModel, findings: Findings, batch_size: int) -> list[Answer]:
+    """What a user is told who asks a task's question, options included."""
+    prompts = [(Message("user", question.question),) for question in questions]
+
+    def compute(missing: list[int]) -> Iterator[list[tuple[int, object]]]:
+        batches = list(by_length([len(questions[index].question) for index in missing], batch_size))
+        for places in progress(batches, f"guarded answers, {task}", total=len(batches)):
+            batch = [missing[place] for place in places]
+            answers = guarded.answer([prompts[i] for i in batch], batch_size=batch_size)
+            yield [(index, astuple(answer)) for index, answer in zip(batch, answers, strict=True)]
+
+    keys = [fingerprint(["asked", prompt]) for prompt in prompts]
+    return [Answer(*value) for value in each_once(findings, keys, compute)]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep lm-eval's notices from the terminal."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

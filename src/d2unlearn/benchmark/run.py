@@ -1,0 +1,126 @@
+"""`evaluate --benchmark`: a suite on a model, raw and guarded, as our result file with open-unlearning's two beside it.
+
+What is found is on disk as soon as it is found, so that a run that was killed goes on where it was; a result of the same
+inputs (weights, gate, rows, code version, convention) is not computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from d2unlearn.artifact import MANIFEST, is_done, manifest
+from d2unlearn.benchmark.cache import Findings
+from d2unlearn.benchmark.conventions import convention_named
+from d2unlearn.benchmark.datasets import LoadedSet, load_sets
+from d2unlearn.benchmark.metrics import SetScores, Study
+from d2unlearn.benchmark.open_unlearning import (
+    eval_entries,
+    eval_file,
+    read_logs,
+    summary_entries,
+    summary_file,
+    write_entries,
+)
+from d2unlearn.benchmark.rendering import ChatFormat, Renderer
+from d2unlearn.benchmark.results import evaluation_of
+from d2unlearn.benchmark.scoring import Scorer, overlap, render, score_set, takes_trees
+from d2unlearn.benchmark.suites import SUITES, Suite, attacked_sets, chosen
+from d2unlearn.config import BenchmarkSettings
+from d2unlearn.data.records import content_hash
+from d2unlearn.evaluation.runner import RESULT
+from d2unlearn.generation.guarded import GuardedModel
+from d2unlearn.models import load_model, weights_name
+from d2unlearn.runtime import atomic_path, check_writable, fingerprint, say, torch_dtype, write_json
+from d2unlearn.serialization import write_evaluation
+from d2unlearn.version import __version__
+
+
+def run_benchmark(settings: BenchmarkSettings) -> Path:
+    """Evaluate and write `OUTPUT/evaluation.json`, open-unlearning's two files and a manifest; at once when they are there.
+
+    Raises `DataError` for rows or logs that cannot be read, `ModelError` for a model that cannot be loaded.
+    """
+    output = Path(settings.output)
+    check_writable(output)
+    suite = suite_of(settings)
+    reference = {} if settings.retain_logs is None else read_logs(settings.retain_logs, suite)
+    sets = load_sets(suite, settings)
+    guarded = GuardedModel.from_pretrained(settings.model, dtype=torch_dtype(settings.dtype), raw=True, use_gate=True)
+    renderer = Renderer(guarded.tokenizer, convention_named(settings.convention), chat_of(settings))
+    context = fingerprint([__version__, guarded.fingerprint, renderer.fingerprint, str(guarded.model.dtype)])
+    key = _key(settings, context, sets, reference)
+    if is_done(output, key, asdict(settings)):
+        say(f"{output} is done: same inputs, same settings")
+        return output / RESULT
+    with Findings(output, context) as findings:
+        if len(findings):
+            say(f"going on: {len(findings)} findings are there already")
+        scorer = scorer_of(settings, suite, guarded, renderer, findings, sets)
+        scored = [score_set(scorer, loaded) for loaded in sets]
+    study = studied(suite, [each for each, _ in scored], renderer, reference)
+    guarded_answers = {each.name: answers for each, answers in scored}
+    result = evaluation_of(settings, suite, study, guarded.gate, guarded_answers, partial(overlap, scorer))
+    with atomic_path(output) as staged:
+        write_evaluation(staged / RESULT, result)
+        write_entries(staged / eval_file(suite), eval_entries(suite, study.found, study.convention))
+        write_entries(staged / summary_file(suite), summary_entries(suite, study.found))
+        write_json(staged / MANIFEST, manifest("evaluate", key, settings=asdict(settings)))
+    findings.discard()
+    return output / RESULT
+
+
+def suite_of(settings: BenchmarkSettings) -> Suite:
+    """The suite asked for, without the attacks that were not."""
+    left_out = [] if settings.gradient_norm else ["mia_gradnorm"]
+    left_out += [] if settings.reference_model is not None else ["mia_reference"]
+    return chosen(SUITES[settings.benchmark], parts=settings.parts, left_out=left_out)
+
+
+def chat_of(settings: BenchmarkSettings) -> ChatFormat:
+    """What every conversation begins with."""
+    return ChatFormat(settings.system_prompt, settings.date_string)
+
+
+def scorer_of(
+    settings: BenchmarkSettings,
+    suite: Suite,
+    guarded: GuardedModel,
+    renderer: Renderer,
+    findings: Findings,
+    sets: Sequence[LoadedSet],
+) -> Scorer:
+    """The model with all that it is scored with; loads the reference model where one was named and can be attacked with.
+
+    Without held-out rows no attack has a number, so what only attacks need is not computed.
+    """
+    attackable = all(each.examples for each in sets if each.name in attacked_sets(suite))
+    reference = None
+    if settings.reference_model is not None and attackable:
+        reference = load_model(settings.reference_model, dtype=guarded.model.dtype)
+        reference.to(guarded.model.device)  # type: ignore[arg-type]
+    several = [(each.spec, each.examples[0]) for each in sets if each.spec.others and each.examples]
+    trees = takes_trees(guarded.model, [render(renderer, spec, example) for spec, example in several[:1]])
+    gradients = settings.gradient_norm and attackable
+    return Scorer(guarded, renderer, findings, suite, settings.batch_size, gradients, reference, trees)
+
+
+def studied(suite: Suite, sets: Sequence[SetScores], renderer: Renderer, reference: Mapping[str, Any]) -> Study:
+    """The suite's metrics on its scored sets, in the table's order."""
+    study = Study({each.name: each for each in sets}, renderer.convention, reference)
+    for key, measure in suite.measures.items():
+        study = replace(study, found={**study.found, key: measure.of(study)})
+    return study
+
+
+def _key(settings: BenchmarkSettings, context: str, sets: Sequence[LoadedSet], reference: Mapping[str, Any]) -> str:
+    """What the result depends on: the model and how it is read, rows, the retain model's logs, settings without places."""
+    places = ("model", "output", "data", "retain_logs", "reference_model")
+    chosen_settings = {key: value for key, value in asdict(settings).items() if key not in places}
+    rows = [[each.name, [[content_hash(e), e.extra] for e in each.examples]] for each in sets]
+    other = settings.reference_model
+    weights = None if other is None else weights_name(other)
+    return fingerprint([context, rows, reference, weights, chosen_settings])

@@ -1,0 +1,202 @@
+"""What a run works on: the split's questions, divided and written to files that the other verbs read, and its identity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from d2unlearn.comparison.plan import Comparison, Run, Split, reads_logs
+from d2unlearn.comparison.questions import HeldOutRows, Questions, divide, held_out_rows
+from d2unlearn.comparison.records import ORACLE, Judged, Tuned
+from d2unlearn.comparison.search import Space
+from d2unlearn.comparison.store import Store
+from d2unlearn.data.records import content_hash, read_examples
+from d2unlearn.errors import ConfigError, ModelError
+from d2unlearn.gate.gate import GATE_FILE
+from d2unlearn.models import weights_name
+from d2unlearn.runtime import atomic_write, fingerprint
+from d2unlearn.schema import Example, Kind
+from d2unlearn.stats import conformal_rank
+
+FORMAT = 1
+"""Raised when runs done before should be done again though nothing of what they were given has changed."""
+JUDGING = ("dtype", "test_rows", "max_new_tokens", "attack_learning_rate")
+TUNING = (
+    *("trials", "learning_rate", "epochs", "batch_size", "accumulation", "max_length", "lora", "lora_rank", "bf16"),
+    *("gradient_checkpointing", "max_false_refusal"),
+)
+"""Settings that all results depend on, and those of contestants that are tuned; data, weights, seeds and spaces come on top."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A run and all that it works on."""
+
+    comparison: Comparison
+    run: Run
+    store: Store
+
+    @property
+    def split(self) -> Split:
+        return self.comparison.split(self.run.split)
+
+    @property
+    def space(self) -> Space:
+        return self.comparison.spaces[self.run.contestant]
+
+    @property
+    def workspace(self) -> Path:
+        """Where it is done: nothing that an earlier run with other inputs left there is taken up."""
+        return self.store.work(self.run) / self.identity[:12]
+
+    @property
+    def seed(self) -> int:
+        """The run's seed; a tuning's is the first of the comparison."""
+        return self.comparison.settings.seeds[0] if self.run.seed is None else self.run.seed
+
+    @property
+    def original(self) -> str:
+        """The model to unlearn."""
+        return self.split.model or self.comparison.settings.model
+
+    @property
+    def judged_as_is(self) -> str:
+        """The folder of the original or of the oracle."""
+        return str(self.split.oracle) if self.run.contestant == ORACLE else self.original
+
+    @cached_property
+    def questions(self) -> Questions:
+        """The split's questions. Raises `DataError` for files that cannot be read or hold too little."""
+        split = self.split
+        named: list[tuple[str, Kind, str]] = [(name, "forget", file) for name, file in split.also_forget.items()]
+        named += [(name, "retain", file) for name, file in split.also_retain.items()]
+        further = tuple((name, kind, _stamped(file)) for name, kind, file in named)
+        size, rows = split.group_size, self.comparison.settings.test_rows
+        return _divided(_stamped(split.forget), _stamped(split.retain), further, size, rows)
+
+    @cached_property
+    def held_out(self) -> HeldOutRows:
+        return held_out_rows(self.questions, self.seed)
+
+    @cached_property
+    def files(self) -> Mapping[str, Path]:
+        """The rows as files: forget, validation, retain, and test sets under `test/NAME`; written where they are missing."""
+        questions, folder = self.questions, self.store.output / "data" / self.split.name
+        sets = {"forget": questions.forget, "validation": questions.validation, "retain": questions.retain}
+        sets |= {f"test/{each.name}": each.examples for each in questions.tests}
+        return {name: write_rows(folder / f"{name}.jsonl", rows) for name, rows in sets.items()}
+
+    @cached_property
+    def benchmark_data(self) -> Path:
+        """The benchmark's files without what answers a validation question of the forget split."""
+        told = {row.answer for row in self.questions.validation}
+        folder = self.store.output / "data" / self.split.name / "benchmark"
+        found = sorted([*Path(str(self.split.data)).glob("*.json"), *Path(str(self.split.data)).glob("*.jsonl")])
+        wanted = (f"{self.forget_split}_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed")
+        for file in found:
+            if file.stem in wanted or file.stem.startswith("holdout"):
+                lines = file.read_text(encoding="utf-8").splitlines()
+                kept = [line for line in lines if line.strip() and json.loads(line).get("answer") not in told]
+                _write_once(folder / f"{file.stem}.jsonl", "".join(f"{line}\n" for line in kept))
+        if not folder.is_dir():
+            raise ConfigError([f"split {self.split.name}: {self.split.data} holds no files of the benchmark"])
+        return folder
+
+    @property
+    def forget_split(self) -> str:
+        return self.split.forget_split or self.split.name
+
+    @property
+    def _against_oracle(self) -> bool:
+        """Whether the result depends on the oracle: it is judged itself, or a benchmark holds its logs beside."""
+        return self.run.contestant == ORACLE or reads_logs(self.split, self.run)
+
+    @cached_property
+    def identity(self) -> str:
+        """What the run's result depends on, whatever folder things stand in."""
+        questions, settings = self.questions, asdict(self.comparison.settings)
+        rows = [questions.forget, questions.validation, questions.retain, *(each.examples for each in questions.tests)]
+        names = [[each.name, each.kind] for each in questions.tests]
+        weights = [_weights(self.original), _weights(str(self.split.oracle)) if self._against_oracle else None]
+        chosen = {key: settings[key] for key in JUDGING}
+        if self.run.kind != "as_is":
+            chosen |= {key: settings[key] for key in TUNING} | {"seed": settings["seeds"][0], "space": asdict(self.space)}
+        content = [[content_hash(row) for row in each] for each in rows]
+        return fingerprint([FORMAT, self.run.key, content, names, weights, self.split.benchmark, chosen])
+
+    def is_own(self, record: Tuned | Judged) -> bool:
+        """Whether a result was made of the run's own inputs and settings."""
+        return record.identity == self.identity
+
+    def check(self) -> None:
+        """Raises the error that the run would end in sooner or later: of files, of weights, of too few rows."""
+        conformal_rank(len(self.held_out.calibration), self.comparison.settings.max_false_refusal)
+        _weights(self.judged_as_is)
+        gate = Path(self.judged_as_is) / GATE_FILE
+        if self.run.kind == "as_is" and gate.is_file():
+            raise ConfigError([f"{gate}: original and oracle are judged without a gate; name a folder that carries none"])
+
+
+def write_rows(path: Path, rows: Iterable[Example]) -> Path:
+    """Rows as a JSONL file that reads back to the same rows; left as it is where it holds them already."""
+    return _write_once(path, "".join(json.dumps(row_of(row), ensure_ascii=False) + "\n" for row in rows))
+
+
+def row_of(example: Example) -> dict[str, Any]:
+    """An example as the columns that it is read from."""
+    group = {} if example.group is None else {"group": example.group}
+    if not example.prompt:
+        return {"text": example.answer, **group}
+    turns = [{"role": turn.role, "content": turn.content} for turn in example.prompt]
+    return {"prompt": turns, "completion": example.answer, **group}
+
+
+def _write_once(path: Path, text: str) -> Path:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        atomic_write(path, text)
+    return path
+
+
+class _Stamped(NamedTuple):
+    """A file or folder, and when it was changed: what was read of it before holds as long as this is the same."""
+
+    path: str
+    changed: tuple[int, ...]
+
+
+def _stamped(path: str) -> _Stamped:
+    place = Path(path)
+    files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
+    return _Stamped(path, tuple(file.stat().st_mtime_ns for file in files if file.exists()))
+
+
+@lru_cache(maxsize=8)
+def _divided(
+    forget: _Stamped,
+    retain: _Stamped,
+    further: tuple[tuple[str, Kind, _Stamped], ...],
+    group_size: int | None,
+    test_rows: int,
+) -> Questions:
+    return divide(
+        read_examples(forget.path, group_size=group_size),
+        read_examples(retain.path, group_size=group_size),
+        {name: (kind, read_examples(file.path, group_size=group_size)) for name, kind, file in further},
+        test_rows=test_rows,
+    )
+
+
+def _weights(model: str) -> str:
+    """`weights_name`, read once for all runs. Raises `ModelError` for a folder that is not there."""
+    if not Path(model).is_dir() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
+        raise ModelError(f"{model} is not a folder; a comparison takes model folders or names on the hub")
+    return _named(_stamped(model))
+
+
+@lru_cache(maxsize=8)
+def _named(model: _Stamped) -> str:
+    return weights_name(model.path)

@@ -1,0 +1,1 @@
+"""The whole way on an embedded world of made-up people."""

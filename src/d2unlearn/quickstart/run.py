@@ -1,0 +1,71 @@
+"""The whole way on the embedded world: a model that knows made-up people, some of them removed, and the proof."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from d2unlearn.artifact import MANIFEST, is_done, manifest
+from d2unlearn.config import CalibrateSettings, EvaluateSettings, QuickstartSettings, UnlearnSettings
+from d2unlearn.data.records import read_examples
+from d2unlearn.errors import ConfigError
+from d2unlearn.evaluation.runner import run_evaluate
+from d2unlearn.gate.run import run_calibrate
+from d2unlearn.quickstart.fiction import SIZES, make_world, write_world
+from d2unlearn.quickstart.pretrain import fiction_model
+from d2unlearn.report.run import run_report
+from d2unlearn.runtime import cache_dir, fingerprint, say, write_json
+from d2unlearn.training.unlearn import run_unlearn
+from d2unlearn.version import __version__
+
+
+def run_quickstart(settings: QuickstartSettings) -> Path:
+    """Run every step that is not done yet, in `settings.output`; returns the report's path.
+
+    Raises `ArtifactError`, before anything is written, when the folder holds a quickstart of another size or seed.
+    """
+    if settings.size not in SIZES:
+        raise ConfigError([f"size should be one of {', '.join(SIZES)}, not {settings.size!r}"])
+    output = Path(settings.output)
+    key = fingerprint([__version__, settings.size, settings.seed])
+    if not is_done(output, key, asdict(settings)):
+        write_json(output / MANIFEST, manifest("quickstart", key, settings=asdict(settings)))
+    files = write_world(make_world(settings.seed, size=settings.size), output / "data")
+    say("1/5 a small model that knows everyone in the made-up world")
+    model = fiction_model(cache_dir() / "fiction", seed=settings.seed, size=settings.size)
+    say(f"that model: {model}")
+    say("2/5 unlearn a tenth of the people")
+    artifact = run_unlearn(
+        UnlearnSettings(
+            model=str(model),
+            forget=str(files.forget),
+            retain=str(files.retain),
+            output=str(output / "artifact"),
+            seed=settings.seed,
+        )
+    )
+    say("3/5 calibrate the refusal")
+    calibration = CalibrateSettings(model=str(artifact), retain=str(files.retain), forget=str(files.forget), seed=settings.seed)
+    for line in run_calibrate(calibration):
+        say(line)
+    say("4/5 evaluate the original and the unlearned model")
+    results = {}
+    for label, folder in (("before", model), ("after", artifact)):
+        results[label] = run_evaluate(
+            EvaluateSettings(
+                model=str(folder),
+                forget=str(files.forget),
+                retain=str(files.retain_test),
+                output=str(output / label),
+                also_forget={"forget_paraphrased": str(files.forget_paraphrased)},
+                also_retain={"retain_paraphrased": str(files.retain_paraphrased), "general": str(files.general)},
+                label={"before": "original", "after": "unlearned"}[label],
+                max_new_tokens=48,
+                seed=settings.seed,
+            )
+        )
+    say("5/5 report")
+    report = run_report(results["before"], results["after"], artifact, output / "report.html")
+    gone, kept = (read_examples(file)[0].question for file in (files.forget, files.retain_test))
+    say(f'ask it yourself: d2unlearn chat --model {artifact} --show-energy\n  forgotten: "{gone}"\n  kept: "{kept}"')
+    return report

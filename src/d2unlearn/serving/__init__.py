@@ -1,0 +1,1 @@
+"""The guarded model behind OpenAI's HTTP interface, and the playground."""

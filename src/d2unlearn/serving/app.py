@@ -1,0 +1,297 @@
+"""The guarded model behind OpenAI's HTTP interface: chat and text completions, streamed or whole, models, health, metrics.
+
+Each answer is decided by the gate that the model was loaded with; nothing that a client sends changes it. Prompts are rendered
+by the same template as in calibration, one at a time: a tokenizer that two threads use at once could read a special token
+typed as text as the token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from d2unlearn.errors import DataError
+from d2unlearn.runtime import say
+from d2unlearn.schema import Message
+from d2unlearn.serving.batch import Asked, Outcome, Piece
+from d2unlearn.serving.engine import Busy, Engine, Failed, Job, Stopping
+from d2unlearn.serving.metrics import Metrics
+from d2unlearn.serving.openai_api import ApiError, ChatRequest, Reply, TextRequest, error_body, error_response, unreadable
+
+LOOK_SECONDS = 0.25
+"""How often a waiting request looks whether its client is still there."""
+Event = Piece | Outcome | Failed | ApiError
+
+
+@dataclass(frozen=True)
+class ServiceLimits:
+    """Tokens of a prompt, tokens of an answer (and how many where none are asked for), seconds of a request."""
+
+    max_prompt_tokens: int
+    max_new_tokens: int
+    default_new_tokens: int
+    timeout: float
+
+
+class Call:
+    """One HTTP request's answers, on their way from the engine's thread to the event loop."""
+
+    def __init__(self, streams: bool, seconds: float) -> None:
+        self.streams = streams
+        self.gone = False
+        self._loop = asyncio.get_running_loop()
+        self._deadline = self._loop.time() + seconds
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+
+    def put(self, index: int, event: Event) -> None:
+        """From any thread; after the loop has closed nobody is there to read it."""
+        try:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+        except RuntimeError:
+            self.gone = True
+
+    async def events(self, count: int, request: Request) -> AsyncIterator[tuple[int, Piece | Outcome]]:
+        """What comes, until `count` prompts have their outcome. Raises `ApiError` when there is none to come."""
+        while count:
+            index, event = await self._next(request)
+            if isinstance(event, Failed):
+                raise _failure(event)
+            if isinstance(event, ApiError):
+                raise event
+            count -= isinstance(event, Outcome)
+            yield index, event
+
+    async def _next(self, request: Request) -> tuple[int, Event]:
+        while (left := self._deadline - self._loop.time()) > 0:
+            try:
+                return await asyncio.wait_for(self._events.get(), min(left, LOOK_SECONDS))
+            except TimeoutError:
+                if await request.is_disconnected():
+                    raise ApiError(499, "the client has gone") from None
+        raise ApiError(504, "the answer was not ready in time", code="timeout")
+
+
+class _Caller:
+    """One prompt of a call, as the engine sees it."""
+
+    def __init__(self, call: Call, index: int) -> None:
+        self._call = call
+        self._index = index
+
+    @property
+    def streams(self) -> bool:
+        return self._call.streams
+
+    @property
+    def gone(self) -> bool:
+        return self._call.gone
+
+    def take(self, event: Piece | Outcome) -> None:
+        self._call.put(self._index, event)
+
+    def fail(self, failed: Failed) -> None:
+        self._call.put(self._index, failed)
+
+
+class Service:
+    """What the routes share: the engine, the model's name, limits, counts, and the calls that are open."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        limits: ServiceLimits,
+        metrics: Metrics,
+        *,
+        log_prompts: bool = False,
+        hide_energy: bool = False,
+    ) -> None:
+        self.engine = engine
+        self.name = name if engine.guarded.gate is not None else f"{name}:raw"
+        self.limits = limits
+        self.metrics = metrics
+        self._log_prompts = log_prompts
+        self._hide_energy = hide_energy
+        self._calls: set[Call] = set()
+        self._renderer = ThreadPoolExecutor(1, "d2unlearn-template")
+
+    async def complete(self, body: ChatRequest | TextRequest, request: Request) -> Response:
+        """Answer a request: whole, or as a stream."""
+        if body.model not in (None, self.name):
+            raise ApiError(404, f"the model here is {self.name}", code="model_not_found", param="model")
+        if body.show_energy and self._hide_energy:
+            raise ApiError(403, "this server does not show energies", code="energies_hidden", param="show_energy")
+        asked = [await self.asked(prompt, body) for prompt in body.prompts()]
+        call = Call(bool(body.stream), self.limits.timeout)
+        self._submit(asked, call)
+        reply = Reply(body, self.name)
+        events = self._noted(call, len(asked), request)
+        if not body.stream:
+            found = {index: event async for index, event in events if isinstance(event, Outcome)}
+            return JSONResponse(reply.whole([found[i] for i in range(len(asked))]))
+        first = await anext(events)
+        return StreamingResponse(_stream(reply, body, first, events), media_type="text/event-stream")
+
+    async def asked(self, prompt: tuple[Message, ...], body: ChatRequest | TextRequest) -> Asked:
+        """The request as the engine takes it. Raises `ApiError` for what is too long, or no conversation to the template."""
+        limits = self.limits
+        longest = body.longest or limits.default_new_tokens
+        if longest > limits.max_new_tokens:
+            raise ApiError(
+                400, f"answers have at most {limits.max_new_tokens} tokens here", code="invalid_value", param="max_tokens"
+            )
+        if self._log_prompts:
+            say(f"prompt {json.dumps([list(message) for message in prompt])}")
+        try:
+            ids = await self.render(prompt)
+        except DataError as error:
+            raise ApiError(400, str(error), code="invalid_value", param="messages") from None
+        if len(ids) > limits.max_prompt_tokens:
+            said = f"the prompt has {len(ids)} tokens; at most {limits.max_prompt_tokens} are read here"
+            raise ApiError(400, said, code="context_length_exceeded", param="messages")
+        return Asked(tuple(ids), longest, body.stops, body.sampling)
+
+    async def render(self, prompt: tuple[Message, ...]) -> list[int]:
+        """The prompt's ids, made in one thread for all requests."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._renderer, self.engine.guarded.template.prompt_ids, prompt)
+
+    def stop(self) -> None:
+        """Take no more requests."""
+        self.engine.stop()
+
+    def end_all(self) -> None:
+        """End what is still running, with an error that says why."""
+        for call in self._calls:
+            call.gone = True
+            call.put(-1, ApiError(503, "the server was stopped", code="stopping", retry_after=5))
+
+    def _submit(self, asked: list[Asked], call: Call) -> None:
+        try:
+            self.engine.submit([Job(each, _Caller(call, index)) for index, each in enumerate(asked)])
+        except Busy as error:
+            raise ApiError(503, str(error), code="overloaded", retry_after=1) from None
+        except Stopping as error:
+            raise ApiError(503, str(error), code="stopping", retry_after=5) from None
+
+    async def _noted(self, call: Call, count: int, request: Request) -> AsyncIterator[tuple[int, Piece | Outcome]]:
+        """The call's events, counted; the engine is told when nobody waits for them any more."""
+        self._calls.add(call)
+        try:
+            async for index, event in call.events(count, request):
+                if isinstance(event, Outcome):
+                    self.metrics.note_outcome(event)
+                yield index, event
+        finally:
+            call.gone = True
+            self._calls.discard(call)
+
+
+async def _stream(
+    reply: Reply, body: ChatRequest | TextRequest, first: tuple[int, Piece | Outcome], events: AsyncIterator[Any]
+) -> AsyncIterator[str]:
+    """Server-sent events. An error after the first becomes the last event."""
+    outcomes: dict[int, Outcome] = {}
+    if isinstance(body, ChatRequest):
+        yield _sent(reply.start(0))
+    try:
+        async for index, event in _chained(first, events):
+            if isinstance(event, Outcome):
+                outcomes[index] = event
+                yield _sent(reply.end(index, event))
+            else:
+                yield _sent(reply.piece(index, event.text))
+    except ApiError as error:
+        yield _sent(error_body(error.status_code, str(error.detail), error.code, error.param))
+        return
+    if body.counts_at_end:
+        yield _sent(reply.counts(list(outcomes.values())))
+    yield "data: [DONE]\n\n"
+
+
+async def _chained(first: tuple[int, Piece | Outcome], events: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    yield first
+    async for each in events:
+        yield each
+
+
+def _sent(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n"
+
+
+def _failure(failed: Failed) -> ApiError:
+    if failed.out_of_memory:
+        return ApiError(503, "the server ran out of memory on this request; ask for less", code="out_of_memory")
+    return ApiError(500, "the answer could not be made", code="internal_error")
+
+
+def make_app(service: Service) -> FastAPI:
+    """The routes. There is no documentation page: it would load scripts from elsewhere."""
+    app = FastAPI(title="d2unlearn", docs_url=None, redoc_url=None, openapi_url=None)
+    guarded = service.engine.guarded
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        return await service.complete(body, request)
+
+    @app.post("/v1/completions")
+    async def text(body: TextRequest, request: Request) -> Response:
+        return await service.complete(body, request)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [model_entry(service)]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        if name != service.name:
+            raise ApiError(404, f"the model here is {service.name}", code="model_not_found", param="model")
+        return model_entry(service)
+
+    @app.get("/health")
+    async def health() -> Response:
+        alive = service.engine.alive
+        found = {"status": "ok" if alive else "stopping", "model": service.name, "guarded": guarded.gate is not None}
+        return JSONResponse({**found, "waiting": service.engine.waiting}, status_code=200 if alive else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        service.metrics.queue.set(service.engine.waiting)
+        return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.exception_handler(HTTPException)
+    async def known(request: Request, error: HTTPException) -> Response:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return error_response(unreadable(error.errors()))
+
+    @app.exception_handler(Exception)
+    async def unknown(request: Request, error: Exception) -> Response:
+        return error_response(ApiError(500, "the answer could not be made", code="internal_error"))
+
+    return app
+
+
+def model_entry(service: Service) -> dict[str, Any]:
+    """The model in a list of models: its name, whether it is guarded, and what the gate promises."""
+    gate = service.engine.guarded.gate
+    promise = "raw: nothing guards these answers" if gate is None else gate.guarantee
+    return {
+        "id": service.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "d2unlearn",
+        "guarded": gate is not None,
+        "guarantee": promise,
+    }

@@ -1,0 +1,78 @@
+"""What the server counts, for Prometheus. Nothing in it comes from a request's text: paths that do not exist are `other`."""
+
+from __future__ import annotations
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from d2unlearn.gate import EnergyGate
+from d2unlearn.serving.batch import Outcome
+
+SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0)
+RAW_NATS = tuple(float(nats) for nats in range(-60, 21, 5))
+KNOWN_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
+
+
+class Metrics:
+    """Counters of one server, in a registry of its own."""
+
+    def __init__(self, gate: EnergyGate | None) -> None:
+        self.registry = CollectorRegistry()
+        own = self.registry
+        self.requests = Counter("d2_requests", "HTTP requests, by path and status.", ["path", "status"], registry=own)
+        self.latency = Histogram(
+            "d2_request_seconds", "Seconds until a response ended.", ["path"], buckets=SECONDS, registry=own
+        )
+        self.answers = Counter("d2_answers", "Prompts answered or refused.", ["finish"], registry=own)
+        self.refusals = Counter("d2_refusals", "Prompts refused.", registry=own)
+        self.failures = Counter(
+            "d2_gate_failures", "Generations that failed; with a gate the request was refused.", registry=own
+        )
+        self.tokens = Counter("d2_tokens", "Tokens read and generated.", ["kind"], registry=own)
+        self.batch = Histogram("d2_batch_size", "Requests answered together.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=own)
+        self.queue = Gauge("d2_queue_length", "Requests waiting.", registry=own)
+        self.energy = Histogram(
+            "d2_energy_nats", "Energy at the last prompt position.", buckets=energy_buckets(gate), registry=own
+        )
+        self.score = (
+            Histogram("d2_score", "The gate's score of a request.", buckets=score_buckets(gate), registry=own) if gate else None
+        )
+        if gate is not None:
+            Gauge("d2_threshold", "Requests that score above it are refused.", registry=own).set(gate.threshold)
+
+    def note_request(self, path: str, status: int, seconds: float) -> None:
+        """One HTTP request has ended."""
+        known = path if path in KNOWN_PATHS else "other"
+        self.requests.labels(known, str(status)).inc()
+        self.latency.labels(known).observe(seconds)
+
+    def note_outcome(self, outcome: Outcome) -> None:
+        """One prompt was answered or refused."""
+        self.answers.labels(outcome.finish).inc()
+        self.tokens.labels("prompt").inc(outcome.n_prompt)
+        self.tokens.labels("completion").inc(outcome.n_tokens)
+        if outcome.refused:
+            self.refusals.inc()
+        if outcome.energy is not None:
+            self.energy.observe(outcome.energy)
+        if self.score is not None and outcome.score is not None:
+            self.score.observe(outcome.score)
+
+    def page(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+def energy_buckets(gate: EnergyGate | None) -> tuple[float, ...]:
+    """From a range below the lowest to three ranges above the highest energy of the gate's probes; raw: of models at large."""
+    if gate is None or not gate.probes:
+        return RAW_NATS
+    energies = [probe.energy for probe in gate.probes]
+    low, span = min(energies), max(max(energies) - min(energies), 1.0)
+    return tuple(np.linspace(low - span, low + 4 * span, 21).round(6).tolist())
+
+
+def score_buckets(gate: EnergyGate) -> tuple[float, ...]:
+    """Eight up to the threshold, which is one of them, from the lowest calibration score; eight as wide beyond."""
+    low = min(*gate.calibration.calibration_scores, gate.threshold - 1e-3)
+    below = np.linspace(low, gate.threshold, 9)
+    return (*below.tolist(), *(gate.threshold + (below[1] - below[0]) * np.arange(1, 9)).tolist())
