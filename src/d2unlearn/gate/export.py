@@ -44,10 +44,10 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "gate.recorder": (),
     "gate.probes": (),
     "gate.rule": (),
-    "generation.watch": (),
+    "generation.criteria": (),
     "generation.beams": (),
     "generation.streams": (),
-    "generation.ways": (),
+    "generation.decoding": (),
     "generation.guard": (),
     "generation.carried_generate": (),
 }
