@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +53,24 @@ def test_some_of_the_questions_are_refused_and_others_are_not() -> None:
     assert {row["text"] for row in RECORDED["answered"] if row["refused"]} == {"he was"}
 
 
-def test_the_code_that_the_old_artifact_carries_answers_as_it_did(
-    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Through transformers alone."""
+@pytest.fixture
+def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The code that a model brings is kept in a folder of this test, and Python forgets afterwards that it was imported."""
+
+    def imported() -> list[str]:
+        return [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]
+
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    for name in imported():
+        monkeypatch.delitem(sys.modules, name)
+    yield
+    for name in imported():
+        del sys.modules[name]
+
+
+def test_the_code_that_the_old_artifact_carries_answers_as_it_did(old: Path, own_modules: None) -> None:
+    """Through transformers alone."""
     model = AutoModelForCausalLM.from_pretrained("./artifact", trust_remote_code=True).eval()
     tokenizer = AutoTokenizer.from_pretrained("./artifact")
     texts = []
