@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from d2unlearn.config import (
     GenerateSettings,
     QuickstartSettings,
     UnlearnSettings,
+    identity,
     load_settings,
     typed,
 )
@@ -195,3 +196,22 @@ def test_parameters_are_typed_by_hints() -> None:
         {"ratio": 0.2, "n": 3},
         ["unknown key x; known: ratio, n, name"],
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "incidental"),
+    [
+        (config.GenerateSettings, ("model", "input", "output", "prompt", "show_energy", "batch_size")),
+        (config.EvaluateSettings, ("model", "forget", "retain", "output", "also_forget", "also_retain")),
+        (config.CalibrateSettings, ("model", "retain", "forget", "batch_size")),
+        (config.UnlearnSettings, ("model", "forget", "retain", "alternate", "output", "report_to")),
+        (config.BenchmarkSettings, ("model", "output", "data", "retain_logs", "reference_model")),
+        (
+            config.AnalyzeSettings,
+            ("model", "original", "oracle", "forget", "retain", "calibration", "output", "also_forget", "also_retain"),
+        ),
+    ],
+)
+def test_a_result_s_identity_leaves_out_what_does_not_change_it(kind: type[Any], incidental: tuple[str, ...]) -> None:
+    settings = kind(**{f.name: "x" for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING})
+    assert identity(settings) == {key: value for key, value in asdict(settings).items() if key not in incidental}

@@ -9,9 +9,9 @@ import difflib
 import math
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -21,15 +21,22 @@ from d2unlearn.runtime import is_text
 Settings = TypeVar("Settings")
 
 
+class Incidental:
+    """Marks a field that does not count for a result's identity: where things stand, or how fast they are done."""
+
+
+INCIDENTAL = Incidental()
+
+
 @dataclass(frozen=True)
 class UnlearnSettings:
     """`d2unlearn unlearn`: what to remove from which model, and how."""
 
-    model: str
-    forget: str
-    retain: str
-    output: str
-    alternate: str | None = None
+    model: Annotated[str, INCIDENTAL]
+    forget: Annotated[str, INCIDENTAL]
+    retain: Annotated[str, INCIDENTAL]
+    output: Annotated[str, INCIDENTAL]
+    alternate: Annotated[str | None, INCIDENTAL] = None
     method: str = "eua"
     method_parameters: dict[str, Any] = field(default_factory=dict)
     learning_rate: float | str = "auto"
@@ -45,7 +52,7 @@ class UnlearnSettings:
     gradient_checkpointing: bool = False
     exclude_padded_rows: bool = False
     keep: str = "best"
-    report_to: str = "none"
+    report_to: Annotated[str, INCIDENTAL] = "none"
     group_size: int | None = None
 
 
@@ -56,13 +63,13 @@ class CalibrateSettings:
     seed None: the one that the artifact was made with.
     """
 
-    model: str
-    retain: str
-    forget: str | None = None
+    model: Annotated[str, INCIDENTAL]
+    retain: Annotated[str, INCIDENTAL]
+    forget: Annotated[str | None, INCIDENTAL] = None
     max_false_refusal: float = 0.01
     confidence: float | None = None
     max_new_tokens: int = 64
-    batch_size: int = 32
+    batch_size: Annotated[int, INCIDENTAL] = 32
     refusal: list[str] = field(default_factory=list)
     score: str = "auto"
     seed: int | None = None
@@ -73,17 +80,17 @@ class CalibrateSettings:
 class GenerateSettings:
     """`d2unlearn generate` and `chat`: answers of a guarded model."""
 
-    model: str
-    prompt: str | None = None
-    input: str | None = None
-    output: str | None = None
+    model: Annotated[str, INCIDENTAL]
+    prompt: Annotated[str | None, INCIDENTAL] = None
+    input: Annotated[str | None, INCIDENTAL] = None
+    output: Annotated[str | None, INCIDENTAL] = None
     max_new_tokens: int | None = None
     raw: bool = False
-    show_energy: bool = False
+    show_energy: Annotated[bool, INCIDENTAL] = False
     sample: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
-    batch_size: int = 16
+    batch_size: Annotated[int, INCIDENTAL] = 16
     seed: int = 0
     dtype: str = "auto"
 
@@ -137,12 +144,12 @@ class PlaySettings:
 class EvaluateSettings:
     """`d2unlearn evaluate`: knowledge, energy and refusals of a model on forget and retained rows."""
 
-    model: str
-    forget: str
-    retain: str
-    output: str
-    also_forget: dict[str, str] = field(default_factory=dict)
-    also_retain: dict[str, str] = field(default_factory=dict)
+    model: Annotated[str, INCIDENTAL]
+    forget: Annotated[str, INCIDENTAL]
+    retain: Annotated[str, INCIDENTAL]
+    output: Annotated[str, INCIDENTAL]
+    also_forget: Annotated[dict[str, str], INCIDENTAL] = field(default_factory=dict)
+    also_retain: Annotated[dict[str, str], INCIDENTAL] = field(default_factory=dict)
     label: str | None = None
     max_new_tokens: int = 128
     batch_size: int = 32
@@ -161,12 +168,12 @@ class BenchmarkSettings:
     `system_prompt` and `date_string` begin every conversation.
     """
 
-    model: str
+    model: Annotated[str, INCIDENTAL]
     benchmark: str
-    output: str
-    data: str | None = None
+    output: Annotated[str, INCIDENTAL]
+    data: Annotated[str | None, INCIDENTAL] = None
     convention: str = "d2unlearn"
-    retain_logs: str | None = None
+    retain_logs: Annotated[str | None, INCIDENTAL] = None
     forget_split: str = "forget10"
     holdout_split: str | None = None
     corpus: str = "news"
@@ -174,7 +181,7 @@ class BenchmarkSettings:
     tasks: list[str] = field(default_factory=list)
     question_key: str = "question"
     gradient_norm: bool = True
-    reference_model: str | None = None
+    reference_model: Annotated[str | None, INCIDENTAL] = None
     system_prompt: str | None = None
     date_string: str | None = None
     label: str | None = None
@@ -193,15 +200,15 @@ class AnalyzeSettings:
     disturbance.
     """
 
-    model: str
-    forget: str
-    retain: str
-    output: str
-    also_forget: dict[str, str] = field(default_factory=dict)
-    also_retain: dict[str, str] = field(default_factory=dict)
-    original: str | None = None
-    oracle: str | None = None
-    calibration: str | None = None
+    model: Annotated[str, INCIDENTAL]
+    forget: Annotated[str, INCIDENTAL]
+    retain: Annotated[str, INCIDENTAL]
+    output: Annotated[str, INCIDENTAL]
+    also_forget: Annotated[dict[str, str], INCIDENTAL] = field(default_factory=dict)
+    also_retain: Annotated[dict[str, str], INCIDENTAL] = field(default_factory=dict)
+    original: Annotated[str | None, INCIDENTAL] = None
+    oracle: Annotated[str | None, INCIDENTAL] = None
+    calibration: Annotated[str | None, INCIDENTAL] = None
     label: str | None = None
     max_new_tokens: int = 64
     batch_size: int = 32
@@ -368,6 +375,12 @@ def load_settings(kind: type[Settings], file: str | Path | None, overrides: Mapp
 def holds(file: str | Path | None, key: str) -> bool:
     """Whether a settings file has a key. Raises `ConfigError` as `load_settings` does."""
     return key in _read_yaml(file)
+
+
+def identity(settings: Any) -> dict[str, Any]:
+    """What a result depends on: the settings without the fields marked `INCIDENTAL`."""
+    hints = get_type_hints(type(settings), include_extras=True)
+    return {name: value for name, value in asdict(settings).items() if INCIDENTAL not in get_args(hints[name])}
 
 
 def typed(values: Mapping[str, Any], hints: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
