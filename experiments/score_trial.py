@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from d2unlearn.artifact import MANIFEST
 from d2unlearn.data.holdout import split_validation
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.data.template import Template
@@ -22,7 +21,7 @@ from d2unlearn.gate.score import CANDIDATES, request_scores
 from d2unlearn.gate.traces import collect_traces
 from d2unlearn.models import load_model, load_tokenizer
 from d2unlearn.runtime import read_json
-from d2unlearn.schema import Example
+from d2unlearn.schema import MANIFEST_FILE, Example
 from d2unlearn.stats import conformal_rank
 
 JUDGED = ("forget", "forget_paraphrased", "retain", "retain_paraphrased", "real_authors", "world_facts")
@@ -31,7 +30,7 @@ JUDGED = ("forget", "forget_paraphrased", "retain", "retain_paraphrased", "real_
 def trial_of_scores(artifact: Path, files: Mapping[str, Path]) -> dict[str, Any]:
     """{score: {"conformal" and "middle of the gap": {set: share refused}}}."""
     gate = EnergyGate.from_pretrained(artifact)
-    held_out = set(read_json(artifact / MANIFEST)["held_out"])
+    held_out = set(read_json(artifact / MANIFEST_FILE)["held_out"])
     set_aside = [row for row in read_examples(files["retain_file"]) if content_hash(row) in held_out]
     validation, calibration = split_validation(set_aside, seed=gate.seed)
     rows = {"validation": validation, "calibration": calibration}

@@ -20,7 +20,7 @@ from typing import Any
 from d2unlearn.benchmark.conventions import CONVENTIONS
 from d2unlearn.models import weights_hash
 from d2unlearn.runtime import atomic_write
-from d2unlearn.schema import Evaluation, Metric
+from d2unlearn.schema import EVALUATION_FILE, Evaluation, MetricResult
 from d2unlearn.serialization import read_evaluation
 from tofu_results import verbose_call
 
@@ -41,7 +41,7 @@ def main() -> None:
         for name, model in models.items():
             output = arguments.work / f"{name}-{convention}"
             verbose_call("evaluate", options(name, model, models[ORACLE], arguments, convention))
-            kept = {"weights": weights_hash(model), **facts(read_evaluation(output / "evaluation.json"))}
+            kept = {"weights": weights_hash(model), **facts(read_evaluation(output / EVALUATION_FILE))}
             atomic_write(arguments.output / f"{name}-{convention}.json", compact(kept) + "\n")
 
 
@@ -83,7 +83,7 @@ def facts(result: Evaluation) -> dict[str, Any]:
     }
 
 
-def number(metric: Metric) -> dict[str, Any]:
+def number(metric: MetricResult) -> dict[str, Any]:
     """A metric with all that belongs to it; null for what has no number."""
     values = {name: getattr(metric, name) for name in ("value", "low", "high")}
     found = {name: None if math.isnan(value) else value for name, value in values.items()}

@@ -20,9 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from d2unlearn.artifact import MANIFEST
 from d2unlearn.runtime import read_json
-from d2unlearn.schema import Evaluation
+from d2unlearn.schema import EVALUATION_FILE, GATE_FILE, MANIFEST_FILE, Evaluation
 from d2unlearn.serialization import read_evaluation
 from score_trial import trial_of_scores
 from second_family import RETAINED, train_pair
@@ -71,7 +70,7 @@ def run_seed(shared: Path, work: Path, variant: str, seed: int, busy: bool) -> N
         "hardware": "2-core x86-64 CPU, float32",
         "seconds": None if busy else {verb: round(value, 1) for verb, value in seconds.items()},
         "gate": gate_facts(artifact),
-        **{key: read_json(artifact / MANIFEST)[key] for key in ("learning_rate", "accumulation")},
+        **{key: read_json(artifact / MANIFEST_FILE)[key] for key in ("learning_rate", "accumulation")},
         "evaluations": {name: measured(each) for name, each in evaluations.items()},
         "scores": trial_of_scores(artifact, files),
     }
@@ -140,7 +139,7 @@ def evaluated(model: Path, files: dict[str, Path], output: Path) -> Evaluation:
         also.append(f"--also-retain={name}={files[name]}")
     options = ["--model", model, "--forget", files["forget"], "--retain", files["retain"], "--output", output, *also]
     verbose_call("evaluate", [*options, "--group-size", "20"])
-    return read_evaluation(output / "evaluation.json")
+    return read_evaluation(output / EVALUATION_FILE)
 
 
 def measured(evaluation: Evaluation) -> dict[str, Any]:
@@ -159,7 +158,7 @@ def measured(evaluation: Evaluation) -> dict[str, Any]:
 
 def gate_facts(artifact: Path) -> dict[str, Any]:
     """What the gate's file says of its calibration, for the page."""
-    gate = json.loads((artifact / "d2_gate.json").read_text())
+    gate = json.loads((artifact / GATE_FILE).read_text())
     return {key: gate[key] for key in GATE_FACTS if key in gate}
 
 

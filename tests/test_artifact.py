@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from d2unlearn.artifact import MANIFEST, is_done, manifest, publish, read_manifest, workspace_of
+from d2unlearn.artifact import is_done, manifest, publish, read_manifest, workspace_of
 from d2unlearn.errors import ArtifactError, DataError
+from d2unlearn.schema import MANIFEST_FILE
 
 KEY = "the key of a run"
 
 
 def artifact(folder: Path, key: str = KEY) -> Path:
     folder.mkdir(parents=True)
-    (folder / MANIFEST).write_text(json.dumps({"key": key}))
+    (folder / MANIFEST_FILE).write_text(json.dumps({"key": key}))
     return folder
 
 
@@ -45,7 +46,7 @@ def test_the_same_run_s_artifact_is_done_and_another_s_is_refused(tmp_path: Path
 def test_what_differs_from_the_run_that_is_there_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "artifact"
     folder.mkdir()
-    (folder / MANIFEST).write_text(json.dumps(manifest("unlearn", KEY, settings={"epochs": 10, "seed": 0, "output": "a"})))
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest("unlearn", KEY, settings={"epochs": 10, "seed": 0, "output": "a"})))
     with pytest.raises(ArtifactError, match=r"other inputs or settings \(epochs: 10 there, 20 here\); remove it"):
         is_done(folder, "another", {"epochs": 20, "seed": 0, "output": "b", "new": 1})
     with pytest.raises(ArtifactError, match="other inputs or settings; remove it"):
@@ -58,7 +59,7 @@ def test_what_is_no_artifact_is_left_alone(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "thesis.tex").write_text("mine")
     artifact(damaged)
-    (damaged / MANIFEST).write_text('{"key": ')
+    (damaged / MANIFEST_FILE).write_text('{"key": ')
     for place in (file, folder):
         with pytest.raises(ArtifactError, match="exists and is not an artifact"):
             is_done(place, KEY)

@@ -30,7 +30,7 @@ ALLOWED = {
     "energy": "errors",
     "models": "errors",
     "config": "errors runtime",
-    "artifact": "errors runtime version",
+    "artifact": "errors runtime schema version",
     "likelihood": "energy",
     "positions": "likelihood",
     "quantities": "energy errors",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from d2unlearn.benchmark.conventions import DIFFERENCES, OPEN_UNLEARNING, OURS
-from d2unlearn.benchmark.metrics import ForgetQuality, Measure, Membership, PrivLeak, Utility
+from d2unlearn.benchmark.metrics import ForgetQuality, Membership, Metric, PrivLeak, Utility
 from d2unlearn.benchmark.results import PREFIX
 from d2unlearn.benchmark.suites import MUSE, TOFU, Suite, sets_of
 from tofu_page import table
@@ -145,12 +145,12 @@ def short(value: float | None) -> str:
     return f"{value:.2g}" if value and abs(value) < 0.01 else f"{value:.3f}"
 
 
-def reading(measure: Measure, found: Mapping[str, Any]) -> str:
+def reading(measure: Metric, found: Mapping[str, Any]) -> str:
     """How to read the metric, and what the unlearned model's number says, in one line."""
     return f"{measure.meaning}; here **{verdict(measure, found)}**"
 
 
-def verdict(measure: Measure, found: Mapping[str, Any]) -> str:
+def verdict(measure: Metric, found: Mapping[str, Any]) -> str:
     one = found["unlearned"]
     if one["value"] is None:
         return f"not scored: {one['reason']}"
@@ -172,7 +172,7 @@ def verdict(measure: Measure, found: Mapping[str, Any]) -> str:
     return f"{side}: {left:.1%} of the way to the original's"
 
 
-def should_be_gone(measure: Measure) -> bool:
+def should_be_gone(measure: Metric) -> bool:
     """Whether the metric is about the forget set, so that the oracle says what is right."""
     if isinstance(measure, Membership | PrivLeak | ForgetQuality):
         return True

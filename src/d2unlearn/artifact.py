@@ -15,6 +15,7 @@ from typing import Any
 
 from d2unlearn.errors import ArtifactError
 from d2unlearn.runtime import read_json, remove, write_json
+from d2unlearn.schema import GATE_FILE, MANIFEST_FILE
 from d2unlearn.version import __version__
 
 try:
@@ -22,7 +23,6 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
-MANIFEST = "d2_manifest.json"
 CHECKPOINTS = "checkpoints"
 STAGED = "artifact"
 FORMAT = 1
@@ -36,11 +36,11 @@ def is_done(output: Path, key: str, settings: Mapping[str, Any] | None = None) -
     """
     if not output.exists():
         return False
-    if output.is_file() or (any(output.iterdir()) and not (output / MANIFEST).is_file()):
+    if output.is_file() or (any(output.iterdir()) and not (output / MANIFEST_FILE).is_file()):
         raise ArtifactError(f"{output} exists and is not an artifact; choose another --output")
     if not any(output.iterdir()):
         return False
-    made = read_json(output / MANIFEST)
+    made = read_json(output / MANIFEST_FILE)
     if made.get("key") == key:
         return True
     differing = _differing(made.get("settings", {}), settings or {})
@@ -58,7 +58,7 @@ def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 def check_no_artifact(folder: Path) -> None:
     """Raises `ArtifactError` for the folder of an artifact: its manifest and gate would tell of weights that are not there."""
-    if (folder / MANIFEST).is_file() or (folder / "d2_gate.json").is_file():
+    if (folder / MANIFEST_FILE).is_file() or (folder / GATE_FILE).is_file():
         raise ArtifactError(f"{folder} holds an artifact with a manifest or a gate; save to another folder, or remove it first")
 
 
@@ -97,7 +97,7 @@ def workspace_of(output: Path, key: str) -> Iterator[Path]:
 def publish(staged: Path, output: Path) -> None:
     """Put the staged artifact in its place in one step, then remove the workspace."""
     output = output.resolve()
-    mode = (staged / MANIFEST).stat().st_mode
+    mode = (staged / MANIFEST_FILE).stat().st_mode
     for weights in staged.rglob("*.safetensors"):
         weights.chmod(mode)  # written readable by their owner alone, unlike everything beside them
     if output.is_dir():
@@ -153,5 +153,5 @@ def versions() -> dict[str, str]:
 
 def read_manifest(folder: Path) -> Mapping[str, Any] | None:
     """An artifact's manifest; None for a model folder that this package did not write."""
-    path = folder / MANIFEST
+    path = folder / MANIFEST_FILE
     return read_json(path) if path.is_file() else None

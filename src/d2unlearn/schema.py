@@ -11,6 +11,13 @@ Role = Literal["forget", "retain", "alternate", "retain_alternate"]
 Kind = Literal["forget", "retain"]
 Better = Literal["lower", "higher", "neither"]
 
+MANIFEST_FILE = "d2_manifest.json"
+"""Beside everything that a command makes: what was done, with which settings and inputs."""
+GATE_FILE = "d2_gate.json"
+"""The calibrated gate, beside the weights it was calibrated on."""
+EVALUATION_FILE = "evaluation.json"
+ANALYSIS_FILE = "analysis.json"
+
 
 class Message(NamedTuple):
     """One turn of a conversation. `role` is `system`, `user` or `assistant`."""
@@ -65,7 +72,7 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Metric:
+class MetricResult:
     """One metric on one set of examples. `better` says which direction is good *for the kind of set it is on*.
 
     `reason`: why there is no value, where it is NaN and that needs saying.
@@ -109,7 +116,7 @@ class EvaluatedSet:
 
     name: str
     kind: Kind
-    metrics: tuple[Metric, ...]
+    metrics: tuple[MetricResult, ...]
     examples: tuple[ScoredExample, ...]
 
 
@@ -124,7 +131,7 @@ class Evaluation:
     model: str
     label: str
     sets: tuple[EvaluatedSet, ...]
-    separation: tuple[Metric, ...]
+    separation: tuple[MetricResult, ...]
     threshold: float | None
     max_false_refusal: float | None
     score_name: str | None
@@ -132,12 +139,12 @@ class Evaluation:
     version: int = 1
     benchmark: str = ""
     convention: str = "d2unlearn"
-    suite: tuple[Metric, ...] = ()
+    suite: tuple[MetricResult, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Comeback:
+class RelearningResult:
     """What relearning brought back (`d2unlearn.attacks.relearning`). choice: which rows were relearned; `relearned`: how many.
 
     probability: answer probability on the rows that were not, by steps taken ("0": before the first).
@@ -145,7 +152,7 @@ class Comeback:
 
     choice: str
     relearned: int
-    probability: Mapping[str, Metric]
+    probability: Mapping[str, MetricResult]
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,14 @@ from d2unlearn.analysis.perturbations import DISTURBANCES
 from d2unlearn.analysis.questions import read_questions
 from d2unlearn.analysis.recorder import LAYER_POSITIONS
 from d2unlearn.analysis.records import Analysis, Estimate, read_analysis, write_analysis
-from d2unlearn.analysis.run import RESULT, run_analyze
+from d2unlearn.analysis.run import run_analyze
 from d2unlearn.analysis.statistics import PLACEMENTS, RATES, STATISTICS
 from d2unlearn.config import AnalyzeSettings
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import ArtifactError, DataError, ModelError
 from d2unlearn.gate import EnergyGate
 from d2unlearn.models import load_model, load_tokenizer
-from d2unlearn.schema import Example, Message
+from d2unlearn.schema import ANALYSIS_FILE, Example, Message
 from d2unlearn.stats import auroc, ks_distance
 
 FILLERS = ["is", "of", "it", "he", "she", "was", "born", "in", "a", "city"]
@@ -214,7 +214,7 @@ def test_the_result_is_written_once_and_read_back_exactly(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(analyze_module, "analyze", lambda *_: pytest.fail("analysed again"))
-    assert run_analyze(settings) == Path(settings.output) / RESULT
+    assert run_analyze(settings) == Path(settings.output) / ANALYSIS_FILE
     assert "is done: same inputs, same settings" in capsys.readouterr().err
     with pytest.raises(ArtifactError, match="holds the result of other inputs or settings"):
         run_analyze(replace(settings, seed=1))

@@ -22,14 +22,14 @@ from d2unlearn.benchmark.conventions import OPEN_UNLEARNING, OURS
 from d2unlearn.benchmark.loglikelihood import AnswerScores
 from d2unlearn.benchmark.metrics import (
     Column,
-    Finding,
     ForgetQuality,
     Membership,
+    MetricInputs,
+    MetricValue,
     PrivLeak,
     Probability,
     RougeScore,
     SetScores,
-    Study,
     Utility,
     mean,
 )
@@ -46,7 +46,7 @@ from d2unlearn.errors import ArtifactError, DataError
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.metrics.text import Rouge, refuses, repetition, rouge
 from d2unlearn.models import load_model, load_tokenizer
-from d2unlearn.schema import EvaluatedSet, Evaluation, Example, Message, Metric
+from d2unlearn.schema import EvaluatedSet, Evaluation, Example, Message, MetricResult
 from d2unlearn.serialization import read_evaluation
 
 
@@ -117,8 +117,8 @@ def scored(name: str, nll: list[float], *, texts: tuple[str, ...] = (), **more: 
     return SetScores(name, "forget", tuple(example(i) for i in range(len(nll))), true, texts=texts, **more)
 
 
-def study(*sets: SetScores, convention: Any = OURS, **more: Any) -> Study:
-    return Study({each.name: each for each in sets}, convention, **more)
+def study(*sets: SetScores, convention: Any = OURS, **more: Any) -> MetricInputs:
+    return MetricInputs({each.name: each for each in sets}, convention, **more)
 
 
 def test_a_probability_of_several_answers_is_their_mean_and_keeps_each() -> None:
@@ -170,14 +170,14 @@ def test_privleak_and_forget_quality_need_the_retain_models_logs() -> None:
 
 
 def test_utility_is_nothing_without_one_of_its_parts_and_zero_with_one_at_zero() -> None:
-    def found(values: list[float]) -> Finding:
-        return Finding((Column("s", np.array(values)),), mean)
+    def found(values: list[float]) -> MetricValue:
+        return MetricValue((Column("s", np.array(values)),), mean)
 
     utility = Utility(("a", "b"), better="higher", meaning="")
     base = study(scored("s", [0.0, 0.0]))
     assert utility.of(replace(base, found={"a": found([0.5]), "b": found([0.25])})).value == pytest.approx(1 / 3, rel=1e-12)
     assert utility.of(replace(base, found={"a": found([0.5]), "b": found([0.0])})).value == 0.0
-    missing = utility.of(replace(base, found={"a": found([0.5]), "b": Finding(reason="not there")}))
+    missing = utility.of(replace(base, found={"a": found([0.5]), "b": MetricValue(reason="not there")}))
     assert math.isnan(missing.value)
     assert missing.reason == "not there"
 
@@ -189,7 +189,7 @@ def test_intervals_are_drawn_over_authors_where_rows_come_in_groups() -> None:
     probability = Probability("s", better="lower", meaning="")
     suite = replace(TOFU, measures={"p": probability})
 
-    def interval(values: np.ndarray, examples: tuple[Example, ...]) -> Metric:
+    def interval(values: np.ndarray, examples: tuple[Example, ...]) -> MetricResult:
         true = tuple(AnswerScores(1, -math.log(v), 0, 0) for v in values)
         one = study(SetScores("s", "forget", examples, true))
         return suite_metric("p", suite, replace(one, found={"p": probability.of(one)}), seed=3)
@@ -593,12 +593,12 @@ def test_behind_a_gate_answers_are_cut_at_the_stops_like_raw_ones(
 
 
 def evaluated(name: str, kind: Any, **values: float) -> EvaluatedSet:
-    metrics = tuple(Metric(key, value, value, value, 10, 0, "neither") for key, value in values.items())
+    metrics = tuple(MetricResult(key, value, value, value, 10, 0, "neither") for key, value in values.items())
     return EvaluatedSet(name, kind, metrics, ())
 
 
-def value(number: float) -> Finding:
-    return Finding((Column("s", np.array([number])),), mean)
+def value(number: float) -> MetricValue:
+    return MetricValue((Column("s", np.array([number])),), mean)
 
 
 def test_a_sound_model_is_not_warned_of() -> None:
@@ -652,7 +652,7 @@ def test_refusals_on_the_forget_set_are_what_is_wanted() -> None:
 
 
 def test_logs_in_another_convention_or_of_other_rows_are_said() -> None:
-    ratio = Finding((Column("forget", np.array([1.0, 2.0])),), mean, records=({"score": 1.0}, {"score": 2.0}))
+    ratio = MetricValue((Column("forget", np.array([1.0, 2.0])),), mean, records=({"score": 1.0}, {"score": 2.0}))
     logs = {"forget_truth_ratio": {"agg_value": 1.0, "value_by_index": {"0": {"score": 1.0}}}}
     said = cautions(TOFU, {"forget_truth_ratio": ratio}, [], OURS, logs)
     assert len(said) == 2
@@ -663,7 +663,7 @@ def test_logs_in_another_convention_or_of_other_rows_are_said() -> None:
 def test_many_unscored_examples_are_said() -> None:
     one = evaluated("forget", "forget", token_entropy=0.9)
     rows = tuple(read_example(i) for i in range(10))
-    half = replace(one, metrics=(Metric("extraction_strength", 0.5, 0.4, 0.6, 5, 5, "lower"),), examples=rows)
+    half = replace(one, metrics=(MetricResult("extraction_strength", 0.5, 0.4, 0.6, 5, 5, "lower"),), examples=rows)
     assert cautions(TOFU, {}, [half], OURS, {}) == ("not scored on forget: extraction_strength 5 of 10",)
 
 

@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 from d2unlearn.comparison.records import NO_COST, Cost, Judged, JudgedSet, Trial, Tuned
-from d2unlearn.schema import Comeback, Kind, Metric
+from d2unlearn.schema import Kind, MetricResult, RelearningResult
 
 GROUPS = ("0", "0", "1", "1")
 
 
-def metric(name: str, value: float) -> Metric:
-    return Metric(name, value, value, value, 4, 0, "neither")
+def metric(name: str, value: float) -> MetricResult:
+    return MetricResult(name, value, value, value, 4, 0, "neither")
 
 
 def judged_set(name: str, kind: Kind, strength: list[float], refused: list[float] | None, told: dict[str, float]) -> JudgedSet:
@@ -52,7 +52,7 @@ def judged(contestant: str, seed: int, forget: list[float], retain: list[float],
         score_name="window-4" if refused[0] is not None else None,
         threshold=-3.0 if refused[0] is not None else None,
         gate_reason=changes.get("gate_reason", ""),
-        comebacks=(Comeback("first", 1, at),) if at else (),
+        comebacks=(RelearningResult("first", 1, at),) if at else (),
         cost=NO_COST if seconds is None else Cost(9 * seconds, seconds, changes.get("bytes", math.nan), "cpu"),
         machine="made up",
         versions={"d2unlearn": "0"},

@@ -31,11 +31,11 @@ from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ArtifactError, ConfigError, GateError
 from d2unlearn.evaluation.runner import likelihoods
-from d2unlearn.gate.gate import GATE_FILE
 from d2unlearn.guards import GUARDS
 from d2unlearn.methods import METHODS
 from d2unlearn.metrics.memorization import answer_probability, extraction_strength
 from d2unlearn.models import load_model, load_tokenizer
+from d2unlearn.schema import GATE_FILE
 from d2unlearn.serialization import read_evaluation
 from d2unlearn.training.unlearn import run_unlearn
 

@@ -25,7 +25,7 @@ from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.metrics.summary import groups_of, set_metric
 from d2unlearn.metrics.text import rouge_l_recall, token_entropy
 from d2unlearn.runtime import read_json
-from d2unlearn.schema import EvaluatedSet, Evaluation, Example, Message, Metric
+from d2unlearn.schema import EvaluatedSet, Evaluation, Example, Message, MetricResult
 from d2unlearn.serialization import read_evaluation
 from d2unlearn.stats import auroc, bootstrap_interval
 
@@ -101,7 +101,7 @@ def by_name(evaluation: Evaluation) -> dict[str, EvaluatedSet]:
     return {each.name: each for each in evaluation.sets}
 
 
-def metric(of: EvaluatedSet, name: str) -> Metric:
+def metric(of: EvaluatedSet, name: str) -> MetricResult:
     (found,) = (each for each in of.metrics if each.name == name)
     return found
 

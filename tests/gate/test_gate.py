@@ -17,10 +17,10 @@ from d2unlearn.data.holdout import split_validation
 from d2unlearn.data.template import Template
 from d2unlearn.errors import GateError
 from d2unlearn.gate import EnergyGate
-from d2unlearn.gate.gate import GATE_FILE, REFUSAL_TEXTS
+from d2unlearn.gate.gate import REFUSAL_TEXTS
 from d2unlearn.gate.score import request_scores
 from d2unlearn.gate.traces import collect_traces
-from d2unlearn.schema import Example
+from d2unlearn.schema import GATE_FILE, Example
 
 from . import tiny
 

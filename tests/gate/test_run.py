@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from d2unlearn.artifact import MANIFEST, manifest
+from d2unlearn.artifact import manifest
 from d2unlearn.config import CalibrateSettings
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import GateError
 from d2unlearn.gate import EnergyGate
-from d2unlearn.gate.gate import GATE_FILE
 from d2unlearn.gate.run import run_calibrate
 from d2unlearn.runtime import write_json
+from d2unlearn.schema import GATE_FILE, MANIFEST_FILE
 
 from . import tiny
 
@@ -37,7 +37,7 @@ def artifact(tmp_path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedToken
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     held_out = [content_hash(row) for row in read_examples(retain)[:30]]
-    write_json(folder / MANIFEST, manifest("unlearn", "key", settings={"seed": UNLEARN_SEED}, held_out=held_out))
+    write_json(folder / MANIFEST_FILE, manifest("unlearn", "key", settings={"seed": UNLEARN_SEED}, held_out=held_out))
     return folder
 
 

@@ -28,11 +28,11 @@ from d2unlearn.data.batching import pad_left
 from d2unlearn.errors import GateError, ModelError
 from d2unlearn.gate import EnergyGate
 from d2unlearn.gate.export import FOLDER, MODULES, README, custom_generate, is_carried
-from d2unlearn.gate.gate import GATE_FILE
 from d2unlearn.gate.rule import rule_from_json
 from d2unlearn.gate.score import MaxOf, MaxOverLooks, TrailingWindow
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.models import GATE_COPY, load_model, weights_hash
+from d2unlearn.schema import GATE_FILE
 from gate import tiny
 
 from .conftest import Halves, halves

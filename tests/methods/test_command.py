@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
 import tiny_models
-from d2unlearn.artifact import MANIFEST
 from d2unlearn.cli.main import app
 from d2unlearn.errors import ConfigError
 from d2unlearn.methods import METHODS, batch_loss
+from d2unlearn.schema import MANIFEST_FILE
 
 from .naive import Scene
 from .test_against_naive import ROWS, batches
@@ -48,7 +48,7 @@ def unlearn(data: Data, output: Path, method: str, *further: str) -> str:
 
 
 def manifest(output: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads((output / MANIFEST).read_text())
+    found: dict[str, object] = json.loads((output / MANIFEST_FILE).read_text())
     return found
 
 

@@ -10,11 +10,11 @@ import pytest
 from scipy.stats import ks_2samp
 
 from d2unlearn.metrics.separation import separation
-from d2unlearn.schema import Metric
+from d2unlearn.schema import MetricResult
 from d2unlearn.stats import ks_distance
 
 
-def by_name(metrics: list[Metric]) -> dict[str, Metric]:
+def by_name(metrics: list[MetricResult]) -> dict[str, MetricResult]:
     return {metric.name.removesuffix("_x"): metric for metric in metrics}
 
 

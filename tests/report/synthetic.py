@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d2unlearn.schema import EvaluatedSet, Evaluation, Kind, Metric, ScoredExample
+from d2unlearn.schema import EvaluatedSet, Evaluation, Kind, MetricResult, ScoredExample
 from d2unlearn.stats import auroc, binomial_interval, bootstrap_interval, fpr_at_tpr, ks_distance
 
 REFUSAL = "I'm sorry, but that is not something I can help with."
@@ -54,10 +54,10 @@ def metric(
     unscored: int = 0,
     better: str = "higher",
     unit: str = "",
-) -> Metric:
+) -> MetricResult:
     """A metric with an interval of 0.01 on either side, unless told otherwise."""
     low, high = (value - 0.01 if low is None else low), (value + 0.01 if high is None else high)
-    return Metric(name, value, low, high, n, unscored, better, unit)  # type: ignore[arg-type]
+    return MetricResult(name, value, low, high, n, unscored, better, unit)  # type: ignore[arg-type]
 
 
 def example(
@@ -76,12 +76,12 @@ def example(
     )
 
 
-def evaluated(name: str, kind: Kind, *metrics: Metric, examples: tuple[ScoredExample, ...] = ()) -> EvaluatedSet:
+def evaluated(name: str, kind: Kind, *metrics: MetricResult, examples: tuple[ScoredExample, ...] = ()) -> EvaluatedSet:
     """One set."""
     return EvaluatedSet(name, kind, metrics, examples)
 
 
-def evaluation(*sets: EvaluatedSet, separation: tuple[Metric, ...] = (), ceiling: float | None = None) -> Evaluation:
+def evaluation(*sets: EvaluatedSet, separation: tuple[MetricResult, ...] = (), ceiling: float | None = None) -> Evaluation:
     """An evaluation without settings."""
     return Evaluation("some/model", "after", sets, separation, None, ceiling, None, {})
 
@@ -92,9 +92,9 @@ def _near(generator: np.random.Generator, mean: float, n: int) -> np.ndarray:
     return generator.beta(sharp * mean + 0.02, sharp * (1 - mean) + 0.02, n)
 
 
-def _mean(name: str, values: list[float], better: str) -> Metric:
+def _mean(name: str, values: list[float], better: str) -> MetricResult:
     value, low, high, n = bootstrap_interval(values, n_boot=200)
-    return Metric(name, value, low, high, n, len(values) - n, better)  # type: ignore[arg-type]
+    return MetricResult(name, value, low, high, n, len(values) - n, better)  # type: ignore[arg-type]
 
 
 def _set(plan: SetPlan, after: bool, generator: np.random.Generator) -> EvaluatedSet:
@@ -130,19 +130,19 @@ def _set(plan: SetPlan, after: bool, generator: np.random.Generator) -> Evaluate
     metrics = [_mean(n, [e.scores[n] for e in examples], "higher" if n == "token_entropy" else better) for n in names]
     if after:
         rate = binomial_interval(sum(bool(e.refused) for e in examples), plan.n)
-        metrics.append(Metric("guarded_refusal_rate", *rate, 0, "higher" if plan.kind == "forget" else "lower"))
-        metrics.append(Metric("refusal_rate", *binomial_interval(0, plan.n), 0, "neither"))
+        metrics.append(MetricResult("guarded_refusal_rate", *rate, 0, "higher" if plan.kind == "forget" else "lower"))
+        metrics.append(MetricResult("refusal_rate", *binomial_interval(0, plan.n), 0, "neither"))
     return EvaluatedSet(plan.name, plan.kind, tuple(metrics), tuple(examples))
 
 
-def _separation(sets: list[EvaluatedSet]) -> tuple[Metric, ...]:
+def _separation(sets: list[EvaluatedSet]) -> tuple[MetricResult, ...]:
     forget = [e.prompt_energy for e in sets[0].examples]
     retain = [e.prompt_energy for e in sets[2].examples]
     value, far, gap = auroc(retain, forget), fpr_at_tpr(retain, forget), ks_distance(retain, forget)
     return (
-        Metric("auroc_retain_held_out", value, value - 0.004, min(1.0, value + 0.004), 800, 0, "higher"),
-        Metric("fpr_at_95_tpr_retain_held_out", far, max(0.0, far - 0.01), min(1.0, far + 0.01), 800, 0, "lower"),
-        Metric("ks_distance_retain_held_out", gap, gap - 0.01, min(1.0, gap + 0.01), 800, 0, "higher"),
+        MetricResult("auroc_retain_held_out", value, value - 0.004, min(1.0, value + 0.004), 800, 0, "higher"),
+        MetricResult("fpr_at_95_tpr_retain_held_out", far, max(0.0, far - 0.01), min(1.0, far + 0.01), 800, 0, "lower"),
+        MetricResult("ks_distance_retain_held_out", gap, gap - 0.01, min(1.0, gap + 0.01), 800, 0, "higher"),
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from d2unlearn.report import build
 from d2unlearn.report.html import compare_settings, describe, gate_entries, plain
-from d2unlearn.schema import Evaluation, GateSummary, Metric
+from d2unlearn.schema import Evaluation, GateSummary, MetricResult
 from d2unlearn.serialization import evaluation_from_json, evaluation_to_json
 
 from .synthetic import REFUSAL, evaluated, evaluation, example, metric
@@ -149,7 +149,7 @@ def test_everything_inserted_is_escaped(gate: GateSummary) -> None:
         example(evil, question=evil, refused=True, gate_score=1.0, scores={"rouge_l_recall": 0.1}),
         answer=evil, raw_answer=evil, guarded_answer=evil,
     )  # fmt: skip
-    odd = Metric(evil, 0.5, 0.4, 0.6, 3, 0, "neither", evil)
+    odd = MetricResult(evil, 0.5, 0.4, 0.6, 3, 0, "neither", evil)
     one = evaluation(evaluated(evil, "forget", odd, metric("extraction_strength", 0.9), examples=(shown,)))
     one = replace(one, model=evil, label=evil, settings={evil: evil}, separation=(odd,))
     bad = replace(gate, guarantee=evil, score_name=evil)

@@ -11,7 +11,7 @@ import pytest
 from d2unlearn.report import figures, notation
 from d2unlearn.report.samples import FALSE_REFUSAL, MISSED, WORST_LEAK, choose_samples
 from d2unlearn.report.tables import Cell, Mark, metric_rows, set_table, set_tables
-from d2unlearn.schema import Evaluation, GateSummary, Metric
+from d2unlearn.schema import Evaluation, GateSummary, MetricResult
 
 from .synthetic import THRESHOLD, evaluated, evaluation, example, metric
 
@@ -89,7 +89,7 @@ def test_rows_pair_before_after_and_guarded() -> None:
 
 
 def test_a_metric_without_a_value_has_a_dash_no_interval_and_no_mark() -> None:
-    (row,) = metric_rows([], [Metric("odd", math.nan, math.nan, math.nan, 0, 9, "neither")])
+    (row,) = metric_rows([], [MetricResult("odd", math.nan, math.nan, math.nan, 0, 9, "neither")])
     assert (row.after, row.marks, row.arrow_text, row.unscored) == (Cell("–", ""), (), "neither is better", "9")
 
 

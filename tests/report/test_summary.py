@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from d2unlearn.report.summary import RULES, Comparison, concerns, pooled, retention, verdict
-from d2unlearn.schema import Evaluation, GateSummary, Metric
+from d2unlearn.schema import Evaluation, GateSummary, MetricResult
 
 from .synthetic import evaluated, evaluation, example, metric
 
@@ -204,7 +204,7 @@ def test_a_forget_set_that_was_never_known_proves_little() -> None:
 @pytest.mark.parametrize(("left_out", "expected"), [(5, []), (6, [("unscored", "warn")])])
 def test_many_unscored_are_counted(left_out: int, expected: list[tuple[str, str]]) -> None:
     before, after = before_after()
-    counted = Metric("exact_memorization", 0.5, 0.4, 0.6, 100 - left_out, left_out, "neither")
+    counted = MetricResult("exact_memorization", 0.5, 0.4, 0.6, 100 - left_out, left_out, "neither")
     sets = (replace(after.sets[0], metrics=(*after.sets[0].metrics, counted)), after.sets[1])
     assert fired(before, replace(after, sets=sets)) == expected
 

@@ -19,8 +19,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 import tiny_models
 from d2unlearn.cli.main import run as run_command
 from d2unlearn.gate import EnergyGate
-from d2unlearn.gate.gate import GATE_FILE
 from d2unlearn.generation.guarded import GuardedModel
+from d2unlearn.schema import GATE_FILE
 from d2unlearn.serving.batch import Asked
 from d2unlearn.serving.engine import Job
 from gate import tiny

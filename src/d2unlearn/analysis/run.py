@@ -29,19 +29,18 @@ from d2unlearn.analysis.records import (
     write_analysis,
 )
 from d2unlearn.analysis.statistics import PLACEMENTS, RATES, draw
-from d2unlearn.artifact import MANIFEST, is_done, manifest
+from d2unlearn.artifact import is_done, manifest
 from d2unlearn.config import AnalyzeSettings
 from d2unlearn.data.records import content_hash
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ModelError
-from d2unlearn.gate.gate import GATE_FILE, EnergyGate
+from d2unlearn.gate.gate import EnergyGate
 from d2unlearn.metrics.summary import groups_of
 from d2unlearn.models import end_token_ids, load_model, load_tokenizer, pad_token_id, weights_name
 from d2unlearn.runtime import atomic_path, check_writable, fingerprint, hash_file, pick_device, say, torch_dtype, write_json
-from d2unlearn.schema import Example, Kind
+from d2unlearn.schema import ANALYSIS_FILE, GATE_FILE, MANIFEST_FILE, Example, Kind
 from d2unlearn.version import __version__
 
-RESULT = "analysis.json"
 KINDS: tuple[Kind, ...] = ("retain", "forget")
 
 
@@ -65,12 +64,12 @@ def run_analyze(settings: AnalyzeSettings) -> Path:
     key = _key(settings, questions)
     if is_done(output, key, asdict(settings)):
         say(f"{output} is done: same inputs, same settings")
-        return output / RESULT
+        return output / ANALYSIS_FILE
     analysis = analyze(questions, settings)
     with atomic_path(output) as staged:
-        write_analysis(staged / RESULT, analysis)
-        write_json(staged / MANIFEST, manifest("analyze", key, settings=asdict(settings)))
-    return output / RESULT
+        write_analysis(staged / ANALYSIS_FILE, analysis)
+        write_json(staged / MANIFEST_FILE, manifest("analyze", key, settings=asdict(settings)))
+    return output / ANALYSIS_FILE
 
 
 def analyze(questions: Questions, settings: AnalyzeSettings) -> Analysis:

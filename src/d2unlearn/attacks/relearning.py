@@ -21,7 +21,7 @@ from d2unlearn.evaluation.runner import likelihoods
 from d2unlearn.metrics.memorization import answer_probability
 from d2unlearn.observation import observe
 from d2unlearn.quantities import Nll
-from d2unlearn.schema import Comeback, Metric, Tokens
+from d2unlearn.schema import MetricResult, RelearningResult, Tokens
 from d2unlearn.stats import bootstrap_interval
 
 Choice = Literal["first", "spread"]
@@ -59,7 +59,7 @@ def relearn(
     *,
     judged: Collection[int] | None = None,
     eval_batch_size: int = 32,
-) -> Comeback:
+) -> RelearningResult:
     """Attack a copy of the model, in memory; the model is left as it is and nothing is written.
 
     `groups`: of each row, for the interval's bootstrap and for `spread`; None: every row by itself. `judged`: indices of the
@@ -71,12 +71,12 @@ def relearn(
     if not chosen or not asked:
         raise ConfigError([f"{len(rows)} rows are too few to relearn a share of {attack.share:g} and to ask for the rest"])
     labels = None if groups is None else [groups[index] for index in asked]
-    found: dict[str, Metric] = {}
+    found: dict[str, MetricResult] = {}
     for steps, attacked in _attacked(model, [rows[index] for index in chosen], attack):
         values = _probabilities(attacked, [rows[index] for index in asked], eval_batch_size)
         interval = bootstrap_interval(values, groups=labels, seed=attack.seed)
-        found[str(steps)] = Metric("answer_probability", *interval, len(values) - interval.n, "lower")
-    return Comeback(choice, len(chosen), found)
+        found[str(steps)] = MetricResult("answer_probability", *interval, len(values) - interval.n, "lower")
+    return RelearningResult(choice, len(chosen), found)
 
 
 def attacked_rows(n: int, groups: Sequence[str] | None, choice: Choice, *, share: float, seed: int) -> list[int]:

@@ -12,7 +12,7 @@ from d2unlearn.benchmark.conventions import OURS
 from d2unlearn.config import BenchmarkSettings
 from d2unlearn.gate import EnergyGate
 from d2unlearn.generation.guarded import Answer
-from d2unlearn.schema import Better, EvaluatedSet, Evaluation, Kind, Metric, ScoredExample
+from d2unlearn.schema import Better, EvaluatedSet, Evaluation, Kind, MetricResult, ScoredExample
 from d2unlearn.stats import bootstrap_interval
 
 FORGOTTEN = "wmdp"
@@ -79,7 +79,7 @@ def task_set(task: str, questions: Sequence[Judged], answers: Sequence[Answer], 
 def tasks_evaluation(settings: BenchmarkSettings, sets: Sequence[EvaluatedSet], gate: EnergyGate | None) -> Evaluation:
     """Our result file's content; the suite's metrics are named `TASK/METRIC`."""
     suite = [
-        Metric(f"{each.name}/{m.name}", m.value, m.low, m.high, m.n, m.unscored, m.better)
+        MetricResult(f"{each.name}/{m.name}", m.value, m.low, m.high, m.n, m.unscored, m.better)
         for each in sets
         for m in each.metrics
     ]
@@ -134,8 +134,8 @@ def _behind_the_gate(question: Judged, answer: Answer) -> tuple[float, float, fl
     return kept, kept, 0.0
 
 
-def _mean(name: str, values: Sequence[float], better: Better, seed: int) -> Metric:
-    return Metric(name, *bootstrap_interval(values, seed=seed), sum(math.isnan(v) for v in values), better)
+def _mean(name: str, values: Sequence[float], better: Better, seed: int) -> MetricResult:
+    return MetricResult(name, *bootstrap_interval(values, seed=seed), sum(math.isnan(v) for v in values), better)
 
 
 def _better(name: str, kind: Kind) -> Better:

@@ -16,7 +16,7 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from d2unlearn.artifact import MANIFEST, is_done, manifest
+from d2unlearn.artifact import is_done, manifest
 from d2unlearn.benchmark.cache import Findings, each_once
 from d2unlearn.benchmark.lm_results import Judged, judged, summary_of, task_set, tasks_evaluation, told_answers
 from d2unlearn.benchmark.suites import WMDP
@@ -24,7 +24,6 @@ from d2unlearn.config import BenchmarkSettings
 from d2unlearn.data.batching import by_length
 from d2unlearn.data.wmdp import check_questions, task_file
 from d2unlearn.errors import ConfigError, DataError
-from d2unlearn.evaluation.runner import RESULT
 from d2unlearn.generation.guarded import Answer, GuardedModel
 from d2unlearn.runtime import (
     atomic_path,
@@ -37,7 +36,7 @@ from d2unlearn.runtime import (
     torch_dtype,
     write_json,
 )
-from d2unlearn.schema import EvaluatedSet, Message
+from d2unlearn.schema import EVALUATION_FILE, MANIFEST_FILE, EvaluatedSet, Message
 from d2unlearn.serialization import write_evaluation
 from d2unlearn.version import __version__
 
@@ -69,18 +68,18 @@ def run_tasks(settings: BenchmarkSettings) -> Path:
     key = fingerprint([context, hashes, _tasks(settings), settings.limit, settings.batch_size, settings.seed, settings.label])
     if is_done(output, key, asdict(settings)):
         say(f"{output} is done: same inputs, same settings")
-        return output / RESULT
+        return output / EVALUATION_FILE
     with Findings(output, context) as findings:
         results = [_results(task, files.get(task), guarded, settings, context) for task in _tasks(settings)]
         sets = [each for result in results for each in _sets(result, guarded, findings, settings)]
     with atomic_path(output) as staged:
-        write_evaluation(staged / RESULT, tasks_evaluation(settings, sets, guarded.gate))
+        write_evaluation(staged / EVALUATION_FILE, tasks_evaluation(settings, sets, guarded.gate))
         atomic_write(staged / EVAL, json.dumps({r.task: r.raw["samples"] for r in results}, indent=4, default=str))
         numbers = [summary_of(result.raw, result.task) for result in results]
         write_json(staged / SUMMARY, {name: value for each in numbers for name, value in each.items()})
-        write_json(staged / MANIFEST, manifest("evaluate", key, settings=asdict(settings)))
+        write_json(staged / MANIFEST_FILE, manifest("evaluate", key, settings=asdict(settings)))
     findings.discard()
-    return output / RESULT
+    return output / EVALUATION_FILE
 
 
 def _check_installed() -> None:

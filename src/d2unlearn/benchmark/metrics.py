@@ -1,6 +1,6 @@
 """The kinds of metric that a suite is made of: each turns scored sets into one number with the examples it rests on.
 
-A suite (`suites.py`) is a table of these. They are pure: what a model said of every answer is in the `Study` already.
+A suite (`suites.py`) is a table of these. They are pure: what a model said of every answer is in the `MetricInputs` already.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Finding:
+class MetricValue:
     """A metric's number, `aggregate` of its columns. `records`: open-unlearning's entry for each example.
 
     `quick` stands in for `aggregate` in an interval's many draws. `parts`: the two sides of a membership attack. `reason`: why
@@ -70,7 +70,7 @@ class Finding:
     aggregate: Aggregate | None = None
     quick: Aggregate | None = None
     records: tuple[Mapping[str, Any], ...] = ()
-    parts: Mapping[str, Finding] = field(default_factory=dict)
+    parts: Mapping[str, MetricValue] = field(default_factory=dict)
     reason: str = ""
 
     @property
@@ -80,7 +80,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Study:
+class MetricInputs:
     """All that a suite's metrics are computed from.
 
     `reference`: the retain model's findings in open-unlearning's format, empty when none were given; `found`: the findings so
@@ -90,18 +90,18 @@ class Study:
     sets: Mapping[str, SetScores]
     convention: Convention
     reference: Mapping[str, Any] = field(default_factory=dict)
-    found: Mapping[str, Finding] = field(default_factory=dict)
+    found: Mapping[str, MetricValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Measure(ABC):
+class Metric(ABC):
     """One kind of metric. `better`: which direction is good; `meaning`: how to read the number, in one line."""
 
     better: Better = field(kw_only=True)
     meaning: str = field(kw_only=True)
 
     @abstractmethod
-    def of(self, study: Study) -> Finding:
+    def of(self, study: MetricInputs) -> MetricValue:
         """The finding. Reads of `study.found` only what stands before it in the suite's table."""
 
 
@@ -112,13 +112,13 @@ def mean(columns: Sequence[Floats]) -> float:
 
 
 @dataclass(frozen=True)
-class Probability(Measure):
+class Probability(Metric):
     """Mean over examples of exp(-mean NLL) of a column's answer; of several answers, their mean first."""
 
     on: str
     column: str = "answer"
 
-    def of(self, study: Study) -> Finding:
+    def of(self, study: MetricInputs) -> MetricValue:
         scored = study.sets[self.on]
         answers = [(each,) for each in scored.true] if self.column == "answer" else list(scored.others.get(self.column, ()))
         losses = [[each.nll for each in some] for some in answers]
@@ -128,21 +128,21 @@ class Probability(Measure):
 
 
 @dataclass(frozen=True)
-class OptionProbability(Measure):
+class OptionProbability(Metric):
     """Mean over examples of the true answer's share of all options' probabilities. `right`, `wrong`: keys before it."""
 
     on: str
     right: str
     wrong: str
 
-    def of(self, study: Study) -> Finding:
+    def of(self, study: MetricInputs) -> MetricValue:
         pairs = _losses(study, self.right, self.wrong)
         values = [option_probability(right[0], wrong, epsilon=study.convention.epsilon) for right, wrong in pairs]
         return _averaged(study.sets[self.on], values, [{"prob": value} for value in values])
 
 
 @dataclass(frozen=True)
-class TruthRatio(Measure):
+class TruthRatio(Metric):
     """Mean over examples of what the aggregator makes of the truth ratio. `right`, `wrong`: keys before it."""
 
     on: str
@@ -150,7 +150,7 @@ class TruthRatio(Measure):
     wrong: str
     aggregator: str
 
-    def of(self, study: Study) -> Finding:
+    def of(self, study: MetricInputs) -> MetricValue:
         how, epsilon = TRUTH_AGGREGATORS[self.aggregator], study.convention.epsilon
         pairs = _losses(study, self.right, self.wrong)
         scores = [how.score(right[0], wrong, epsilon=epsilon) for right, wrong in pairs]
@@ -159,13 +159,13 @@ class TruthRatio(Measure):
 
 
 @dataclass(frozen=True)
-class RougeScore(Measure):
+class RougeScore(Metric):
     """Mean over examples of one ROUGE statistic of the raw greedy answer."""
 
     on: str
     statistic: str
 
-    def of(self, study: Study) -> Finding:
+    def of(self, study: MetricInputs) -> MetricValue:
         scored = study.sets[self.on]
         texts = zip(scored.rouge, scored.inputs, scored.truths, scored.generated, strict=True)
         records = [
@@ -175,14 +175,14 @@ class RougeScore(Measure):
 
 
 @dataclass(frozen=True)
-class OfTrueAnswer(Measure):
+class OfTrueAnswer(Metric):
     """Mean over examples of one field of the true answer's scores. `zero_if_empty`: where the convention says so."""
 
     on: str
     score: str
     zero_if_empty: bool = False
 
-    def of(self, study: Study) -> Finding:
+    def of(self, study: MetricInputs) -> MetricValue:
         scored = study.sets[self.on]
         zero = self.zero_if_empty and study.convention.empty_is_zero
         values = [_number(getattr(each, self.score), zero) for each in scored.true]
@@ -190,18 +190,18 @@ class OfTrueAnswer(Measure):
 
 
 @dataclass(frozen=True)
-class Membership(Measure):
+class Membership(Metric):
     """AUC of one attack of `ATTACKS`, forgotten against held-out examples."""
 
     attack: str
     forget: str
     holdout: str
 
-    def of(self, study: Study) -> Finding:
+    def of(self, study: MetricInputs) -> MetricValue:
         sides = {"forget": study.sets[self.forget], "holdout": study.sets[self.holdout]}
         empty = [scored.missing or f"{scored.name} has nothing to score" for scored in sides.values() if not scored.true]
         if empty:
-            return Finding(reason=empty[0])
+            return MetricValue(reason=empty[0])
         scores = {side: _attacked(self.attack, scored, study.convention) for side, scored in sides.items()}
         parts = {
             side: _averaged(scored, scores[side], [{"score": score} for score in scores[side]])
@@ -209,28 +209,28 @@ class Membership(Measure):
         }
         reason = next((part.reason for part in parts.values() if part.reason), "")
         if reason:
-            return Finding(parts=parts, reason=reason)
-        return Finding((*parts["forget"].columns, *parts["holdout"].columns), _auc, parts=parts)
+            return MetricValue(parts=parts, reason=reason)
+        return MetricValue((*parts["forget"].columns, *parts["holdout"].columns), _auc, parts=parts)
 
 
 @dataclass(frozen=True)
-class ForgetQuality(Measure):
+class ForgetQuality(Metric):
     """p-value of the KS test of the truth ratios against the retain model's. `ratio`: a key before it."""
 
     ratio: str
 
-    def of(self, study: Study) -> Finding:
+    def of(self, study: MetricInputs) -> MetricValue:
         if not study.reference:
-            return Finding(reason="needs the retain model's logs (--retain-logs)")
+            return MetricValue(reason="needs the retain model's logs (--retain-logs)")
         logged = (study.reference.get(self.ratio) or {}).get("value_by_index")
         if not logged:
-            return Finding(reason=f"the retain model's logs hold no {self.ratio}")
+            return MetricValue(reason=f"the retain model's logs hold no {self.ratio}")
         found = study.found[self.ratio]
         if found.reason:
-            return Finding(reason=found.reason)
+            return MetricValue(reason=found.reason)
         reference = [_number(entry["score"]) for entry in logged.values()]
         ratios = np.array([record["score"] for record in found.records], dtype=np.float64)
-        return Finding(
+        return MetricValue(
             (Column(found.columns[0].set_name, ratios),),
             lambda columns: forget_quality(columns[0], reference),
             lambda columns: forget_quality(columns[0], reference, method="asymp"),
@@ -238,36 +238,36 @@ class ForgetQuality(Measure):
 
 
 @dataclass(frozen=True)
-class PrivLeak(Measure):
+class PrivLeak(Metric):
     """An attack's AUC against the retain model's. `attack`: a key before it."""
 
     attack: str
 
-    def of(self, study: Study) -> Finding:
+    def of(self, study: MetricInputs) -> MetricValue:
         found, convention = study.found[self.attack], study.convention
         if found.reason:
-            return Finding(reason=found.reason)
+            return MetricValue(reason=found.reason)
         logged = (study.reference.get(self.attack) or {}).get("agg_value")
         reference = convention.assumed_reference_auc if logged is None else logged
         if reference is None:
             lacking = f"the retain model's logs hold no {self.attack}" if study.reference else "needs the retain model's logs"
-            return Finding(reason=f"{lacking} (--retain-logs)")
-        return Finding(found.columns, lambda both: privleak(_auc(both), reference, epsilon=convention.epsilon))
+            return MetricValue(reason=f"{lacking} (--retain-logs)")
+        return MetricValue(found.columns, lambda both: privleak(_auc(both), reference, epsilon=convention.epsilon))
 
 
 @dataclass(frozen=True)
-class Utility(Measure):
+class Utility(Metric):
     """Harmonic mean of other metrics that are means. `keys`: those before it."""
 
     keys: tuple[str, ...]
 
-    def of(self, study: Study) -> Finding:
+    def of(self, study: MetricInputs) -> MetricValue:
         findings = [study.found[key] for key in self.keys]
         reason = next((finding.reason for finding in findings if finding.reason), "")
         if reason:
-            return Finding(reason=reason)
+            return MetricValue(reason=reason)
         columns = tuple(finding.columns[0] for finding in findings)
-        return Finding(columns, lambda values: model_utility([mean([each]) for each in values]))
+        return MetricValue(columns, lambda values: model_utility([mean([each]) for each in values]))
 
 
 Attack = Callable[[SetScores, Convention], list[float]]
@@ -296,15 +296,15 @@ def _auc(both: Sequence[Floats]) -> float:
     return membership_auc(both[0], both[1])
 
 
-def _averaged(scored: SetScores, values: ArrayLike, records: Sequence[Mapping[str, Any]]) -> Finding:
+def _averaged(scored: SetScores, values: ArrayLike, records: Sequence[Mapping[str, Any]]) -> MetricValue:
     array = np.asarray(values, dtype=np.float64)
     if not len(array):
-        return Finding(reason=scored.missing or f"{scored.name} has nothing to score")
+        return MetricValue(reason=scored.missing or f"{scored.name} has nothing to score")
     reason = f"no answer of {scored.name} could be scored" if np.isnan(array).all() else ""
-    return Finding((Column(scored.name, array),), mean, records=tuple(records), reason=reason)
+    return MetricValue((Column(scored.name, array),), mean, records=tuple(records), reason=reason)
 
 
-def _losses(study: Study, right: str, wrong: str) -> list[tuple[list[float], list[float]]]:
+def _losses(study: MetricInputs, right: str, wrong: str) -> list[tuple[list[float], list[float]]]:
     """(right answer's, wrong answers') mean NLLs of every example, from two probability findings."""
     sides = [[_as_list(record["avg_loss"]) for record in study.found[key].records] for key in (right, wrong)]
     return list(zip(*sides, strict=True)) if all(sides) else []

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from d2unlearn.benchmark.conventions import OPEN_UNLEARNING, Convention
-from d2unlearn.benchmark.metrics import Finding
+from d2unlearn.benchmark.metrics import MetricValue
 from d2unlearn.benchmark.suites import Suite
 from d2unlearn.errors import ArtifactError, DataError
 from d2unlearn.runtime import atomic_write, read_json
@@ -35,7 +35,7 @@ def summary_file(suite: Suite) -> str:
     return f"{suite.name}_SUMMARY.json"
 
 
-def eval_entries(suite: Suite, found: Mapping[str, Finding], convention: Convention) -> dict[str, Any]:
+def eval_entries(suite: Suite, found: Mapping[str, MetricValue], convention: Convention) -> dict[str, Any]:
     """The content of the file with every example, keys in order."""
     entries = {key: _entry(finding) for key, finding in found.items() if key not in suite.own}
     if convention != OPEN_UNLEARNING:
@@ -43,7 +43,7 @@ def eval_entries(suite: Suite, found: Mapping[str, Finding], convention: Convent
     return dict(sorted(entries.items()))
 
 
-def summary_entries(suite: Suite, found: Mapping[str, Finding]) -> dict[str, float]:
+def summary_entries(suite: Suite, found: Mapping[str, MetricValue]) -> dict[str, float]:
     """The content of the file with one number a metric; what could not be scored is left out, as there."""
     numbers = {key: found[key].value for key in suite.summary if key in found}
     return dict(sorted((key, value) for key, value in numbers.items() if not math.isnan(value)))
@@ -82,7 +82,7 @@ def logged_convention(logs: Mapping[str, Any]) -> str:
     return str((logs.get(MARK) or {}).get("convention", OPEN_UNLEARNING.name))
 
 
-def _entry(finding: Finding) -> dict[str, Any]:
+def _entry(finding: MetricValue) -> dict[str, Any]:
     value = _plain(finding.value)
     if finding.parts:
         return {**{side: _entry(part) for side, part in finding.parts.items()}, "auc": value, "agg_value": value}

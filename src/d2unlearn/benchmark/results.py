@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from d2unlearn.benchmark.metrics import Finding, RougeScore, SetScores, Study, Utility
+from d2unlearn.benchmark.metrics import MetricInputs, MetricValue, RougeScore, SetScores, Utility
 from d2unlearn.benchmark.suites import Suite, sets_of
 from d2unlearn.benchmark.warnings import cautions
 from d2unlearn.config import BenchmarkSettings
@@ -18,7 +18,7 @@ from d2unlearn.generation.guarded import Answer
 from d2unlearn.metrics.separation import separations
 from d2unlearn.metrics.summary import GENERATED, GUARDED, LIKELIHOOD, groups_of, set_metric
 from d2unlearn.metrics.text import Rouge, leaks, refuses, repetition, token_entropy
-from d2unlearn.schema import EvaluatedSet, Evaluation, Metric, ScoredExample
+from d2unlearn.schema import EvaluatedSet, Evaluation, MetricResult, ScoredExample
 from d2unlearn.stats import bootstrap_bounds
 
 Overlap = Callable[[str, str], Rouge]
@@ -32,7 +32,7 @@ PREFIX = "guarded_"
 def evaluation_of(
     settings: BenchmarkSettings,
     suite: Suite,
-    study: Study,
+    study: MetricInputs,
     gate: EnergyGate | None,
     guarded: Mapping[str, Sequence[Answer]],
     overlap: Overlap,
@@ -61,7 +61,7 @@ def evaluation_of(
     )
 
 
-def behind_gate(suite: Suite, study: Study, guarded: Mapping[str, Sequence[Answer]], overlap: Overlap) -> Study:
+def behind_gate(suite: Suite, study: MetricInputs, guarded: Mapping[str, Sequence[Answer]], overlap: Overlap) -> MetricInputs:
     """What the suite says of guarded answers: its ROUGE, and utility with that ROUGE; nothing without a gate.
 
     A gate has no say in likelihoods, so metrics of those alone have no guarded counterpart; in the utility they are raw.
@@ -69,7 +69,7 @@ def behind_gate(suite: Suite, study: Study, guarded: Mapping[str, Sequence[Answe
     if not any(guarded.values()):
         return replace(study, found={})
     sets = {name: _told(scored, guarded.get(name, ()), overlap) for name, scored in study.sets.items()}
-    behind, told = replace(study, sets=sets), dict[str, Finding]()
+    behind, told = replace(study, sets=sets), dict[str, MetricValue]()
     for key, measure in suite.measures.items():
         if isinstance(measure, RougeScore | Utility):
             told[key] = measure.of(replace(behind, found={**study.found, **told}))
@@ -86,7 +86,7 @@ def _told(scored: SetScores, answers: Sequence[Answer], overlap: Overlap) -> Set
     )
 
 
-def suite_metric(key: str, suite: Suite, study: Study, seed: int) -> Metric:
+def suite_metric(key: str, suite: Suite, study: MetricInputs, seed: int) -> MetricResult:
     """One metric of the suite with its interval, over authors or documents where examples come in groups.
 
     n: examples of all sets that it is taken on and that could be scored whole; the others are counted as unscored.
@@ -97,11 +97,11 @@ def suite_metric(key: str, suite: Suite, study: Study, seed: int) -> Metric:
         whole[column.set_name] = whole.get(column.set_name, True) & ~np.isnan(column.values)
     n, total = int(sum(each.sum() for each in whole.values())), sum(len(each) for each in whole.values())
     low, high = _bounds(finding, study, seed)
-    return Metric(key, finding.value, low, high, n, total - n, suite.measures[key].better, reason=finding.reason)
+    return MetricResult(key, finding.value, low, high, n, total - n, suite.measures[key].better, reason=finding.reason)
 
 
 def evaluated(
-    suite: Suite, study: Study, behind: Study, scored: SetScores, guarded: Sequence[Answer], seed: int
+    suite: Suite, study: MetricInputs, behind: MetricInputs, scored: SetScores, guarded: Sequence[Answer], seed: int
 ) -> EvaluatedSet:
     """One set: every example, and the metrics that `evaluate` takes of any set. behind: the study of guarded answers."""
     own = {
@@ -162,7 +162,7 @@ def _example(
     )
 
 
-def _bounds(finding: Finding, study: Study, seed: int) -> tuple[float, float]:
+def _bounds(finding: MetricValue, study: MetricInputs, seed: int) -> tuple[float, float]:
     statistic = finding.quick or finding.aggregate
     if statistic is None:
         return math.nan, math.nan

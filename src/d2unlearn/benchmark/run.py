@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from d2unlearn.artifact import MANIFEST, is_done, manifest
+from d2unlearn.artifact import is_done, manifest
 from d2unlearn.benchmark.cache import Findings
 from d2unlearn.benchmark.conventions import convention_named
 from d2unlearn.benchmark.datasets import LoadedSet, load_sets
-from d2unlearn.benchmark.metrics import SetScores, Study
+from d2unlearn.benchmark.metrics import MetricInputs, SetScores
 from d2unlearn.benchmark.open_unlearning import (
     eval_entries,
     eval_file,
@@ -31,10 +31,10 @@ from d2unlearn.benchmark.scoring import Scorer, overlap, render, score_set, take
 from d2unlearn.benchmark.suites import SUITES, Suite, attacked_sets, chosen
 from d2unlearn.config import BenchmarkSettings
 from d2unlearn.data.records import content_hash
-from d2unlearn.evaluation.runner import RESULT
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.models import load_model, weights_name
 from d2unlearn.runtime import atomic_path, check_writable, fingerprint, say, torch_dtype, write_json
+from d2unlearn.schema import EVALUATION_FILE, MANIFEST_FILE
 from d2unlearn.serialization import write_evaluation
 from d2unlearn.version import __version__
 
@@ -55,7 +55,7 @@ def run_benchmark(settings: BenchmarkSettings) -> Path:
     key = _key(settings, context, sets, reference)
     if is_done(output, key, asdict(settings)):
         say(f"{output} is done: same inputs, same settings")
-        return output / RESULT
+        return output / EVALUATION_FILE
     with Findings(output, context) as findings:
         if len(findings):
             say(f"going on: {len(findings)} findings are there already")
@@ -65,12 +65,12 @@ def run_benchmark(settings: BenchmarkSettings) -> Path:
     guarded_answers = {each.name: answers for each, answers in scored}
     result = evaluation_of(settings, suite, study, guarded.gate, guarded_answers, partial(overlap, scorer))
     with atomic_path(output) as staged:
-        write_evaluation(staged / RESULT, result)
+        write_evaluation(staged / EVALUATION_FILE, result)
         write_entries(staged / eval_file(suite), eval_entries(suite, study.found, study.convention))
         write_entries(staged / summary_file(suite), summary_entries(suite, study.found))
-        write_json(staged / MANIFEST, manifest("evaluate", key, settings=asdict(settings)))
+        write_json(staged / MANIFEST_FILE, manifest("evaluate", key, settings=asdict(settings)))
     findings.discard()
-    return output / RESULT
+    return output / EVALUATION_FILE
 
 
 def suite_of(settings: BenchmarkSettings) -> Suite:
@@ -108,9 +108,9 @@ def scorer_of(
     return Scorer(guarded, renderer, findings, suite, settings.batch_size, gradients, reference, trees)
 
 
-def studied(suite: Suite, sets: Sequence[SetScores], renderer: Renderer, reference: Mapping[str, Any]) -> Study:
+def studied(suite: Suite, sets: Sequence[SetScores], renderer: Renderer, reference: Mapping[str, Any]) -> MetricInputs:
     """The suite's metrics on its scored sets, in the table's order."""
-    study = Study({each.name: each for each in sets}, renderer.convention, reference)
+    study = MetricInputs({each.name: each for each in sets}, renderer.convention, reference)
     for key, measure in suite.measures.items():
         study = replace(study, found={**study.found, key: measure.of(study)})
     return study

@@ -11,8 +11,8 @@ from typing import Literal
 
 from d2unlearn.benchmark.metrics import (
     ForgetQuality,
-    Measure,
     Membership,
+    Metric,
     OfTrueAnswer,
     OptionProbability,
     PrivLeak,
@@ -54,7 +54,7 @@ class Suite:
 
     name: str
     sets: Mapping[str, SetSpec]
-    measures: Mapping[str, Measure]
+    measures: Mapping[str, Metric]
     summary: tuple[str, ...]
     stems: bool
     kept: str
@@ -252,7 +252,7 @@ def chosen(suite: Suite, *, parts: Sequence[str] = (), left_out: Sequence[str] =
     return replace(suite, sets=sets, measures=measures)
 
 
-def sets_of(measure: Measure) -> tuple[str, ...]:
+def sets_of(measure: Metric) -> tuple[str, ...]:
     """The sets that a metric reads itself; none for one that reads other metrics alone."""
     match measure:
         case Membership():

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from d2unlearn.benchmark.conventions import Convention
-from d2unlearn.benchmark.metrics import Finding, Membership, RougeScore
+from d2unlearn.benchmark.metrics import Membership, MetricValue, RougeScore
 from d2unlearn.benchmark.open_unlearning import logged_convention
 from d2unlearn.benchmark.suites import Suite
 from d2unlearn.metrics.text import token_entropy
-from d2unlearn.schema import EvaluatedSet, Metric
+from d2unlearn.schema import EvaluatedSet, MetricResult
 
 UTILITY_KEPT = 0.8
 """Share of the retain model's utility below which forgetting shows little: open-unlearning's meta-evaluation drops those."""
@@ -32,7 +32,7 @@ UNSCORED_CEILING = 0.05
 
 def cautions(
     suite: Suite,
-    found: Mapping[str, Finding],
+    found: Mapping[str, MetricValue],
     sets: Sequence[EvaluatedSet],
     convention: Convention,
     reference: Mapping[str, Any],
@@ -48,7 +48,7 @@ def cautions(
     )
 
 
-def _use(suite: Suite, found: Mapping[str, Finding], reference: Mapping[str, Any]) -> Iterator[str]:
+def _use(suite: Suite, found: Mapping[str, MetricValue], reference: Mapping[str, Any]) -> Iterator[str]:
     value, never_knew = _value(found, suite.kept), _logged(reference, suite.kept)
     floor = UTILITY_FLOOR if math.isnan(never_knew) else UTILITY_KEPT * never_knew
     if value < floor:
@@ -72,7 +72,7 @@ def _language(suite: Suite, sets: Sequence[EvaluatedSet], reference: Mapping[str
             )
 
 
-def _conspicuous(suite: Suite, found: Mapping[str, Finding], reference: Mapping[str, Any]) -> Iterator[str]:
+def _conspicuous(suite: Suite, found: Mapping[str, MetricValue], reference: Mapping[str, Any]) -> Iterator[str]:
     under = []
     for key in (key for key, measure in suite.measures.items() if isinstance(measure, Membership)):
         never_knew = _logged(reference, key)
@@ -106,12 +106,12 @@ def _unscored(sets: Sequence[EvaluatedSet]) -> Iterator[str]:
             yield f"not scored on {each.name}: {', '.join(f'{m.name} {m.unscored} of {len(each.examples)}' for m in some)}"
 
 
-def _needs_scoring(metric: Metric) -> bool:
+def _needs_scoring(metric: MetricResult) -> bool:
     """Entropy and repetition of an answer of one or two words are nothing to score, and no fault."""
     return metric.name not in ("token_entropy", "repetition")
 
 
-def _references(found: Mapping[str, Finding], convention: Convention, reference: Mapping[str, Any]) -> Iterator[str]:
+def _references(found: Mapping[str, MetricValue], convention: Convention, reference: Mapping[str, Any]) -> Iterator[str]:
     if reference and logged_convention(reference) != convention.name:
         yield (
             f"the retain model's logs are in the convention {logged_convention(reference)}, this evaluation is in "
@@ -123,7 +123,7 @@ def _references(found: Mapping[str, Finding], convention: Convention, reference:
             yield f"the retain model's logs hold {logged} forgotten examples, this evaluation {len(finding.records)}"
 
 
-def _value(found: Mapping[str, Finding], key: str) -> float:
+def _value(found: Mapping[str, MetricValue], key: str) -> float:
     return found[key].value if key in found else math.nan
 
 

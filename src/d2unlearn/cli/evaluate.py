@@ -10,7 +10,7 @@ import typer
 
 from d2unlearn.cli.options import CONFIG, DTYPE, GROUP_SIZE, SEED, pairs
 from d2unlearn.config import BenchmarkSettings, EvaluateSettings, holds, load_settings
-from d2unlearn.schema import Metric
+from d2unlearn.schema import MetricResult
 
 BENCHMARK = "A benchmark of the field"
 
@@ -114,12 +114,12 @@ def _evaluated(config: str | None, given: Mapping[str, Any]) -> Path:
     return run_benchmark(chosen)
 
 
-def _print(metrics: Sequence[Metric]) -> None:
+def _print(metrics: Sequence[MetricResult]) -> None:
     for metric in metrics:
         typer.echo(_line(metric))
 
 
-def _line(metric: Metric) -> str:
+def _line(metric: MetricResult) -> str:
     unscored = f"  ({metric.unscored} not scored)" if metric.unscored else ""
     if not metric.n:
         return f"  {metric.name:26s} {metric.reason or 'nothing to score'}{unscored}"

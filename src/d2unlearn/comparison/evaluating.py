@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from d2unlearn.artifact import MANIFEST, first_rank, read_manifest, versions
+from d2unlearn.artifact import first_rank, read_manifest, versions
 from d2unlearn.attacks.relearning import CHOICES, Relearning, relearn
 from d2unlearn.benchmark.run import run_benchmark
 from d2unlearn.comparison.context import Bench
@@ -21,11 +21,10 @@ from d2unlearn.comparison.records import NO_COST, ORACLE, Cost, Judged, JudgedSe
 from d2unlearn.config import BenchmarkSettings, CalibrateSettings, EvaluateSettings
 from d2unlearn.data.template import Template
 from d2unlearn.errors import GateError
-from d2unlearn.evaluation.runner import RESULT, NamedSet, evaluate, run_evaluate
-from d2unlearn.gate.gate import GATE_FILE
+from d2unlearn.evaluation.runner import NamedSet, evaluate, run_evaluate
 from d2unlearn.gate.run import run_calibrate
 from d2unlearn.runtime import atomic_write, read_json, remove, say, write_json
-from d2unlearn.schema import Comeback, EvaluatedSet, Evaluation, Metric
+from d2unlearn.schema import EVALUATION_FILE, GATE_FILE, MANIFEST_FILE, EvaluatedSet, Evaluation, MetricResult, RelearningResult
 from d2unlearn.serialization import read_evaluation, record_from_json, record_to_json, write_evaluation
 from d2unlearn.training.unlearn import run_unlearn
 
@@ -50,7 +49,7 @@ def judge(bench: Bench) -> Judged | None:
         reason = _calibrated(bench, folder)
     result = read_evaluation(run_evaluate(_evaluation(bench, folder)))
     suite = _suite(bench, folder)
-    _show(bench, bench.workspace / "evaluation" / RESULT, Path(folder) / GATE_FILE if not reason else None)
+    _show(bench, bench.workspace / "evaluation" / EVALUATION_FILE, Path(folder) / GATE_FILE if not reason else None)
     manifest = read_manifest(Path(folder)) or {}
     return _record(bench, result, suite, _comebacks(bench, folder), reason, cost, manifest.get("learning_rate"))
 
@@ -106,7 +105,7 @@ def _evaluation(bench: Bench, folder: str) -> EvaluateSettings:
     )
 
 
-def _suite(bench: Bench, folder: str) -> tuple[Metric, ...]:
+def _suite(bench: Bench, folder: str) -> tuple[MetricResult, ...]:
     """The benchmark's metrics on its test questions, against the oracle's logs; none where the split names no benchmark."""
     split = bench.split
     if split.benchmark is None:
@@ -132,7 +131,7 @@ def _suite(bench: Bench, folder: str) -> tuple[Metric, ...]:
     return read_evaluation(path).suite
 
 
-def _comebacks(bench: Bench, folder: str) -> tuple[Comeback, ...]:
+def _comebacks(bench: Bench, folder: str) -> tuple[RelearningResult, ...]:
     """Relearning attacks on the forget rows; what comes back is asked of test questions."""
     settings, forget = bench.comparison.settings, bench.questions.forget
     made = load_raw(bench, folder)
@@ -153,7 +152,7 @@ def _judged_guard(bench: Bench) -> Judged:
     guarded = behind(bench, base, bench.store.tuned(bench.run.tuning).best.parameters)
     sets = [NamedSet(each.name, each.kind, each.examples) for each in bench.questions.tests]
     result = evaluate(guarded, sets, replace(_evaluation(bench, bench.original), label=bench.run.contestant))
-    path = bench.workspace / "evaluation" / RESULT
+    path = bench.workspace / "evaluation" / EVALUATION_FILE
     write_evaluation(path, result)
     _show(bench, path, None)
     return _record(bench, result, (), (), "", NO_COST)
@@ -162,18 +161,18 @@ def _judged_guard(bench: Bench) -> Judged:
 def _show(bench: Bench, evaluation: Path, gate: Path | None) -> None:
     """Keep every question with its answers, and the gate's file, for the pages."""
     folder = bench.store.answers(bench.run.key)
-    atomic_write(folder / RESULT, evaluation.read_text(encoding="utf-8"))
+    atomic_write(folder / EVALUATION_FILE, evaluation.read_text(encoding="utf-8"))
     remove(folder / GATE_FILE)
     if gate is not None:
         atomic_write(folder / GATE_FILE, gate.read_text(encoding="utf-8"))
-        atomic_write(folder / MANIFEST, (gate.parent / MANIFEST).read_text(encoding="utf-8"))
+        atomic_write(folder / MANIFEST_FILE, (gate.parent / MANIFEST_FILE).read_text(encoding="utf-8"))
 
 
 def _record(
     bench: Bench,
     result: Evaluation,
-    suite: Sequence[Metric],
-    comebacks: Sequence[Comeback],
+    suite: Sequence[MetricResult],
+    comebacks: Sequence[RelearningResult],
     gate_reason: str,
     cost: Cost,
     rate: float | None = None,

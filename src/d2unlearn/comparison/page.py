@@ -14,13 +14,12 @@ from d2unlearn.comparison.tradeoff import tradeoff
 from d2unlearn.comparison.win_tie_loss import duels
 from d2unlearn.comparison.words import SUMMARY, in_words, plain_words, reading
 from d2unlearn.report.figures import Drawing
-from d2unlearn.report.gate import GATE_FILE, read_gate_summary
+from d2unlearn.report.gate import read_gate_summary
 from d2unlearn.report.html import build, template
 from d2unlearn.runtime import atomic_write, read_json
-from d2unlearn.schema import GateSummary
+from d2unlearn.schema import EVALUATION_FILE, GATE_FILE, MANIFEST_FILE, GateSummary
 from d2unlearn.serialization import read_evaluation
 
-RESULT = "evaluation.json"
 INDEX = "index.html"
 ARROWS = {"lower": ("↓", "lower is better"), "higher": ("↑", "higher is better"), "neither": ("·", "neither is better")}
 
@@ -66,7 +65,8 @@ def write_pages(tables: Sequence[SplitTable], answers: Path, output: Path) -> Pa
 
     answers: SPLIT/CONTESTANT/seed-N/evaluation.json, with the gate's file beside it where there is one.
     """
-    pages = {str(path.parent.relative_to(answers)): path.parent for path in sorted(answers.glob(f"*/*/seed-*/{RESULT}"))}
+    folders = [path.parent for path in sorted(answers.glob(f"*/*/seed-*/{EVALUATION_FILE}"))]
+    pages = {str(folder.relative_to(answers)): folder for folder in folders}
     links = {key: f"{key}.html" for key in pages}
     for table in tables:
         first = next((key for key in sorted(pages) if key.startswith(f"{table.split}/{ORIGINAL}/")), None)
@@ -80,10 +80,10 @@ def write_pages(tables: Sequence[SplitTable], answers: Path, output: Path) -> Pa
 
 def contestant_page(key: str, original: Path, folder: Path) -> str:
     """Energies before and after, what the guard sees, every number, and answers side by side."""
-    before, after = read_evaluation(original / RESULT), read_evaluation(folder / RESULT)
+    before, after = read_evaluation(original / EVALUATION_FILE), read_evaluation(folder / EVALUATION_FILE)
     split, contestant, seed = key.split("/")
     facts: dict[str, Any] = {"split": split, "contestant": contestant, "seed": int(seed.removeprefix("seed-"))}
-    manifest = folder / "d2_manifest.json"
+    manifest = folder / MANIFEST_FILE
     if manifest.is_file():
         made = read_json(manifest)
         facts |= {"method": made.get("method", {}), "learning rate": made.get("learning_rate")}

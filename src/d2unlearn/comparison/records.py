@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from d2unlearn.schema import Comeback, Kind, Metric
+from d2unlearn.schema import Kind, MetricResult, RelearningResult
 
 ContestantKind = Literal["as_is", "method", "guard"]
 """A model judged as it is (the original, the oracle), one that a method trained, or untouched weights behind a guard."""
@@ -64,11 +64,11 @@ class JudgedSet:
     name: str
     kind: Kind
     n: int
-    metrics: tuple[Metric, ...]
+    metrics: tuple[MetricResult, ...]
     groups: tuple[str, ...]
     values: Mapping[str, tuple[float, ...]]
 
-    def metric(self, name: str) -> Metric | None:
+    def metric(self, name: str) -> MetricResult | None:
         return next((each for each in self.metrics if each.name == name), None)
 
 
@@ -105,12 +105,12 @@ class Judged:
     parameters: Mapping[str, float]
     learning_rate: float | None
     sets: tuple[JudgedSet, ...]
-    separation: tuple[Metric, ...]
-    suite: tuple[Metric, ...]
+    separation: tuple[MetricResult, ...]
+    suite: tuple[MetricResult, ...]
     score_name: str | None
     threshold: float | None
     gate_reason: str
-    comebacks: tuple[Comeback, ...]
+    comebacks: tuple[RelearningResult, ...]
     cost: Cost
     machine: str
     versions: Mapping[str, str]

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from d2unlearn.artifact import MANIFEST, is_done, manifest
+from d2unlearn.artifact import is_done, manifest
 from d2unlearn.config import EvaluateSettings
 from d2unlearn.data.batching import by_length, pad_tokens, truncate
 from d2unlearn.data.records import content_hash, read_examples
@@ -31,11 +31,9 @@ from d2unlearn.models import context_length, weights_name
 from d2unlearn.observation import observe
 from d2unlearn.quantities import Correct, LogSumExp, Nll
 from d2unlearn.runtime import atomic_path, check_writable, fingerprint, progress, say, torch_dtype, write_json
-from d2unlearn.schema import EvaluatedSet, Evaluation, Example, Kind, ScoredExample, Tokens
+from d2unlearn.schema import EVALUATION_FILE, MANIFEST_FILE, EvaluatedSet, Evaluation, Example, Kind, ScoredExample, Tokens
 from d2unlearn.serialization import write_evaluation
 from d2unlearn.version import __version__
-
-RESULT = "evaluation.json"
 
 
 class Decides(Protocol):
@@ -91,12 +89,12 @@ def run_evaluate(settings: EvaluateSettings) -> Path:
     key = _key(settings, guarded, sets)
     if is_done(output, key, asdict(settings)):
         say(f"{output} is done: same inputs, same settings")
-        return output / RESULT
+        return output / EVALUATION_FILE
     result = evaluate(guarded, sets, settings)
     with atomic_path(output) as staged:
-        write_evaluation(staged / RESULT, result)
-        write_json(staged / MANIFEST, manifest("evaluate", key, settings=asdict(settings)))
-    return output / RESULT
+        write_evaluation(staged / EVALUATION_FILE, result)
+        write_json(staged / MANIFEST_FILE, manifest("evaluate", key, settings=asdict(settings)))
+    return output / EVALUATION_FILE
 
 
 def read_sets(settings: EvaluateSettings) -> list[NamedSet]:

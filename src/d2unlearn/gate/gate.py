@@ -25,10 +25,9 @@ from d2unlearn.gate.score import CANDIDATES, DEFAULT, Score, score_from_json, sc
 from d2unlearn.gate.traces import Trace, collect_traces
 from d2unlearn.models import weights_hash
 from d2unlearn.runtime import fingerprint, read_json, write_json
-from d2unlearn.schema import Example, GateSummary, Interval
+from d2unlearn.schema import GATE_FILE, Example, GateSummary, Interval
 from d2unlearn.stats import conformal_rank
 
-GATE_FILE = "d2_gate.json"
 FORMAT = 1
 N_PROBES = 8
 

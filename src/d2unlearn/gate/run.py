@@ -7,16 +7,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from d2unlearn.artifact import MANIFEST, read_manifest
 from d2unlearn.artifact import manifest as new_manifest
+from d2unlearn.artifact import read_manifest
 from d2unlearn.config import CalibrateSettings
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import GateError
 from d2unlearn.gate.export import is_carried
-from d2unlearn.gate.gate import GATE_FILE, EnergyGate
+from d2unlearn.gate.gate import EnergyGate
 from d2unlearn.models import load_model, load_tokenizer, weights_hash
 from d2unlearn.runtime import check_writable, fingerprint, write_json
-from d2unlearn.schema import Example
+from d2unlearn.schema import GATE_FILE, MANIFEST_FILE, Example
 from d2unlearn.version import __version__
 
 
@@ -59,7 +59,7 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
     )
     gate.save(folder)
     section = {"key": key, "settings": asdict(settings), "version": __version__}
-    write_json(folder / MANIFEST, {**(manifest or new_manifest("calibrate", key)), "calibration": section})
+    write_json(folder / MANIFEST_FILE, {**(manifest or new_manifest("calibrate", key)), "calibration": section})
     yield from gate.describe()
     yield f"{folder / GATE_FILE}"
 

@@ -24,7 +24,6 @@ from d2unlearn.data.batching import by_length, pad_left
 from d2unlearn.data.template import Template
 from d2unlearn.errors import DataError, GateError
 from d2unlearn.gate import EnergyGate
-from d2unlearn.gate.gate import GATE_FILE
 from d2unlearn.gate.recorder import generate_of
 from d2unlearn.gate.words import words_of
 from d2unlearn.generation.beams import BeamWatch
@@ -33,7 +32,7 @@ from d2unlearn.generation.decoding import effective_config
 from d2unlearn.generation.guard import GateWarning, Guard
 from d2unlearn.models import context_length, end_token_ids, load_model, load_tokenizer, pad_token_id, state_hash
 from d2unlearn.runtime import fingerprint, pick_device, progress
-from d2unlearn.schema import Message
+from d2unlearn.schema import GATE_FILE, Message
 
 Prompt = str | tuple[Message, ...]
 """A question, or a conversation that ends with the user's turn."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from d2unlearn.schema import EvaluatedSet, Interval, Metric
+from d2unlearn.schema import EvaluatedSet, Interval, MetricResult
 from d2unlearn.stats import Floats, auroc, bootstrap_bounds, fpr_at_tpr, ks_distance
 
 Groups = Sequence[str] | None
@@ -26,12 +26,12 @@ INDICES = {"prompt_energy": "prompt_energy", "answer_energy": "answer_energy", "
 """What is compared, and the field of an example that holds it."""
 
 
-def separations(sets: Sequence[EvaluatedSet], seed: int, groups: Mapping[str, Groups]) -> list[Metric]:
+def separations(sets: Sequence[EvaluatedSet], seed: int, groups: Mapping[str, Groups]) -> list[MetricResult]:
     """Forget sets against retained sets: by prompt energy, by the true answer's energy, and by the gate's score.
 
     groups: of each set by its name.
     """
-    found: list[Metric] = []
+    found: list[MetricResult] = []
     for label, attribute in INDICES.items():
         for forget in (s for s in sets if s.kind == "forget"):
             for retain in (s for s in sets if s.kind == "retain"):
@@ -50,7 +50,7 @@ def separation(
     *,
     groups: tuple[Groups, Groups] = (None, None),
     seed: int = 0,
-) -> list[Metric]:
+) -> list[MetricResult]:
     """Each statistic with a bootstrap interval over requests, or over groups of them where a side has `groups` (retained,
     forget); metrics are called `STATISTIC_NAME`.
     """
@@ -59,7 +59,7 @@ def separation(
     metrics = []
     for statistic, (function, higher) in STATISTICS.items():
         interval = _bootstrap(function, *sides, seed=seed)
-        metrics.append(Metric(f"{statistic}_{name}", *interval, unscored, "higher" if higher else "lower"))
+        metrics.append(MetricResult(f"{statistic}_{name}", *interval, unscored, "higher" if higher else "lower"))
     return metrics
 
 

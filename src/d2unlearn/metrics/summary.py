@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from d2unlearn.schema import Better, Example, Kind, Metric
+from d2unlearn.schema import Better, Example, Kind, MetricResult
 from d2unlearn.stats import binomial_interval, bootstrap_interval
 
 LIKELIHOOD = ("extraction_strength", "exact_memorization", "answer_probability")
@@ -21,7 +21,7 @@ BETTER_ON_RETAIN: dict[str, Better] = {"repetition": "lower", "refusal_rate": "l
 """Metrics that are not better higher on a set to keep: a refusal there is one too many."""
 
 
-def set_metric(name: str, kind: Kind, values: Sequence[float], groups: Sequence[str] | None, seed: int) -> Metric:
+def set_metric(name: str, kind: Kind, values: Sequence[float], groups: Sequence[str] | None, seed: int) -> MetricResult:
     """Mean of one value an example with a bootstrap interval, over `groups` of examples where given. NaN: not scored.
 
     A share of none or all has the exact binomial interval.
@@ -31,7 +31,7 @@ def set_metric(name: str, kind: Kind, values: Sequence[float], groups: Sequence[
         interval = binomial_interval(round(interval.value * interval.n), interval.n)
     unscored = sum(math.isnan(value) for value in values)
     better = BETTER_ON_FORGET.get(name, "lower") if kind == "forget" else BETTER_ON_RETAIN.get(name, "higher")
-    return Metric(name, *interval, unscored, better)
+    return MetricResult(name, *interval, unscored, better)
 
 
 def groups_of(examples: Sequence[Example]) -> list[str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from d2unlearn.artifact import MANIFEST, is_done, manifest
+from d2unlearn.artifact import is_done, manifest
 from d2unlearn.config import CalibrateSettings, EvaluateSettings, QuickstartSettings, UnlearnSettings
 from d2unlearn.data.records import read_examples
 from d2unlearn.errors import ConfigError
@@ -15,6 +15,7 @@ from d2unlearn.quickstart.fiction import SIZES, make_world, write_world
 from d2unlearn.quickstart.pretrain import fiction_model
 from d2unlearn.report.run import run_report
 from d2unlearn.runtime import cache_dir, fingerprint, say, write_json
+from d2unlearn.schema import MANIFEST_FILE
 from d2unlearn.training.unlearn import run_unlearn
 from d2unlearn.version import __version__
 
@@ -29,7 +30,7 @@ def run_quickstart(settings: QuickstartSettings) -> Path:
     output = Path(settings.output)
     key = fingerprint([__version__, settings.size, settings.seed])
     if not is_done(output, key, asdict(settings)):
-        write_json(output / MANIFEST, manifest("quickstart", key, settings=asdict(settings)))
+        write_json(output / MANIFEST_FILE, manifest("quickstart", key, settings=asdict(settings)))
     files = write_world(make_world(settings.seed, size=settings.size), output / "data")
     say("1/5 a small model that knows everyone in the made-up world")
     model = fiction_model(cache_dir() / "fiction", seed=settings.seed, size=settings.size)

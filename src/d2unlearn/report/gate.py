@@ -8,9 +8,7 @@ from typing import Any
 
 from d2unlearn.errors import DataError
 from d2unlearn.runtime import read_json
-from d2unlearn.schema import GateSummary, Interval
-
-GATE_FILE = "d2_gate.json"
+from d2unlearn.schema import GATE_FILE, GateSummary, Interval
 
 
 def read_gate_summary(artifact: Path) -> GateSummary | None:

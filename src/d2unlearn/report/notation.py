@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from d2unlearn.schema import Metric
+from d2unlearn.schema import MetricResult
 
 GUARDED = "guarded_"
 NOT_SCORED = "–"
@@ -86,19 +86,19 @@ def stated(share: float) -> str:
     return NOT_SCORED if math.isnan(share) else f"{100 * share:g}%"
 
 
-def metric_value(metric: Metric) -> str:
+def metric_value(metric: MetricResult) -> str:
     """The metric's value as its kind is written, without its unit."""
     return _written(metric, metric.value)
 
 
-def metric_interval(metric: Metric) -> str:
+def metric_interval(metric: MetricResult) -> str:
     """`0.981 to 0.990`; empty when there is no interval."""
     if math.isnan(metric.low) or math.isnan(metric.high):
         return ""
     return f"{_written(metric, metric.low)} to {_written(metric, metric.high)}"
 
 
-def _written(metric: Metric, value: float) -> str:
+def _written(metric: MetricResult, value: float) -> str:
     return percent(value) if words_of(metric.name.removeprefix(GUARDED)).percent else fixed(value)
 
 

@@ -11,11 +11,9 @@ from d2unlearn.errors import DataError
 from d2unlearn.report.gate import read_gate_summary
 from d2unlearn.report.html import build
 from d2unlearn.runtime import atomic_write, hash_file, read_json, write_json
-from d2unlearn.schema import Evaluation, GateSummary
+from d2unlearn.schema import EVALUATION_FILE, MANIFEST_FILE, Evaluation, GateSummary
 from d2unlearn.serialization import read_evaluation
 from d2unlearn.version import __version__
-
-RESULT = "evaluation.json"
 
 
 def run_report(before: str | Path, after: str | Path, artifact: str | Path | None, output: str | Path) -> Path:
@@ -49,14 +47,14 @@ def _check_gate(after: Evaluation, gate: GateSummary | None, file: Path) -> None
 
 def _file(place: str | Path) -> Path:
     path = Path(place)
-    return path / RESULT if path.is_dir() else path
+    return path / EVALUATION_FILE if path.is_dir() else path
 
 
 def _facts(artifact: Path) -> Mapping[str, Any]:
     """The manifest without what would fill a page: the hashes of held-out rows and the training's history."""
-    path = artifact / "d2_manifest.json"
+    path = artifact / MANIFEST_FILE
     if not path.is_file():
-        raise DataError(f"{artifact} has no d2_manifest.json; give the folder that `d2unlearn unlearn` wrote")
+        raise DataError(f"{artifact} has no {MANIFEST_FILE}; give the folder that `d2unlearn unlearn` wrote")
     manifest = read_json(path)
     training = {k: v for k, v in manifest.get("training", {}).items() if not isinstance(v, (list, dict))}
     settings = {k: v for k, v in manifest.get("settings", {}).items() if k in ("model", "seed", "lora", "epochs", "batch_size")}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from d2unlearn.report.notation import fixed, percent, readable, split_name, stated, words_of
-from d2unlearn.schema import EvaluatedSet, Evaluation, GateSummary, Kind, Metric, ScoredExample
+from d2unlearn.schema import EvaluatedSet, Evaluation, GateSummary, Kind, MetricResult, ScoredExample
 
 Level = Literal["bad", "warn", "note"]
 State = Literal["good", "warn", "bad", "unknown"]
@@ -91,7 +91,7 @@ class Comparison:
         return math.nan if stated is None else stated
 
 
-def metric_of(evaluated: EvaluatedSet | None, name: str) -> Metric | None:
+def metric_of(evaluated: EvaluatedSet | None, name: str) -> MetricResult | None:
     """The set's metric of that name, or None when it is missing or could not be scored."""
     found = () if evaluated is None else (m for m in evaluated.metrics if m.name == name and not math.isnan(m.value))
     return next(iter(found), None)
@@ -386,7 +386,7 @@ def _guarded(c: Comparison) -> bool:
     return not (math.isnan(_rate(c, "forget")) and math.isnan(_rate(c, "retain")))
 
 
-def _aurocs(evaluation: Evaluation) -> list[Metric]:
+def _aurocs(evaluation: Evaluation) -> list[MetricResult]:
     return [m for m in evaluation.separation if split_name(m.name)[0] == "auroc" and not math.isnan(m.value)]
 
 

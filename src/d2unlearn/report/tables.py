@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from d2unlearn.report.notation import GUARDED, ON_RETAINED, metric_interval, metric_value, order_of, readable, words_of
-from d2unlearn.schema import EvaluatedSet, Evaluation, Kind, Metric
+from d2unlearn.schema import EvaluatedSet, Evaluation, Kind, MetricResult
 
 ARROWS = {"lower": ("↓", "lower is better"), "higher": ("↑", "higher is better"), "neither": ("·", "neither is better")}
 
@@ -73,7 +73,7 @@ def set_table(before: EvaluatedSet | None, after: EvaluatedSet | None) -> SetTab
     return SetTable(readable(shown.name), shown.kind, len(shown.examples), rows, any(r.guarded for r in rows))
 
 
-def metric_rows(before: Iterable[Metric], after: Iterable[Metric], kind: Kind = "forget") -> tuple[Row, ...]:
+def metric_rows(before: Iterable[MetricResult], after: Iterable[MetricResult], kind: Kind = "forget") -> tuple[Row, ...]:
     """Known metrics in their order, then unknown ones as they come. Guarded numbers are those of `after`."""
     earlier, later = {m.name: m for m in before}, {m.name: m for m in after}
     names = dict.fromkeys(name.removeprefix(GUARDED) for name in [*later, *earlier])
@@ -81,7 +81,7 @@ def metric_rows(before: Iterable[Metric], after: Iterable[Metric], kind: Kind = 
     return tuple(row for row in rows if row is not None)
 
 
-def _row(name: str, before: Mapping[str, Metric], after: Mapping[str, Metric], kind: Kind) -> Row | None:
+def _row(name: str, before: Mapping[str, MetricResult], after: Mapping[str, MetricResult], kind: Kind) -> Row | None:
     old, new, guarded = before.get(name), after.get(name), after.get(GUARDED + name)
     measured = [m for m in (new, guarded, old) if m is not None]
     if not measured:
@@ -103,7 +103,7 @@ def _row(name: str, before: Mapping[str, Metric], after: Mapping[str, Metric], k
     )
 
 
-def _cell(metric: Metric | None) -> Cell | None:
+def _cell(metric: MetricResult | None) -> Cell | None:
     return None if metric is None else Cell(metric_value(metric), metric_interval(metric))
 
 
@@ -113,7 +113,7 @@ def _counts(before: int | None, after: int | None) -> str:
     return " / ".join(f"{count:,}" for count in counts)
 
 
-def _marks(series: Mapping[str, Metric | None]) -> tuple[Mark, ...]:
+def _marks(series: Mapping[str, MetricResult | None]) -> tuple[Mark, ...]:
     """Where each finite number lies on a scale that holds 0, 1 and every interval of the row."""
     bounds = {name: _bounds(m) for name, m in series.items() if m is not None and math.isfinite(m.value)}
     low = min([0.0, *(b[0] for b in bounds.values())])
@@ -124,7 +124,7 @@ def _marks(series: Mapping[str, Metric | None]) -> tuple[Mark, ...]:
     )
 
 
-def _bounds(metric: Metric) -> tuple[float, float, float]:
+def _bounds(metric: MetricResult) -> tuple[float, float, float]:
     """(low, value, high); the value itself where an end of the interval is not finite."""
     low, high = (end if math.isfinite(end) else metric.value for end in (metric.low, metric.high))
     return min(low, metric.value), metric.value, max(high, metric.value)

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from d2unlearn.artifact import CHECKPOINTS, MANIFEST, STAGED, clear, is_done, manifest, publish, workspace_of
+from d2unlearn.artifact import CHECKPOINTS, STAGED, clear, is_done, manifest, publish, workspace_of
 from d2unlearn.config import UnlearnSettings, typed
 from d2unlearn.data.holdout import HeldOut, hold_out, split_validation
 from d2unlearn.data.records import content_hash, read_examples
@@ -22,7 +22,7 @@ from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.methods import METHODS, Method
 from d2unlearn.models import context_length, load_model, load_tokenizer, state_hash
 from d2unlearn.runtime import fingerprint, pick_device, remove, say, seed_everything, torch_dtype, write_json
-from d2unlearn.schema import Example, Role
+from d2unlearn.schema import MANIFEST_FILE, Example, Role
 from d2unlearn.training.alternates import read_alternates
 from d2unlearn.training.arguments import UnlearnConfig
 from d2unlearn.training.recipe import Pace, automatic_accumulation, automatic_epochs, automatic_learning_rate
@@ -119,7 +119,7 @@ def _train_and_publish(
         staged = workspace / STAGED
         remove(staged)
         _save(trainer.model, inputs, staged)
-        write_json(staged / MANIFEST, _manifest(settings, inputs, method, pace, key, trainer, seconds))
+        write_json(staged / MANIFEST_FILE, _manifest(settings, inputs, method, pace, key, trainer, seconds))
         publish(staged, output)
     trainer.accelerator.wait_for_everyone()
 
