@@ -16,7 +16,7 @@ import pytest
 import d2unlearn
 
 SOURCE = Path(d2unlearn.__file__).parent
-CORE = "energy errors head likelihood observation positions quantities schema"
+CORE = "energy errors head likelihood observation positions quantities refusals schema"
 FILES = "artifact config runtime serialization version"
 
 ALLOWED = {
@@ -26,7 +26,8 @@ ALLOWED = {
     "runtime": "errors",
     "stats": "errors schema",
     "serialization": "errors runtime schema",
-    "metrics": "schema stats",
+    "refusals": "runtime",
+    "metrics": "refusals schema stats",
     "energy": "errors",
     "models": "errors",
     "config": "errors runtime",
@@ -67,6 +68,7 @@ LIBRARIES = {
     "schema": "",
     "stats": "numpy scipy",
     "serialization": "",
+    "refusals": "",
     "metrics": "numpy rouge_score scipy",
     "energy": "torch",
     "likelihood": "torch",

@@ -17,9 +17,9 @@ from d2unlearn.data.holdout import split_validation
 from d2unlearn.data.template import Template
 from d2unlearn.errors import GateError
 from d2unlearn.gate import EnergyGate
-from d2unlearn.gate.gate import REFUSAL_TEXTS
 from d2unlearn.gate.score import request_scores
 from d2unlearn.gate.traces import collect_traces
+from d2unlearn.refusals import GATE_REFUSALS
 from d2unlearn.schema import GATE_FILE, Example
 
 from . import tiny
@@ -179,10 +179,10 @@ def test_probes_know_the_weights(model: LlamaForCausalLM, gate: EnergyGate) -> N
 
 
 def test_refusal_texts_are_drawn_by_the_prompt(gate: EnergyGate) -> None:
-    natural = replace(gate, refusal_texts=REFUSAL_TEXTS)
+    natural = replace(gate, refusal_texts=GATE_REFUSALS)
     drawn = [natural.refusal([i, i + 1]) for i in range(200)]
     assert drawn == [natural.refusal([i, i + 1]) for i in range(200)]
-    assert set(drawn) == set(REFUSAL_TEXTS)
+    assert set(drawn) == set(GATE_REFUSALS)
     assert [replace(natural, seed=1).refusal([i, i + 1]) for i in range(200)] != drawn
 
 

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from d2unlearn.gate.rule import refusal_index
 from d2unlearn.gate.score import FirstTokens, Highest, TrailingWindow, running_scores
 from d2unlearn.generation import stepwise
 from d2unlearn.generation.stepwise import Session, Sessions, Verdict
+from d2unlearn.refusals import refusal_index
 
 from .ways import ENDS, WORDS, rule
 

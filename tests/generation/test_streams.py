@@ -11,9 +11,10 @@ from transformers.generation.streamers import BaseStreamer
 
 from d2unlearn.errors import GateError
 from d2unlearn.gate import EnergyGate
-from d2unlearn.gate.rule import Rule, refusal_index
+from d2unlearn.gate.rule import Rule
 from d2unlearn.gate.score import FirstTokens, Highest, TrailingWindow, running_scores
 from d2unlearn.generation.guard import Guard
+from d2unlearn.refusals import refusal_index
 
 from .conftest import Halves, halves
 from .test_decoding_ways import ASSISTED

@@ -14,7 +14,6 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from d2unlearn.config import EvaluateSettings
 from d2unlearn.errors import ConfigError, GateError
 from d2unlearn.evaluation.runner import NamedSet, evaluate
-from d2unlearn.gate.gate import REFUSAL_TEXTS
 from d2unlearn.generation.guarded import Answer, GuardedModel, Prompt
 from d2unlearn.guards import GUARDS, Guarded, Known
 from d2unlearn.guards.embedding_corruption import EmbeddingCorruption, corrupted, prompt_noise
@@ -22,6 +21,7 @@ from d2unlearn.guards.input_classifier import InputClassifier, linear_score
 from d2unlearn.guards.prompt_guard import PromptGuard, instructed
 from d2unlearn.guards.prompt_states import prompt_states
 from d2unlearn.models import state_hash
+from d2unlearn.refusals import GATE_REFUSALS
 from d2unlearn.schema import Example, Message
 
 from .conftest import ABOUT, requests
@@ -110,7 +110,7 @@ def test_what_is_flagged_is_refused_before_a_token_and_the_rest_is_answered_as_e
         assert answer.threshold == refusing.gate.threshold
         assert answer.energy == pytest.approx(plain.energy, rel=1e-5)
         if answer.refused:
-            assert (answer.text in REFUSAL_TEXTS, answer.n_tokens) == (True, 0)
+            assert (answer.text in GATE_REFUSALS, answer.n_tokens) == (True, 0)
         else:
             assert (answer.text, answer.n_tokens) == (plain.text, plain.n_tokens)
 

@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny_models
 from d2unlearn import UnlearnTrainer
-from d2unlearn.data.refusals import REFUSALS, refused
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.methods import METHODS
 from d2unlearn.methods.base import SelfWritten
+from d2unlearn.refusals import TAUGHT_REFUSALS
 from d2unlearn.schema import Example, Message
-from d2unlearn.training.alternates import Asked, alternate_rows, read_alternates
+from d2unlearn.training.alternates import Asked, alternate_rows, read_alternates, refused
 from d2unlearn.training.self_written import Writer, likeness
 
 from .tiny_run import ALTERNATE, FORGET, RETAIN, fitting, trainer
@@ -37,12 +37,12 @@ def test_a_refusal_is_drawn_by_seed_and_content_wherever_the_row_stands() -> Non
     drawn = refused(rows, seed=3)
     assert [row.prompt for row in drawn] == [row.prompt for row in rows]
     assert refused(rows[::-1], seed=3) == drawn[::-1]
-    assert {row.answer for row in drawn} == set(REFUSALS)
+    assert {row.answer for row in drawn} == set(TAUGHT_REFUSALS)
     assert sum(a.answer == b.answer for a, b in zip(drawn, refused(rows, seed=4), strict=True)) < 30
 
 
 def test_the_refusals_are_different_sentences() -> None:
-    assert len(set(REFUSALS)) == len(REFUSALS) == 24
+    assert len(set(TAUGHT_REFUSALS)) == len(TAUGHT_REFUSALS) == 24
 
 
 def test_a_row_without_a_question_cannot_be_refused() -> None:

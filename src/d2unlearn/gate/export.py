@@ -37,6 +37,7 @@ REQUIREMENTS = "torch\ntransformers>=5.19\nnumpy\n"
 MODULES: Mapping[str, tuple[str, ...]] = {
     "errors": ("D2Error", "ConfigError", "ModelError", "GateError"),
     "runtime": ("fingerprint",),
+    "refusals": ("content_seed", "refusal_index"),
     "models": ("GATE_COPY",),
     "energy": ("free_energy", "logsumexp", "check_temperature", "at_least_float32"),
     "data.batching": ("pad_left",),

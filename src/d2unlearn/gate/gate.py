@@ -20,23 +20,17 @@ from d2unlearn.errors import ArtifactError, GateError
 from d2unlearn.gate.calibrate import Calibration, Candidate, calibrate
 from d2unlearn.gate.export import carry
 from d2unlearn.gate.probes import Probe, dtype_name, make_probes
-from d2unlearn.gate.rule import STATISTIC, Rule, check_statistic, refusal_index
+from d2unlearn.gate.rule import STATISTIC, Rule, check_statistic
 from d2unlearn.gate.score import CANDIDATES, DEFAULT, Score, score_from_json, score_to_json
 from d2unlearn.gate.traces import Trace, collect_traces
 from d2unlearn.models import weights_hash
+from d2unlearn.refusals import GATE_REFUSALS, refusal_index
 from d2unlearn.runtime import fingerprint, read_json, write_json
 from d2unlearn.schema import GATE_FILE, Example, GateSummary, Interval
 from d2unlearn.stats import conformal_rank
 
 FORMAT = 1
 N_PROBES = 8
-
-REFUSAL_TEXTS = (
-    "I'm sorry, but I can't help with that.",
-    "I don't have any information about that.",
-    "That is not something I can answer.",
-    "I'm afraid I don't know anything about this.",
-)
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ class EnergyGate:
     probe_tolerance: float
     temperature: float = 1.0
     vocab_rows: int | None = None
-    refusal_texts: tuple[str, ...] = REFUSAL_TEXTS
+    refusal_texts: tuple[str, ...] = GATE_REFUSALS
     seed: int = 0
     weights_hash: str | None = None
     hash_of_calibrated: bool = False
@@ -130,7 +124,7 @@ class EnergyGate:
         for a model whose energies are not finite.
         """
         candidates, default = _candidates(score)
-        texts = _checked_texts(REFUSAL_TEXTS if refusal_texts is None else refusal_texts)
+        texts = _checked_texts(GATE_REFUSALS if refusal_texts is None else refusal_texts)
         validation_rows, calibration_rows = split_validation(_with_prompts(retain, "retain"), seed=seed)
         forget_rows = _with_prompts(forget or (), "forget")
         conformal_rank(len(calibration_rows), max_false_refusal, confidence)

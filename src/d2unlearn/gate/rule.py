@@ -6,7 +6,7 @@ that runs where this package is not installed, or beside an engine that reads th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from d2unlearn.errors import GateError
 from d2unlearn.gate.probes import Probe, check_probes
 from d2unlearn.gate.score import Score, score_from_json, score_to_json
-from d2unlearn.runtime import fingerprint
 
 STATISTIC = "energies of the last prompt position and of the answer's positions"
 """What scores and thresholds are made of. A threshold of anything else means nothing here."""
@@ -52,11 +51,6 @@ class Rule:
     def check_probes(self, model: PreTrainedModel) -> None:
         """Raises `GateError` unless the model gives the stored probe prompts the energies they had."""
         check_probes(model, self.probes, self.probe_tolerance, self.dtype, self.temperature, self.vocab_rows)
-
-
-def refusal_index(seed: int, prompt_ids: Sequence[int], n_refusals: int) -> int:
-    """Which of the refusals a prompt is answered with: always the same one for the same prompt."""
-    return int(fingerprint([seed, [int(i) for i in prompt_ids]])[:12], 16) % n_refusals
 
 
 def rule_to_json(rule: Rule, words: Words) -> dict[str, Any]:

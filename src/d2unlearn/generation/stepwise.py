@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d2unlearn.gate.rule import Rule, Words, refusal_index
+from d2unlearn.gate.rule import Rule, Words
 from d2unlearn.gate.score import RunningScore
+from d2unlearn.refusals import refusal_index
 
 KEPT = 4096
 """Requests whose decisions are kept beyond their last position, in case the engine has forgotten them for the time being."""

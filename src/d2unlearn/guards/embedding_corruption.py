@@ -16,7 +16,7 @@ from d2unlearn.guards.base import Guard, Guarded, Known
 from d2unlearn.guards.input_classifier import Classifier, check_penalty, classify
 from d2unlearn.guards.prompt_states import prompt_states
 from d2unlearn.models import pad_token_id
-from d2unlearn.runtime import fingerprint
+from d2unlearn.refusals import content_seed
 from d2unlearn.schema import Message
 
 SAMPLED = 4096
@@ -106,7 +106,7 @@ def prompt_noise(ids: Tensor, width: int, kept: Sequence[int], seed: int) -> Ten
     changed = ~torch.isin(ids.cpu(), torch.tensor(list(kept), dtype=ids.dtype))
     for row, places in enumerate(changed):
         content = ids[row].cpu()[places].tolist()
-        generator = torch.Generator().manual_seed(int(fingerprint([seed, content])[:12], 16))
+        generator = torch.Generator().manual_seed(content_seed(seed, content))
         noise[row, places] = torch.randn(len(content), width, generator=generator)
     return noise
 

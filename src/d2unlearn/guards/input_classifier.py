@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from d2unlearn.errors import ConfigError
-from d2unlearn.gate.gate import REFUSAL_TEXTS
 from d2unlearn.generation.guarded import Answer, GuardedModel
 from d2unlearn.guards.base import Guard, Guarded, Known, Rule
 from d2unlearn.guards.prompt_states import Floats, PromptStates, prompt_states
+from d2unlearn.refusals import GATE_REFUSALS, refusal_index
 from d2unlearn.runtime import fingerprint
 from d2unlearn.schema import Example, Message
 from d2unlearn.stats import conformal_rank
@@ -120,8 +120,7 @@ class Refusing(Guarded):
 
 def refusal_text(prompt_ids: Sequence[int], seed: int) -> str:
     """The refusal to a prompt, the same one for the same prompt."""
-    drawn = int(fingerprint([seed, [int(i) for i in prompt_ids]])[:12], 16)
-    return REFUSAL_TEXTS[drawn % len(REFUSAL_TEXTS)]
+    return GATE_REFUSALS[refusal_index(seed, prompt_ids, len(GATE_REFUSALS))]
 
 
 def check_penalty(penalty: float) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from d2unlearn.errors import ConfigError
-from d2unlearn.gate.gate import REFUSAL_TEXTS
 from d2unlearn.generation.guarded import Answer, GuardedModel
 from d2unlearn.guards.base import Guard, Guarded, Known, Rule
+from d2unlearn.refusals import GATE_REFUSALS
 from d2unlearn.runtime import fingerprint
 from d2unlearn.schema import Message
 
@@ -36,7 +36,7 @@ class PromptGuard(Guard):
 
     subjects: list[str] = field(default_factory=list)
     instruction: str = INSTRUCTION
-    refusal: str = REFUSAL_TEXTS[0]
+    refusal: str = GATE_REFUSALS[0]
 
     def __post_init__(self) -> None:
         if not self.subjects:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from d2unlearn.refusals import REFUSAL_BEGINNINGS
 from d2unlearn.stats import harmonic_mean
 
 LEAK = 0.5
@@ -17,26 +18,6 @@ WORD = re.compile("[a-z0-9]")
 """What a word of `rouge-score` is made of, after lower-casing."""
 WINDOW = 3
 """Words of the runs that `repetition` counts."""
-REFUSALS = (
-    "i don't know",
-    "i do not know",
-    "i'm not sure",
-    "i am not sure",
-    "i can't",
-    "i cannot",
-    "i'm unable",
-    "i am unable",
-    "i'm not able",
-    "i am not able",
-    "i'm not familiar",
-    "i am not familiar",
-    "i have no information",
-    "i don't have",
-    "i do not have",
-    "i'm sorry",
-    "i am sorry",
-)
-"""Ways to begin a refusal."""
 
 
 class Rouge(NamedTuple):
@@ -99,9 +80,9 @@ def repetition(generated: str) -> float:
 
 
 def refuses(generated: str) -> float:
-    """1 when the answer begins like a refusal (`REFUSALS`), else 0: for models that were trained to refuse in words."""
+    """1 when the answer begins like a refusal, else 0: for models that were trained to refuse in words."""
     start = " ".join(generated.replace("\u2019", "'").lower().split())
-    return float(start.startswith(REFUSALS))
+    return float(start.startswith(REFUSAL_BEGINNINGS))
 
 
 def model_utility(means: Sequence[float]) -> float:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from d2unlearn.data.records import example_of, read_examples
-from d2unlearn.data.refusals import refused
+from d2unlearn.data.records import content_hash, example_of, read_examples
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.methods import Method
+from d2unlearn.refusals import TAUGHT_REFUSALS, refusal_index
 from d2unlearn.schema import Example, Kind, Message, Role, Tokens
 from d2unlearn.training.rows import Rows, render
 from d2unlearn.training.self_written import Writer
@@ -27,6 +27,17 @@ class Asked:
     rows: Sequence[Any]
     rendered: Sequence[Tokens]
     alternates: Rows | None
+
+
+def refused(examples: Sequence[Example], *, seed: int, texts: Sequence[str] = TAUGHT_REFUSALS) -> list[Example]:
+    """The same questions, each with one of `texts` as its answer, chosen by seed and content wherever the row stands.
+
+    Raises `DataError` for a row without a question.
+    """
+    for example in examples:
+        if not example.prompt:
+            raise DataError(f"{example.source}: is plain text, without a question that could be refused")
+    return [replace(example, answer=texts[refusal_index(seed, content_hash(example), len(texts))]) for example in examples]
 
 
 def read_alternates(source: str | Path, examples: Sequence[Example], *, seed: int) -> list[Example]:
