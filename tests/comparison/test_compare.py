@@ -30,13 +30,13 @@ from d2unlearn.config import CompareSettings, UnlearnSettings, load_settings
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ArtifactError, ConfigError, GateError
-from d2unlearn.evaluation.runner import likelihoods
 from d2unlearn.guards import GUARDS
 from d2unlearn.methods import METHODS
 from d2unlearn.metrics.memorization import answer_probability, extraction_strength
 from d2unlearn.models import load_model, load_tokenizer
 from d2unlearn.schema import GATE_FILE
 from d2unlearn.serialization import read_evaluation
+from d2unlearn.teacher_forcing import score_rows
 from d2unlearn.training.unlearn import run_unlearn
 
 from .conftest import Compared
@@ -82,7 +82,7 @@ def bench_of(settings: CompareSettings, contestant: str, seed: int | None) -> Be
 
 def knowledge(folder: str | Path, rows: Any) -> dict[str, float]:
     template = Template(load_tokenizer(folder))
-    held = likelihoods(load_model(folder), [template.tokens(row) for row in rows], batch_size=7)
+    held = score_rows(load_model(folder), [template.tokens(row) for row in rows], batch_size=7)
     return {
         "extraction_strength": float(np.mean([extraction_strength(each.correct) for each in held])),
         "answer_probability": float(np.mean([answer_probability(each.nll) for each in held])),

@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 
 from d2unlearn.data.batching import pad_tokens
 from d2unlearn.errors import ConfigError
-from d2unlearn.evaluation.runner import likelihoods
 from d2unlearn.metrics.memorization import answer_probability
 from d2unlearn.observation import observe
 from d2unlearn.quantities import Nll
 from d2unlearn.schema import MetricResult, RelearningResult, Tokens
 from d2unlearn.stats import bootstrap_interval
+from d2unlearn.teacher_forcing import score_rows
 
 Choice = Literal["first", "spread"]
 """Which rows are relearned: the first of the file (a few authors in full), or a few of every group."""
@@ -128,4 +128,4 @@ def _step(model: PreTrainedModel, rows: Sequence[Tokens], optimizer: torch.optim
 
 
 def _probabilities(model: PreTrainedModel, rows: Sequence[Tokens], batch_size: int) -> list[float]:
-    return [answer_probability(held.nll) for held in likelihoods(model, rows, batch_size=batch_size, name="rows not relearned")]
+    return [answer_probability(row.nll) for row in score_rows(model, rows, batch_size=batch_size, name="rows not relearned")]

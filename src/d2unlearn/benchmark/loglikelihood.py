@@ -27,6 +27,7 @@ from d2unlearn.observation import causal_model, last_hidden_states
 from d2unlearn.quantities import Entropy, LogProbVariance, LogSumExp, MostLikely, Nll, Quantity
 from d2unlearn.runtime import progress
 from d2unlearn.schema import Tokens
+from d2unlearn.teacher_forcing import teacher_forced
 
 Floats = NDArray[np.float64]
 Place = tuple[int, int]
@@ -125,8 +126,9 @@ def answer_scores(
     values: Mapping[Quantity, Floats], targets: Sequence[int], convention: Convention, *, thorough: bool
 ) -> AnswerScores:
     """From the quantities at the n positions that predict an answer's tokens to its scores. values: {quantity: [n]}."""
-    energies, nll = -values[LogSumExp()], values[Nll()]
-    brief = (len(targets), float(nll.mean()), float(energies[0]), float(energies.mean()))
+    nll = values[Nll()]
+    answer = teacher_forced(values[LogSumExp()], nll)
+    brief = (len(targets), answer.mean_nll, answer.prompt_energy, answer.answer_energy)
     if not thorough:
         return AnswerScores(*brief)
     given = values[MostLikely()].astype(np.int64)

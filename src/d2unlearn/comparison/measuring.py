@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from d2unlearn.data.template import Template
-from d2unlearn.evaluation.runner import Answers, likelihoods
+from d2unlearn.evaluation.runner import Answers
 from d2unlearn.metrics.memorization import answer_probability, extraction_strength
 from d2unlearn.metrics.text import rouge_l_recall
 from d2unlearn.schema import Example
+from d2unlearn.teacher_forcing import score_rows
 
 Means = dict[str, float]
 
@@ -18,7 +19,7 @@ Means = dict[str, float]
 def knowledge(guarded: Answers, rows: Sequence[Example], *, batch_size: int) -> Means:
     """Mean extraction strength and answer probability of the raw weights."""
     template = Template(guarded.tokenizer)
-    held = likelihoods(guarded.model, [template.tokens(row) for row in rows], batch_size=batch_size, name="validation")
+    held = score_rows(guarded.model, [template.tokens(row) for row in rows], batch_size=batch_size, name="validation")
     return {
         "extraction_strength": float(np.mean([extraction_strength(each.correct) for each in held])),
         "answer_probability": float(np.mean([answer_probability(each.nll) for each in held])),

@@ -13,12 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from d2unlearn.artifact import is_done, manifest
 from d2unlearn.config import EvaluateSettings
-from d2unlearn.data.batching import by_length, pad_tokens, truncate
+from d2unlearn.data.batching import truncate
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ConfigError
@@ -28,11 +27,10 @@ from d2unlearn.metrics.separation import separations
 from d2unlearn.metrics.summary import GENERATED, GUARDED, LIKELIHOOD, groups_of, set_metric
 from d2unlearn.metrics.text import leaks, rouge_l_recall, token_entropy
 from d2unlearn.models import context_length, weights_name
-from d2unlearn.observation import observe
-from d2unlearn.quantities import Correct, LogSumExp, Nll
-from d2unlearn.runtime import atomic_path, check_writable, fingerprint, progress, say, torch_dtype, write_json
-from d2unlearn.schema import EVALUATION_FILE, MANIFEST_FILE, EvaluatedSet, Evaluation, Example, Kind, ScoredExample, Tokens
+from d2unlearn.runtime import atomic_path, check_writable, fingerprint, say, torch_dtype, write_json
+from d2unlearn.schema import EVALUATION_FILE, MANIFEST_FILE, EvaluatedSet, Evaluation, Example, Kind, ScoredExample
 from d2unlearn.serialization import write_evaluation
+from d2unlearn.teacher_forcing import TeacherForced, score_rows
 from d2unlearn.version import __version__
 
 
@@ -68,16 +66,6 @@ class NamedSet:
     name: str
     kind: Kind
     examples: Sequence[Example]
-
-
-@dataclass(frozen=True)
-class Likelihoods:
-    """One row, teacher-forced on its true answer: energies in nats, and each answer token's correctness and NLL."""
-
-    prompt_energy: float
-    answer_energy: float
-    correct: tuple[bool, ...]
-    nll: tuple[float, ...]
 
 
 def run_evaluate(settings: EvaluateSettings) -> Path:
@@ -131,30 +119,11 @@ def evaluate(guarded: Answers, sets: Sequence[NamedSet], settings: EvaluateSetti
     )
 
 
-@torch.no_grad()
-def likelihoods(model: torch.nn.Module, rows: Sequence[Tokens], *, batch_size: int, name: str = "") -> list[Likelihoods]:
-    """Teacher-forced scores of rendered rows, in their order. A row without answer tokens has NaN energies."""
-    device = next(model.parameters()).device
-    wanted = (LogSumExp(), Nll(), Correct())
-    found = [Likelihoods(math.nan, math.nan, (), ())] * len(rows)
-    batches = list(by_length([len(row.input_ids) for row in rows], batch_size))
-    for indices in progress(batches, f"likelihoods, {name}", total=len(batches)):
-        batch = pad_tokens([rows[i] for i in indices], pad_id=0).to(device)
-        values = observe(model, {"forget": batch}, {"forget": wanted})["forget"]
-        lengths = [rows[i].answer_length for i in indices]
-        parts = zip(*(values[q].float().cpu().split(lengths) for q in wanted), strict=True)  # type: ignore[no-untyped-call]
-        for index, (lse, nll, correct) in zip(indices, parts, strict=True):
-            if len(lse):
-                right = tuple(bool(c) for c in correct.tolist())
-                found[index] = Likelihoods(-float(lse[0]), -float(lse.mean()), right, tuple(nll.tolist()))
-    return found
-
-
 def _evaluated(guarded: Answers, each: NamedSet, settings: EvaluateSettings) -> EvaluatedSet:
     template = Template(guarded.tokenizer)
     limit = context_length(guarded.model)
     rows = [truncate(template.tokens(example), limit or sys.maxsize) for example in each.examples]
-    held = likelihoods(guarded.model, rows, batch_size=settings.batch_size, name=each.name)
+    held = score_rows(guarded.model, rows, batch_size=settings.batch_size, name=each.name)
     answers = _answers(guarded, each.examples, settings)
     examples = tuple(
         _scored(example, likelihood, raw, guard)
@@ -199,7 +168,7 @@ def _answers(
     return answers
 
 
-def _scored(example: Example, held: Likelihoods, raw: Answer | None, guard: Answer | None) -> ScoredExample:
+def _scored(example: Example, held: TeacherForced, raw: Answer | None, guard: Answer | None) -> ScoredExample:
     rouge = math.nan if raw is None else rouge_l_recall(example.answer, raw.text)
     scores = {
         "extraction_strength": extraction_strength(held.correct),

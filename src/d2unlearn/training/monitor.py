@@ -7,14 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
 from torch import nn
 
-from d2unlearn.data.batching import by_length, pad_tokens
-from d2unlearn.observation import observe
-from d2unlearn.quantities import LogSumExp, Nll
 from d2unlearn.schema import Kind, Tokens
 from d2unlearn.stats import auroc, harmonic_mean
+from d2unlearn.teacher_forcing import TeacherForced, score_rows
 
 ENERGY_RUNAWAY = 0.5
 """Warn when the retained energy has risen by this share of the distance between where it began and -log V."""
@@ -46,7 +43,6 @@ class Snapshot:
         return {f"{prefix}_{name}": value for name, value in asdict(self).items()}
 
 
-@torch.no_grad()
 def take_snapshot(
     model: nn.Module,
     rows: Mapping[Kind, Sequence[Tokens]],
@@ -58,19 +54,17 @@ def take_snapshot(
     """Look at a model in evaluation mode. `before` is the snapshot that `kept` is measured against (None: this one)."""
     training = model.training
     model.eval()
-    prompt, answer, nll = (dict[Kind, list[float]]() for _ in range(3))
-    for kind, each in rows.items():
-        prompt[kind], answer[kind], nll[kind] = _per_row(model, each, batch_size, vocab_rows)
+    scored = {kind: _scored(model, each, batch_size, vocab_rows) for kind, each in rows.items()}
     model.train(training)
-    probability = {kind: float(np.mean(np.exp(-np.array(values)))) if values else math.nan for kind, values in nll.items()}
+    probability = {kind: _mean([math.exp(-row.mean_nll) for row in scored[kind]]) for kind in scored}
     kept = 1.0 if before is None else min(1.0, probability["retain"] / max(before.retain_probability, 1e-12))
-    separation = auroc(prompt["retain"], prompt["forget"])
+    separation = auroc(*([row.prompt_energy for row in scored[kind]] for kind in ("retain", "forget")))
     return Snapshot(
-        forget_energy=_mean(answer["forget"]),
-        retain_energy=_mean(answer["retain"]),
+        forget_energy=_mean([row.answer_energy for row in scored["forget"]]),
+        retain_energy=_mean([row.answer_energy for row in scored["retain"]]),
         forget_probability=probability["forget"],
         retain_probability=probability["retain"],
-        retain_nll=_mean(nll["retain"]),
+        retain_nll=_mean([row.mean_nll for row in scored["retain"]]),
         auroc=separation,
         selection=harmonic_mean([1 - probability["forget"], kept, separation]),
     )
@@ -98,23 +92,10 @@ def warning_of(before: Snapshot, now: Snapshot, *, energy_of_nothing: float) -> 
     return None
 
 
-def _per_row(
-    model: nn.Module, rows: Sequence[Tokens], batch_size: int, vocab_rows: int | None
-) -> tuple[list[float], list[float], list[float]]:
-    """(energy at the last prompt position, mean answer energy, mean answer NLL) of each row that has an answer."""
-    device = next(model.parameters()).device
-    kept = [row for row in rows if row.answer_length]
-    prompt, answer, nll = [], [], []
-    energy = LogSumExp()
-    for indices in by_length([len(row.input_ids) for row in kept], batch_size):
-        batch = pad_tokens([kept[i] for i in indices], pad_id=0).to(device)
-        found = observe(model, {"forget": batch}, {"forget": (energy, Nll())}, vocab_rows=vocab_rows)["forget"]
-        lengths = [kept[i].answer_length for i in indices]
-        for lse, loss in zip(torch.split(found[energy], lengths), torch.split(found[Nll()], lengths), strict=True):
-            prompt.append(-float(lse[0]))
-            answer.append(-float(lse.mean()))
-            nll.append(float(loss.mean()))
-    return prompt, answer, nll
+def _scored(model: nn.Module, rows: Sequence[Tokens], batch_size: int, vocab_rows: int | None) -> list[TeacherForced]:
+    """Each row that has an answer."""
+    with_answer = [row for row in rows if row.answer_length]
+    return score_rows(model, with_answer, batch_size=batch_size, vocab_rows=vocab_rows)
 
 
 def _mean(values: Sequence[float]) -> float:
