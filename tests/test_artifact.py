@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from d2unlearn.artifact import is_done, manifest, publish, read_manifest, workspace_of
+from d2unlearn.artifact import holds_result, is_done, manifest, new_result, publish, read_manifest, workspace_of
 from d2unlearn.errors import ArtifactError, DataError
+from d2unlearn.runtime import read_json, write_json
 from d2unlearn.schema import MANIFEST_FILE
 
 KEY = "the key of a run"
@@ -32,15 +34,15 @@ def fail_after_a_checkpoint(output: Path, error: BaseException) -> None:
 
 
 def test_nothing_or_an_empty_folder_is_not_done(tmp_path: Path) -> None:
-    assert not is_done(tmp_path / "nowhere", KEY)
-    assert not is_done(tmp_path, KEY)
+    assert not holds_result(tmp_path / "nowhere", KEY)
+    assert not holds_result(tmp_path, KEY)
 
 
 def test_the_same_run_s_artifact_is_done_and_another_s_is_refused(tmp_path: Path) -> None:
     folder = artifact(tmp_path / "artifact")
-    assert is_done(folder, KEY)
+    assert holds_result(folder, KEY)
     with pytest.raises(ArtifactError, match="holds the result of other inputs or settings; remove it or choose another"):
-        is_done(folder, "another key")
+        holds_result(folder, "another key")
 
 
 def test_what_differs_from_the_run_that_is_there_is_named(tmp_path: Path) -> None:
@@ -48,9 +50,9 @@ def test_what_differs_from_the_run_that_is_there_is_named(tmp_path: Path) -> Non
     folder.mkdir()
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest("unlearn", KEY, settings={"epochs": 10, "seed": 0, "output": "a"})))
     with pytest.raises(ArtifactError, match=r"other inputs or settings \(epochs: 10 there, 20 here\); remove it"):
-        is_done(folder, "another", {"epochs": 20, "seed": 0, "output": "b", "new": 1})
+        holds_result(folder, "another", {"epochs": 20, "seed": 0, "output": "b", "new": 1})
     with pytest.raises(ArtifactError, match="other inputs or settings; remove it"):
-        is_done(folder, "another", {"epochs": 10, "seed": 0})
+        holds_result(folder, "another", {"epochs": 10, "seed": 0})
 
 
 def test_what_is_no_artifact_is_left_alone(tmp_path: Path) -> None:
@@ -62,9 +64,9 @@ def test_what_is_no_artifact_is_left_alone(tmp_path: Path) -> None:
     (damaged / MANIFEST_FILE).write_text('{"key": ')
     for place in (file, folder):
         with pytest.raises(ArtifactError, match="exists and is not an artifact"):
-            is_done(place, KEY)
+            holds_result(place, KEY)
     with pytest.raises(ArtifactError, match="not valid JSON"):
-        is_done(damaged, KEY)
+        holds_result(damaged, KEY)
     assert file.read_text() == (folder / "thesis.tex").read_text() == "mine"
 
 
@@ -145,7 +147,7 @@ def test_publishing_puts_the_folder_in_place_and_removes_the_workspace(tmp_path:
         (staged / "model.safetensors").write_bytes(b"weights")
         publish(staged, output)
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
-    assert is_done(output, KEY)
+    assert holds_result(output, KEY)
     assert (output / "model.safetensors").read_bytes() == b"weights"
 
 
@@ -172,7 +174,7 @@ def test_a_link_to_the_output_s_place_is_followed(tmp_path: Path) -> None:
     with workspace_of(tmp_path / "link" / "artifact", KEY) as workspace:
         assert workspace.parent == tmp_path / "disk"
         publish(artifact(workspace / "artifact"), tmp_path / "link" / "artifact")
-    assert is_done(tmp_path / "disk" / "artifact", KEY)
+    assert holds_result(tmp_path / "disk" / "artifact", KEY)
 
 
 def test_a_manifest_names_command_key_and_versions(tmp_path: Path) -> None:
@@ -181,3 +183,26 @@ def test_a_manifest_names_command_key_and_versions(tmp_path: Path) -> None:
     assert found["versions"].keys() >= {"d2unlearn", "torch", "transformers", "safetensors"}
     assert read_manifest(artifact(tmp_path / "artifact")) == {"key": KEY}
     assert read_manifest(tmp_path) is None
+
+
+@dataclass
+class Settings:
+    output: str
+    seed: int
+
+
+def test_a_result_is_made_once_and_said_to_be_done_afterwards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, settings = tmp_path / "result", Settings("result", 3)
+    assert not is_done(output, KEY, settings)
+    with pytest.raises(ValueError, match="not JSON compliant"), new_result(output, "evaluate", KEY, settings) as folder:
+        write_json(folder / "numbers.json", {"half": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+    with new_result(output, "evaluate", KEY, settings) as folder:
+        write_json(folder / "numbers.json", {"all": 2})
+    assert read_json(output / "numbers.json") == {"all": 2}
+    assert read_json(output / MANIFEST_FILE) == manifest("evaluate", KEY, settings={"output": "result", "seed": 3})
+    assert capsys.readouterr().err == ""
+    assert is_done(output, KEY, settings)
+    assert capsys.readouterr().err == f"{output} is done: same inputs, same settings\n"
+    with pytest.raises(ArtifactError, match=r"settings \(seed: 3 there, 4 here\)"):
+        is_done(output, "another", Settings("result", 4))

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from d2unlearn.errors import ArtifactError
-from d2unlearn.runtime import read_json, remove, write_json
+from d2unlearn.runtime import atomic_path, read_json, remove, say, write_json
 from d2unlearn.schema import GATE_FILE, MANIFEST_FILE
 from d2unlearn.version import __version__
 
@@ -26,10 +27,27 @@ except ImportError:  # not a POSIX system
 CHECKPOINTS = "checkpoints"
 STAGED = "artifact"
 FORMAT = 1
+DONE = "{} is done: same inputs, same settings"
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tokenizers", "numpy")
 
 
-def is_done(output: Path, key: str, settings: Mapping[str, Any] | None = None) -> bool:
+def is_done(output: Path, key: str, settings: Any) -> bool:
+    """`holds_result`, said to the person where it is so. settings: a dataclass."""
+    done = holds_result(output, key, asdict(settings))
+    if done:
+        say(DONE.format(output))
+    return done
+
+
+@contextmanager
+def new_result(output: Path, command: str, key: str, settings: Any) -> Iterator[Path]:
+    """A folder to write a result to; with its manifest it takes the place of `output` when the block ends well."""
+    with atomic_path(output) as staged:
+        yield staged
+        write_json(staged / MANIFEST_FILE, manifest(command, key, settings=asdict(settings)))
+
+
+def holds_result(output: Path, key: str, settings: Mapping[str, Any] | None = None) -> bool:
     """Whether `output` holds the result of exactly this run. Raises `ArtifactError` when it holds something else.
 
     settings: this run's, to say in which the other one differs.
@@ -101,7 +119,7 @@ def publish(staged: Path, output: Path) -> None:
     for weights in staged.rglob("*.safetensors"):
         weights.chmod(mode)  # written readable by their owner alone, unlike everything beside them
     if output.is_dir():
-        output.rmdir()  # empty: `is_done` has looked
+        output.rmdir()  # empty: `holds_result` has looked
     os.replace(staged, output)
     clear(output)
 

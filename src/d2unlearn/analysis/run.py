@@ -29,16 +29,16 @@ from d2unlearn.analysis.records import (
     write_analysis,
 )
 from d2unlearn.analysis.statistics import PLACEMENTS, RATES, draw
-from d2unlearn.artifact import is_done, manifest
-from d2unlearn.config import AnalyzeSettings
+from d2unlearn.artifact import is_done, new_result
+from d2unlearn.config import AnalyzeSettings, identity
 from d2unlearn.data.records import content_hash
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ModelError
 from d2unlearn.gate.gate import EnergyGate
 from d2unlearn.metrics.summary import groups_of
 from d2unlearn.models import end_token_ids, load_model, load_tokenizer, pad_token_id, weights_name
-from d2unlearn.runtime import atomic_path, check_writable, fingerprint, hash_file, pick_device, say, torch_dtype, write_json
-from d2unlearn.schema import ANALYSIS_FILE, GATE_FILE, MANIFEST_FILE, Example, Kind
+from d2unlearn.runtime import check_writable, fingerprint, hash_file, pick_device, say, torch_dtype
+from d2unlearn.schema import ANALYSIS_FILE, GATE_FILE, Example, Kind
 from d2unlearn.version import __version__
 
 KINDS: tuple[Kind, ...] = ("retain", "forget")
@@ -62,13 +62,10 @@ def run_analyze(settings: AnalyzeSettings) -> Path:
     check_writable(output)
     questions = read_questions(settings)
     key = _key(settings, questions)
-    if is_done(output, key, asdict(settings)):
-        say(f"{output} is done: same inputs, same settings")
-        return output / ANALYSIS_FILE
-    analysis = analyze(questions, settings)
-    with atomic_path(output) as staged:
-        write_analysis(staged / ANALYSIS_FILE, analysis)
-        write_json(staged / MANIFEST_FILE, manifest("analyze", key, settings=asdict(settings)))
+    if not is_done(output, key, settings):
+        analysis = analyze(questions, settings)
+        with new_result(output, "analyze", key, settings) as staged:
+            write_analysis(staged / ANALYSIS_FILE, analysis)
     return output / ANALYSIS_FILE
 
 
@@ -199,10 +196,8 @@ def _pieces(tokenizer: PreTrainedTokenizerBase) -> Decode:
 
 def _key(settings: AnalyzeSettings, questions: Questions) -> str:
     """What the result depends on: weights, the gate, rows, settings without places, version."""
-    places = ("model", "original", "oracle", "forget", "retain", "calibration", "output", "also_forget", "also_retain")
-    chosen = {key: value for key, value in asdict(settings).items() if key not in places}
     rows = [[each.name, each.kind, [content_hash(e) for e in each.examples]] for each in questions.sets]
     rows += [["calibration", "retain", [content_hash(e) for e in (*questions.fit, *questions.threshold)]]]
     weights = {role: weights_name(place) for role, place in _places(settings).items()}
     gate = Path(settings.model) / GATE_FILE
-    return fingerprint([__version__, weights, hash_file(gate) if gate.is_file() else None, rows, chosen])
+    return fingerprint([__version__, weights, hash_file(gate) if gate.is_file() else None, rows, identity(settings)])

@@ -12,11 +12,11 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from d2unlearn.artifact import is_done, manifest
+from d2unlearn.artifact import is_done, new_result
 from d2unlearn.benchmark.cache import Findings, each_once
 from d2unlearn.benchmark.lm_results import Judged, judged, summary_of, task_set, tasks_evaluation, told_answers
 from d2unlearn.benchmark.suites import WMDP
@@ -26,17 +26,15 @@ from d2unlearn.data.wmdp import check_questions, task_file
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.generation.guarded import Answer, GuardedModel
 from d2unlearn.runtime import (
-    atomic_path,
     atomic_write,
     check_writable,
     fingerprint,
     hash_file,
     progress,
-    say,
     torch_dtype,
     write_json,
 )
-from d2unlearn.schema import EVALUATION_FILE, MANIFEST_FILE, EvaluatedSet, Message
+from d2unlearn.schema import EVALUATION_FILE, EvaluatedSet, Message
 from d2unlearn.serialization import write_evaluation
 from d2unlearn.version import __version__
 
@@ -66,18 +64,16 @@ def run_tasks(settings: BenchmarkSettings) -> Path:
     context = fingerprint([__version__, guarded.fingerprint, str(guarded.model.dtype)])
     hashes = {task: hash_file(path) for task, path in files.items()}
     key = fingerprint([context, hashes, _tasks(settings), settings.limit, settings.batch_size, settings.seed, settings.label])
-    if is_done(output, key, asdict(settings)):
-        say(f"{output} is done: same inputs, same settings")
+    if is_done(output, key, settings):
         return output / EVALUATION_FILE
     with Findings(output, context) as findings:
         results = [_results(task, files.get(task), guarded, settings, context) for task in _tasks(settings)]
         sets = [each for result in results for each in _sets(result, guarded, findings, settings)]
-    with atomic_path(output) as staged:
+    with new_result(output, "evaluate", key, settings) as staged:
         write_evaluation(staged / EVALUATION_FILE, tasks_evaluation(settings, sets, guarded.gate))
         atomic_write(staged / EVAL, json.dumps({r.task: r.raw["samples"] for r in results}, indent=4, default=str))
         numbers = [summary_of(result.raw, result.task) for result in results]
         write_json(staged / SUMMARY, {name: value for each in numbers for name, value in each.items()})
-        write_json(staged / MANIFEST_FILE, manifest("evaluate", key, settings=asdict(settings)))
     findings.discard()
     return output / EVALUATION_FILE
 

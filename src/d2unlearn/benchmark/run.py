@@ -7,12 +7,12 @@ inputs (weights, gate, rows, code version, convention) is not computed again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from d2unlearn.artifact import is_done, manifest
+from d2unlearn.artifact import is_done, new_result
 from d2unlearn.benchmark.cache import Findings
 from d2unlearn.benchmark.conventions import convention_named
 from d2unlearn.benchmark.datasets import LoadedSet, load_sets
@@ -29,12 +29,12 @@ from d2unlearn.benchmark.rendering import ChatFormat, Renderer
 from d2unlearn.benchmark.results import evaluation_of
 from d2unlearn.benchmark.scoring import Scorer, overlap, render, score_set, takes_trees
 from d2unlearn.benchmark.suites import SUITES, Suite, attacked_sets, chosen
-from d2unlearn.config import BenchmarkSettings
+from d2unlearn.config import BenchmarkSettings, identity
 from d2unlearn.data.records import content_hash
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.models import load_model, weights_name
-from d2unlearn.runtime import atomic_path, check_writable, fingerprint, say, torch_dtype, write_json
-from d2unlearn.schema import EVALUATION_FILE, MANIFEST_FILE
+from d2unlearn.runtime import check_writable, fingerprint, say, torch_dtype
+from d2unlearn.schema import EVALUATION_FILE
 from d2unlearn.serialization import write_evaluation
 from d2unlearn.version import __version__
 
@@ -53,8 +53,7 @@ def run_benchmark(settings: BenchmarkSettings) -> Path:
     renderer = Renderer(guarded.tokenizer, convention_named(settings.convention), chat_of(settings))
     context = fingerprint([__version__, guarded.fingerprint, renderer.fingerprint, str(guarded.model.dtype)])
     key = _key(settings, context, sets, reference)
-    if is_done(output, key, asdict(settings)):
-        say(f"{output} is done: same inputs, same settings")
+    if is_done(output, key, settings):
         return output / EVALUATION_FILE
     with Findings(output, context) as findings:
         if len(findings):
@@ -64,11 +63,10 @@ def run_benchmark(settings: BenchmarkSettings) -> Path:
     study = studied(suite, [each for each, _ in scored], renderer, reference)
     guarded_answers = {each.name: answers for each, answers in scored}
     result = evaluation_of(settings, suite, study, guarded.gate, guarded_answers, partial(overlap, scorer))
-    with atomic_path(output) as staged:
+    with new_result(output, "evaluate", key, settings) as staged:
         write_evaluation(staged / EVALUATION_FILE, result)
         write_entries(staged / eval_file(suite), eval_entries(suite, study.found, study.convention))
         write_entries(staged / summary_file(suite), summary_entries(suite, study.found))
-        write_json(staged / MANIFEST_FILE, manifest("evaluate", key, settings=asdict(settings)))
     findings.discard()
     return output / EVALUATION_FILE
 
@@ -118,9 +116,7 @@ def studied(suite: Suite, sets: Sequence[SetScores], renderer: Renderer, referen
 
 def _key(settings: BenchmarkSettings, context: str, sets: Sequence[LoadedSet], reference: Mapping[str, Any]) -> str:
     """What the result depends on: the model and how it is read, rows, the retain model's logs, settings without places."""
-    places = ("model", "output", "data", "retain_logs", "reference_model")
-    chosen_settings = {key: value for key, value in asdict(settings).items() if key not in places}
     rows = [[each.name, [[content_hash(e), e.extra] for e in each.examples]] for each in sets]
     other = settings.reference_model
     weights = None if other is None else weights_name(other)
-    return fingerprint([context, rows, reference, weights, chosen_settings])
+    return fingerprint([context, rows, reference, weights, identity(settings)])

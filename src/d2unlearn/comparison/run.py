@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from d2unlearn.artifact import first_rank
+from d2unlearn.artifact import DONE, first_rank
 from d2unlearn.comparison.context import Bench
 from d2unlearn.comparison.evaluating import judge
 from d2unlearn.comparison.output import write_output
@@ -62,7 +62,7 @@ def run_one(comparison: Comparison, store: Store, key: str) -> None:
             if not bench.is_own(store.record(run)):
                 raise ArtifactError(OTHERS.format(store.result(run)))
             if first_rank():
-                say(f"{store.result(run)} is done: same inputs, same settings")
+                say(DONE.format(store.result(run)))
             return
         missing = [need for need in needs_of(comparison, run) if not (store.results / f"{need}.json").is_file()]
         if missing:

@@ -15,8 +15,8 @@ from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from d2unlearn.artifact import is_done, manifest
-from d2unlearn.config import EvaluateSettings
+from d2unlearn.artifact import is_done, new_result
+from d2unlearn.config import EvaluateSettings, identity
 from d2unlearn.data.batching import truncate
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.data.template import Template
@@ -27,8 +27,8 @@ from d2unlearn.metrics.separation import separations
 from d2unlearn.metrics.summary import GENERATED, GUARDED, LIKELIHOOD, groups_of, set_metric
 from d2unlearn.metrics.text import leaks, rouge_l_recall, token_entropy
 from d2unlearn.models import context_length, weights_name
-from d2unlearn.runtime import atomic_path, check_writable, fingerprint, say, torch_dtype, write_json
-from d2unlearn.schema import EVALUATION_FILE, MANIFEST_FILE, EvaluatedSet, Evaluation, Example, Kind, ScoredExample
+from d2unlearn.runtime import check_writable, fingerprint, torch_dtype
+from d2unlearn.schema import EVALUATION_FILE, EvaluatedSet, Evaluation, Example, Kind, ScoredExample
 from d2unlearn.serialization import write_evaluation
 from d2unlearn.teacher_forcing import TeacherForced, score_rows
 from d2unlearn.version import __version__
@@ -75,13 +75,10 @@ def run_evaluate(settings: EvaluateSettings) -> Path:
     sets = read_sets(settings)
     guarded = GuardedModel.from_pretrained(settings.model, dtype=torch_dtype(settings.dtype), raw=True, use_gate=True)
     key = _key(settings, guarded, sets)
-    if is_done(output, key, asdict(settings)):
-        say(f"{output} is done: same inputs, same settings")
-        return output / EVALUATION_FILE
-    result = evaluate(guarded, sets, settings)
-    with atomic_path(output) as staged:
-        write_evaluation(staged / EVALUATION_FILE, result)
-        write_json(staged / MANIFEST_FILE, manifest("evaluate", key, settings=asdict(settings)))
+    if not is_done(output, key, settings):
+        result = evaluate(guarded, sets, settings)
+        with new_result(output, "evaluate", key, settings) as staged:
+            write_evaluation(staged / EVALUATION_FILE, result)
     return output / EVALUATION_FILE
 
 
@@ -202,8 +199,8 @@ def _scored(example: Example, held: TeacherForced, raw: Answer | None, guard: An
 
 def _key(settings: EvaluateSettings, guarded: GuardedModel, sets: Sequence[NamedSet]) -> str:
     """What the result depends on: weights, gate, rows, settings without places, version."""
-    places = ("model", "forget", "retain", "output", "also_forget", "also_retain")
-    chosen = {key: value for key, value in asdict(settings).items() if key not in places}
     rows = [[each.name, each.kind, [content_hash(e) for e in each.examples]] for each in sets]
     weights = weights_name(settings.model)
-    return fingerprint([__version__, weights, None if guarded.gate is None else guarded.gate.fingerprint, rows, chosen])
+    return fingerprint(
+        [__version__, weights, None if guarded.gate is None else guarded.gate.fingerprint, rows, identity(settings)]
+    )

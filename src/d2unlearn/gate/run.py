@@ -7,9 +7,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from d2unlearn.artifact import DONE, read_manifest
 from d2unlearn.artifact import manifest as new_manifest
-from d2unlearn.artifact import read_manifest
-from d2unlearn.config import CalibrateSettings
+from d2unlearn.config import CalibrateSettings, identity
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import GateError
 from d2unlearn.gate.export import is_carried
@@ -38,7 +38,7 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
     if manifest.get("calibration", {}).get("key") == key and _has_gate(folder):
         if not is_carried(folder):
             EnergyGate.from_pretrained(folder).save(folder)
-        yield f"{folder / GATE_FILE} is done: same inputs, same settings"
+        yield DONE.format(folder / GATE_FILE)
         return
     yield note
     tokenizer = load_tokenizer(folder)
@@ -96,7 +96,5 @@ def _excludes_padded_rows(manifest: Mapping[str, Any]) -> bool:
 
 
 def _key(settings: CalibrateSettings, folder: Path, retain: Sequence[Example], forget: Sequence[Example] | None) -> str:
-    places = ("model", "retain", "forget", "batch_size")
-    chosen = {key: value for key, value in asdict(settings).items() if key not in places}
     rows = [[content_hash(example) for example in each] for each in (retain, forget or ())]
-    return fingerprint([__version__, weights_hash(folder), rows, chosen])
+    return fingerprint([__version__, weights_hash(folder), rows, identity(settings)])

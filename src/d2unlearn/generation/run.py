@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from d2unlearn.config import GenerateSettings
+from d2unlearn.artifact import DONE
+from d2unlearn.config import GenerateSettings, identity
 from d2unlearn.data.records import read_prompts
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.generation.guarded import Answer, GuardedModel
@@ -64,12 +65,10 @@ def _answer_file(settings: GenerateSettings, source: Path, output: Path) -> Iter
     if output.is_dir() or (output.exists() and output.samefile(source)):
         raise ConfigError([f"--output {output} is {'a folder' if output.is_dir() else 'the input'}; name another file"])
     guarded = open_model(settings)
-    places = ("model", "input", "output", "prompt", "show_energy", "batch_size")
-    chosen = {key: value for key, value in asdict(settings).items() if key not in places}
-    key = fingerprint([__version__, hash_file(source), guarded.fingerprint, chosen])
+    key = fingerprint([__version__, hash_file(source), guarded.fingerprint, identity(settings)])
     note = output.with_name(f"{output.name}.manifest.json")
     if output.is_file() and note.is_file() and read_json(note).get("key") == key:
-        yield f"{output} is done: same inputs, same settings"
+        yield DONE.format(output)
         return
     answers = _answers(guarded, [prompt for _, prompt in rows], settings)
     atomic_write(output, "".join(_line({**row, **_columns(a)}) for (row, _), a in zip(rows, answers, strict=True)))

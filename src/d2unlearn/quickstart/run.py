@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from d2unlearn.artifact import is_done, manifest
+from d2unlearn.artifact import holds_result, manifest
 from d2unlearn.config import CalibrateSettings, EvaluateSettings, QuickstartSettings, UnlearnSettings
 from d2unlearn.data.records import read_examples
 from d2unlearn.errors import ConfigError
@@ -29,7 +29,7 @@ def run_quickstart(settings: QuickstartSettings) -> Path:
         raise ConfigError([f"size should be one of {', '.join(SIZES)}, not {settings.size!r}"])
     output = Path(settings.output)
     key = fingerprint([__version__, settings.size, settings.seed])
-    if not is_done(output, key, asdict(settings)):
+    if not holds_result(output, key, asdict(settings)):
         write_json(output / MANIFEST_FILE, manifest("quickstart", key, settings=asdict(settings)))
     files = write_world(make_world(settings.seed, size=settings.size), output / "data")
     say("1/5 a small model that knows everyone in the made-up world")

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from d2unlearn.artifact import CHECKPOINTS, STAGED, clear, is_done, manifest, publish, workspace_of
-from d2unlearn.config import UnlearnSettings, typed
+from d2unlearn.config import UnlearnSettings, identity, typed
 from d2unlearn.data.holdout import HeldOut, hold_out, split_validation
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import ConfigError, DataError
@@ -70,8 +70,7 @@ def run_unlearn(settings: UnlearnSettings) -> Path:
     inputs = _load(settings, forget, retain, alternates)
     pace = _pace(settings, inputs)
     key = _key(settings, inputs)
-    if is_done(output, key, asdict(settings)):
-        say(f"{output} is done: same inputs, same settings")
+    if is_done(output, key, settings):
         clear(output)
         return output
     with workspace_of(output, key) as workspace:
@@ -219,11 +218,9 @@ def _key(settings: UnlearnSettings, inputs: Inputs) -> str:
 
     The effective batch grows with the number of processes, so a run is not taken up, or called done, by another number.
     """
-    places = ("model", "forget", "retain", "alternate", "output", "report_to")
-    chosen = {k: v for k, v in asdict(settings).items() if k not in places}
     rows = [inputs.forget, inputs.retain.train, inputs.retain.held_out, *inputs.alternates.values()]
     model = [state_hash(inputs.model), model_settings(inputs.model)]
-    return fingerprint([__version__, chosen, model, [_rows_hash(each) for each in rows], _processes()])
+    return fingerprint([__version__, identity(settings), model, [_rows_hash(each) for each in rows], _processes()])
 
 
 def _processes() -> int:
