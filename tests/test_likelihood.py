@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from d2unlearn.likelihood import IGNORE, answer_rows, answer_targets, next_labels, predicting_mask, token_nll
+from d2unlearn.energy import at_least_float32
+from d2unlearn.likelihood import IGNORE, next_labels, predicting_mask
+from d2unlearn.quantities import Chunk, Nll
 
 X = IGNORE
 
@@ -19,6 +21,22 @@ def random_labels(seed: int, rows: int = 5, width: int = 9) -> Tensor:
     labels = torch.randint(4, 50, (rows, width), generator=generator)
     labels[torch.rand(rows, width, generator=generator) < 0.5] = IGNORE
     return labels
+
+
+def answer_targets(labels: Tensor) -> list[int]:
+    """The answer tokens that are predicted, row by row."""
+    return next_labels(labels)[predicting_mask(labels)].tolist()
+
+
+def answer_rows(labels: Tensor) -> list[int]:
+    """For each of them the row that it belongs to."""
+    return predicting_mask(labels).nonzero()[:, 0].tolist()
+
+
+def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """`Nll` at positions of any shape."""
+    flat = at_least_float32(logits).reshape(-1, logits.shape[-1])
+    return Nll().of(Chunk(flat, targets.reshape(-1))).reshape(targets.shape)
 
 
 def counted(labels: Tensor) -> list[tuple[int, int, int]]:
@@ -36,9 +54,8 @@ def test_positions_rows_and_targets_are_in_one_order(seed: int) -> None:
     labels = random_labels(seed)
     expected = counted(labels)
     assert predicting_mask(labels).nonzero().tolist() == [[row, position] for row, position, _ in expected]
-    assert answer_rows(labels).tolist() == [row for row, _, _ in expected]
-    assert answer_targets(labels).tolist() == [token for _, _, token in expected]
-    assert next_labels(labels)[predicting_mask(labels)].tolist() == [token for _, _, token in expected]
+    assert answer_rows(labels) == [row for row, _, _ in expected]
+    assert answer_targets(labels) == [token for _, _, token in expected]
 
 
 def test_the_last_prompt_position_predicts_the_first_answer_token() -> None:
@@ -48,19 +65,19 @@ def test_the_last_prompt_position_predicts_the_first_answer_token() -> None:
 
 def test_a_token_at_the_start_is_predicted_by_nothing() -> None:
     labels = torch.tensor([[5, 6], [5, X]])
-    assert answer_targets(labels).tolist() == [6]
-    assert answer_rows(labels).tolist() == [0]
+    assert answer_targets(labels) == [6]
+    assert answer_rows(labels) == [0]
 
 
 @pytest.mark.parametrize("labels", [torch.full((2, 4), X), torch.tensor([[3], [4]]), torch.zeros(0, 4, dtype=torch.long)])
 def test_without_answers_there_is_nothing(labels: Tensor) -> None:
     assert predicting_mask(labels).shape == labels.shape
     assert int(predicting_mask(labels).sum()) == 0
-    assert answer_targets(labels).tolist() == answer_rows(labels).tolist() == []
+    assert answer_targets(labels) == answer_rows(labels) == []
 
 
 def test_a_token_id_of_zero_is_an_answer_token() -> None:
-    assert answer_targets(torch.tensor([[X, 0, 0]])).tolist() == [0, 0]
+    assert answer_targets(torch.tensor([[X, 0, 0]])) == [0, 0]
 
 
 def test_the_shift_does_not_write_into_the_labels() -> None:

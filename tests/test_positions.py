@@ -7,7 +7,7 @@ import torch
 
 import tiny_models
 from d2unlearn.errors import ConfigError
-from d2unlearn.likelihood import IGNORE, answer_rows, answer_targets, next_labels
+from d2unlearn.likelihood import IGNORE, next_labels, predicting_mask
 from d2unlearn.observation import Batch, observe
 from d2unlearn.positions import Every, Labelled, Positions, Predicting
 from d2unlearn.quantities import Correct, LogSumExp, Nll
@@ -38,8 +38,7 @@ def test_every_position_may_leave_out_the_last_column() -> None:
 
 def test_what_a_position_should_predict() -> None:
     assert next_labels(LABELS).tolist() == [[X, 5, 6, 7, X, X], [X, 9, X, X, X, X], [X] * 6]
-    assert answer_targets(LABELS).tolist() == [5, 6, 7, 9]
-    assert answer_rows(LABELS).tolist() == [0, 0, 0, 1]
+    assert next_labels(LABELS)[predicting_mask(LABELS)].tolist() == [5, 6, 7, 9]
 
 
 @pytest.mark.parametrize("positions", [Predicting(), Predicting(skip=2), Labelled(), Every(), Every(but_last=True)], ids=repr)

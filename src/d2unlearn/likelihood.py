@@ -10,8 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from d2unlearn.energy import at_least_float32, logsumexp_parts
-
 IGNORE = -100
 
 
@@ -27,20 +25,3 @@ def next_labels(labels: Tensor) -> Tensor:
     shifted = torch.full_like(labels, IGNORE)
     shifted[:, :-1] = labels[:, 1:]
     return shifted
-
-
-def answer_targets(labels: Tensor) -> Tensor:
-    """The answer tokens that are predicted, row by row, in the order of `predicting_mask`. [B, T] -> [N] int64."""
-    return next_labels(labels)[predicting_mask(labels)]
-
-
-def answer_rows(labels: Tensor) -> Tensor:
-    """For each predicted answer token the row that it belongs to. [B, T] -> [N] int64."""
-    return predicting_mask(labels).nonzero(as_tuple=True)[0]
-
-
-def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood of each target in float32. logits: [..., V], targets: [...] int64. Returns [...], nats."""
-    logits = at_least_float32(logits)
-    largest, excess = logsumexp_parts(logits)
-    return largest - logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) + excess

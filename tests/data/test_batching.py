@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 import tiny_models
 from d2unlearn.data.batching import by_length, pad_left, pad_tokens, truncate
-from d2unlearn.likelihood import IGNORE, token_nll
+from d2unlearn.likelihood import IGNORE
 from d2unlearn.schema import Tokens
 
 SHORT = Tokens("short", (7, 8), (False, True))
@@ -56,7 +57,7 @@ def nll_of(model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torc
     """By hand: logits of position t against the token at t + 1, where that is an answer token."""
     logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
     kept = labels[:, 1:] != IGNORE
-    return token_nll(logits[:, :-1][kept], labels[:, 1:][kept])
+    return cross_entropy(logits[:, :-1][kept], labels[:, 1:][kept], reduction="none")
 
 
 def test_truncation_keeps_ids_and_mask_together() -> None:

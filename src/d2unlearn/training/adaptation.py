@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from d2unlearn.methods import AdaptiveMethod
+from d2unlearn.methods import AdaptiveMethod, Method
 
-if TYPE_CHECKING:
-    from d2unlearn.training.trainer import UnlearnTrainer
+
+class TrainsByMethod(Protocol):
+    """What `Adaptation` needs of a trainer: the method, which it replaces, and an accelerator to sum over processes."""
+
+    method: Method
+    accelerator: Any
 
 
 class Adaptation(TrainerCallback, ExportableState):
@@ -22,7 +26,7 @@ class Adaptation(TrainerCallback, ExportableState):
     Its state (the method's fields, the epoch's sums so far) is part of `trainer_state.json`.
     """
 
-    def __init__(self, trainer: UnlearnTrainer, steps_per_epoch: int) -> None:
+    def __init__(self, trainer: TrainsByMethod, steps_per_epoch: int) -> None:
         self._trainer = trainer
         self._steps_per_epoch = steps_per_epoch
         self._step: dict[str, Tensor] = {}

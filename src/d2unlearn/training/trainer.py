@@ -24,11 +24,10 @@ from d2unlearn.quantities import HiddenState, Observable, Quantity
 from d2unlearn.runtime import remove, seed_everything
 from d2unlearn.schema import Kind, Role, Tokens
 from d2unlearn.training.adaptation import Adaptation
-from d2unlearn.training.adapter import adapted
+from d2unlearn.training.adapter import adapted, train_only_named
 from d2unlearn.training.alternates import Asked, alternate_rows
 from d2unlearn.training.arguments import UnlearnConfig, check_parallelism, set_warmup, vocabulary_rows
 from d2unlearn.training.bar import TrainingBar, tell
-from d2unlearn.training.frozen import train_only_named
 from d2unlearn.training.monitor import Snapshot, take_snapshot, warning_of
 from d2unlearn.training.reference import Reference, compute_reference
 from d2unlearn.training.rows import KINDS, Rows, monitor_rows, training_rows
