@@ -22,6 +22,7 @@ from d2unlearn.runtime import (
     atomic_write,
     cache_dir,
     check_writable,
+    drawing_from,
     fingerprint,
     hash_file,
     is_text,
@@ -198,6 +199,20 @@ def test_a_seed_covers_python_numpy_and_torch() -> None:
         draws.append((random.random(), np.random.rand(), float(torch.rand(1))))  # noqa: NPY002 - that state is meant
     assert draws[0] == draws[1]
     assert all(a != b for a, b in zip(draws[0], draws[2], strict=True))
+
+
+def test_drawing_from_a_seed_leaves_the_generators_as_they_were() -> None:
+    before = torch.get_rng_state()
+    with drawing_from(3, torch.device("cpu")):
+        first = torch.rand(4)
+    with drawing_from(3):
+        assert torch.equal(torch.rand(4), first)
+    with drawing_from(None):
+        assert not torch.equal(torch.rand(4), first)
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(ZeroDivisionError), drawing_from(3):
+        _ = torch.rand(1) / 0, 1 / 0
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_dtypes_by_name() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -94,6 +96,31 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | N
     if configured is None:
         return []
     return [int(i) for i in configured] if isinstance(configured, list) else [int(configured)]
+
+
+def generate_of(model: PreTrainedModel) -> Callable[..., Any]:
+    """The model's `generate` as its class defines it, past a gate that came with its files (`custom_generate`)."""
+    plain: Any = type(model)
+    return partial(plain.generate, model)
+
+
+def generate_plainly(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    max_new_tokens: int,
+    pad_id: int,
+    ends: Sequence[int],
+    **options: Any,
+) -> Any:
+    """What `generate_of(model)` returns for one sequence a prompt, greedy unless the options say otherwise.
+
+    Nothing is compiled: a hook inside a compiled graph would not be called.
+    """
+    plain = {"do_sample": False, "num_beams": 1, "pad_token_id": pad_id, "eos_token_id": list(ends) or None}
+    given = {"input_ids": input_ids, "attention_mask": attention_mask, "max_new_tokens": max_new_tokens}
+    return generate_of(model)(**{**given, **plain, "disable_compile": True, **options})
 
 
 def context_length(model: PreTrainedModel) -> int | None:

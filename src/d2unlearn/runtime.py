@@ -56,6 +56,17 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+@contextmanager
+def drawing_from(seed: int | None, device: torch.device | None = None) -> Iterator[None]:
+    """Seed what torch draws from on the CPU and on `device` (None: not reproducibly); its generators come back as they were."""
+    import torch
+
+    devices = [] if device is None or device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=devices[0].type if devices else "cuda"):
+        torch.seed() if seed is None else torch.manual_seed(seed)
+        yield
+
+
 def cache_dir() -> Path:
     """Folder for what can be made again: `$D2UNLEARN_CACHE`, or the user's cache folder."""
     from platformdirs import user_cache_dir

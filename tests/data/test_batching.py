@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import tiny_models
-from d2unlearn.data.batching import by_length, pad_left, pad_tokens, truncate
+from d2unlearn.data.batching import by_length, pad_left, pad_tokens, truncate, until_end
 from d2unlearn.likelihood import IGNORE
 from d2unlearn.schema import Tokens
 
@@ -64,6 +64,13 @@ def test_truncation_keeps_ids_and_mask_together() -> None:
     assert truncate(LONG, 2) == Tokens("long", (5, 7), (False, True))
     assert truncate(LONG, 99) == LONG
     assert truncate(LONG, 1).answer_length == 0
+
+
+def test_an_answer_s_ids_reach_to_the_first_that_ends_it() -> None:
+    assert until_end([5, 2, 6, 2], [2, 9]) == [5, 2]
+    assert until_end([5, 6], [2]) == [5, 6]
+    assert until_end([2], [2]) == [2]
+    assert until_end([], [2]) == until_end((), ()) == []
 
 
 def test_batches_are_of_similar_length_longest_first_and_miss_nothing() -> None:

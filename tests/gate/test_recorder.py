@@ -10,7 +10,9 @@ from transformers import PreTrainedModel
 from d2unlearn import free_energy
 from d2unlearn.errors import GateError, ModelError
 from d2unlearn.gate.probes import prompt_energies
-from d2unlearn.gate.recorder import EnergyRecorder, causal_model, generate_of
+from d2unlearn.gate.recorder import EnergyRecorder
+from d2unlearn.models import generate_of
+from d2unlearn.observation import causal_model
 from tiny_models import FAMILIES, llama
 
 PROMPTS = [[5, 6, 7, 8], [9, 10], [11, 12, 13, 14, 15, 16]]

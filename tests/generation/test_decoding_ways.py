@@ -13,9 +13,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from d2unlearn.data.batching import pad_left
 from d2unlearn.energy import free_energy
-from d2unlearn.gate.recorder import generate_of
 from d2unlearn.gate.score import FirstTokens, Highest, MaxOf, MaxOverLooks, Score, TrailingWindow, request_scores
 from d2unlearn.generation.guard import Guard
+from d2unlearn.models import generate_of
 from d2unlearn.refusals import refusal_index
 
 from .ways import (

@@ -16,12 +16,12 @@ from transformers import PreTrainedModel
 import tiny_models
 from d2unlearn.data.batching import pad_left
 from d2unlearn.energy import free_energy
-from d2unlearn.gate.recorder import generate_of
 from d2unlearn.gate.rule import Rule, Words
 from d2unlearn.gate.score import Score, request_scores
 from d2unlearn.generation.beams import BeamWatch
 from d2unlearn.generation.criteria import Watch
 from d2unlearn.generation.guard import Guard
+from d2unlearn.models import generate_of
 from d2unlearn.refusals import refusal_index
 
 ENDS = (2, 17, 33, 49, 65, 81)

@@ -175,7 +175,7 @@ def test_answers_are_written_once_and_read_back(tmp_path: Path, monkeypatch: pyt
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("written again")
 
-    monkeypatch.setattr(model, "generate", refuse)
+    monkeypatch.setattr(type(model), "generate", refuse)
     assert Writer(model, None, HOW, 4, 0, tmp_path).rows(FORGET, None) == first
     for changed in (Writer(model, None, HOW, 4, 1, tmp_path), Writer(model, None, HOW._replace(samples=2), 4, 0, tmp_path)):
         with pytest.raises(AssertionError, match="written again"):
@@ -204,13 +204,13 @@ def test_an_instruction_is_put_to_the_model_and_the_answer_behind_the_bare_quest
     template = Template(chat_tokenizer)
     rendered = [template.tokens(row) for row in rows]
     told: list[list[int]] = []
-    generate = model.generate
+    generate = type(model).generate
 
-    def listen(**options: Any) -> Any:
+    def listen(self: Any, **options: Any) -> Any:
         told.extend(options["input_ids"].tolist())
-        return generate(**options)
+        return generate(self, **options)
 
-    monkeypatch.setattr(model, "generate", listen)
+    monkeypatch.setattr(type(model), "generate", listen)
     how = SelfWritten(1, 1.0, "{question}: not {answer}")
     written = Writer(model, chat_tokenizer, how, 2, 0).rows(rendered, rows)
     assert told == [template.question_ids(f"What is {i}: not it is {i}") for i in range(2)]

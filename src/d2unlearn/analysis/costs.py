@@ -23,8 +23,8 @@ from d2unlearn.analysis.detectors import PROMPT, AnswerIndex, Index
 from d2unlearn.analysis.recorder import Answering, Reads
 from d2unlearn.analysis.records import Cost
 from d2unlearn.data.batching import pad_left
-from d2unlearn.gate.recorder import generate_of
 from d2unlearn.head import head_of
+from d2unlearn.models import generate_plainly
 from d2unlearn.observation import causal_model, last_hidden_states
 from d2unlearn.quantities import Chunk, Quantity
 
@@ -50,16 +50,7 @@ def generation_seconds(model: PreTrainedModel, prompts: Sequence[Sequence[int]],
     ids, mask = (t.to(model.device) for t in pad_left(prompts, how.pad_id))
 
     def answer() -> None:
-        generate_of(model)(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=how.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=how.pad_id,
-            eos_token_id=list(how.ends) or None,
-            disable_compile=True,
-        )
+        generate_plainly(model, ids, mask, max_new_tokens=how.max_new_tokens, pad_id=how.pad_id, ends=how.ends)
 
     return least_seconds(answer, timer_of(model.device), repeats) / len(prompts)
 

@@ -22,11 +22,11 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 
 from d2unlearn.data.batching import by_length, pad_left
 from d2unlearn.errors import ModelError
-from d2unlearn.gate.recorder import generate_of
 from d2unlearn.head import Head, head_of, head_values
+from d2unlearn.models import generate_plainly
 from d2unlearn.observation import causal_model
 from d2unlearn.quantities import Chunk, LogSumExp, Quantity
-from d2unlearn.runtime import progress
+from d2unlearn.runtime import drawing_from, progress
 
 Floats = NDArray[np.float64]
 LAYER_POSITIONS = 8
@@ -104,9 +104,7 @@ def read_answers(
     """
     found: dict[int, _Read] = {}
     batches = list(by_length([len(prompt) for prompt in prompts], how.batch_size))
-    with torch.random.fork_rng(enabled=how.sampled):
-        if how.sampled:
-            torch.manual_seed(how.seed)
+    with drawing_from(how.seed, model.device):
         for indices in progress(batches, f"answers, {name}", total=len(batches)) if name else batches:
             found |= dict(zip(indices, _answered(model, [prompts[i] for i in indices], quantities, how), strict=True))
     rows = [found[index] for index in range(len(prompts))]
@@ -158,14 +156,13 @@ def _answered(
     drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if how.sampled else {"do_sample": False}
     with _Taps(model, how) as taps:
         reader = _Reader(taps, quantities, how, len(prompts))
-        generate_of(model)(
-            input_ids=ids,
-            attention_mask=mask,
+        generate_plainly(
+            model,
+            ids,
+            mask,
             max_new_tokens=how.max_new_tokens,
-            num_beams=1,
-            pad_token_id=how.pad_id,
-            eos_token_id=list(how.ends) or None,
-            disable_compile=True,
+            pad_id=how.pad_id,
+            ends=how.ends,
             stopping_criteria=StoppingCriteriaList([reader]),
             **drawn,
         )

@@ -20,6 +20,7 @@ from d2unlearn.errors import ConfigError
 from d2unlearn.metrics.memorization import answer_probability
 from d2unlearn.observation import observe
 from d2unlearn.quantities import Nll
+from d2unlearn.runtime import drawing_from
 from d2unlearn.schema import MetricResult, RelearningResult, Tokens
 from d2unlearn.stats import bootstrap_interval
 from d2unlearn.teacher_forcing import score_rows
@@ -110,10 +111,8 @@ def _attacked(model: PreTrainedModel, rows: Sequence[Tokens], attack: Relearning
     optimizer = torch.optim.AdamW(attacked.parameters(), lr=attack.learning_rate)
     yield 0, attacked.eval()
     batches = batch_order(len(rows), steps=max(attack.steps), batch_size=attack.batch_size, seed=attack.seed)
-    devices = [] if model.device.type == "cpu" else [model.device]
     for step, indices in enumerate(batches, start=1):
-        with torch.random.fork_rng(devices, device_type="cuda" if not devices else model.device.type), torch.enable_grad():
-            torch.manual_seed(attack.seed + step)  # dropout
+        with drawing_from(attack.seed + step, model.device), torch.enable_grad():  # dropout
             _step(attacked.train(), [rows[index] for index in indices], optimizer)
         if step in attack.steps:
             yield step, attacked.eval()

@@ -15,8 +15,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from d2unlearn.benchmark.loglikelihood import AnswerScores
-from d2unlearn.data.batching import by_length, pad_left
-from d2unlearn.gate.traces import generate_of
+from d2unlearn.data.batching import by_length, pad_left, until_end
+from d2unlearn.models import generate_plainly
 from d2unlearn.runtime import progress
 from d2unlearn.schema import Tokens
 
@@ -116,19 +116,5 @@ def _generated(
     ids, mask = (t.to(model.device) for t in pad_left(rows, pad_id))
     if hidden is not None:
         mask = mask * (ids != hidden)
-    sequences = generate_of(model)(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=room,
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=pad_id,
-        eos_token_id=list(ends) or None,
-        disable_compile=True,
-    )
-    return [_until_end(tokens, ends) for tokens in sequences[:, ids.shape[1] :].tolist()]
-
-
-def _until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
-    end = next((index for index, token in enumerate(tokens) if token in ends), len(tokens) - 1)
-    return tokens[: end + 1]
+    sequences = generate_plainly(model, ids, mask, max_new_tokens=room, pad_id=pad_id, ends=ends)
+    return [until_end(tokens, ends) for tokens in sequences[:, ids.shape[1] :].tolist()]

@@ -45,6 +45,12 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Ten
     return ids, mask
 
 
+def until_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """An answer's ids up to the first that ends it, that one included; all of them where none does."""
+    end = next((index for index, token in enumerate(ids) if token in ends), len(ids))
+    return list(ids[: end + 1])
+
+
 def truncate(tokens: Tokens, max_length: int) -> Tokens:
     """The first `max_length` tokens."""
     return Tokens(tokens.example_id, tokens.input_ids[:max_length], tokens.answer_mask[:max_length])

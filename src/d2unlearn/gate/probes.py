@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from d2unlearn.data.batching import pad_left
 from d2unlearn.energy import free_energy
 from d2unlearn.errors import GateError, ModelError
-from d2unlearn.gate.recorder import EnergyRecorder, generate_of
+from d2unlearn.gate.recorder import EnergyRecorder
+from d2unlearn.models import generate_plainly
 
 PROBE_TOLERANCE = {"float32": 0.002, "float64": 0.002, "bfloat16": 0.1, "float16": 0.05}
 """nats, the least that probes may differ by, by the dtype that was calibrated. See `check_probes`."""
@@ -86,15 +87,8 @@ def prompt_energies(
     """
     ids, mask = (t.to(model.device) for t in pad_left(prompts, 0))
     with EnergyRecorder(model, temperature=temperature, vocab_rows=vocab_rows) as recorder:
-        output = generate_of(model)(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=1,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=0,
-            return_dict_in_generate=True,
-            output_logits=True,
+        output = generate_plainly(
+            model, ids, mask, max_new_tokens=1, pad_id=0, ends=(), return_dict_in_generate=True, output_logits=True
         )
         energies = recorder.take()[:, -1]
     differ = float((energies - free_energy(output.logits[0][:, :vocab_rows], temperature)).abs().max())

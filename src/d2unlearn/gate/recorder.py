@@ -6,8 +6,7 @@ before penalties, warpers or a beam's log-softmax touch them. So an energy does 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel
 
 from d2unlearn.energy import free_energy
 from d2unlearn.errors import GateError, ModelError
+from d2unlearn.observation import causal_model
 
 
 class EnergyRecorder:
@@ -91,15 +91,3 @@ class EnergyRecorder:
         fed = next((named[key] for key in ("input_ids", "inputs_embeds") if named.get(key) is not None), None)
         self.n_fed = 0 if fed is None else fed.shape[1]
         self._n_forwards += 1
-
-
-def generate_of(model: PreTrainedModel) -> Callable[..., Any]:
-    """The model's `generate` as its class defines it, past a gate that came with its files (`custom_generate`)."""
-    plain: Any = type(model)
-    return partial(plain.generate, model)
-
-
-def causal_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The model whose `forward` returns logits: a PEFT wrapper's inner model, else the model itself."""
-    inner = getattr(model, "get_base_model", None)
-    return inner() if callable(inner) else model

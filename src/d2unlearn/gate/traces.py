@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
-from d2unlearn.data.batching import by_length, pad_left
-from d2unlearn.gate.recorder import EnergyRecorder, generate_of
-from d2unlearn.models import end_token_ids, pad_token_id
+from d2unlearn.data.batching import by_length, pad_left, until_end
+from d2unlearn.gate.recorder import EnergyRecorder
+from d2unlearn.models import end_token_ids, generate_plainly, pad_token_id
 from d2unlearn.runtime import progress
 
-__all__ = ["EnergyRecorder", "Trace", "collect_traces", "generate_of"]
+__all__ = ["EnergyRecorder", "Trace", "collect_traces"]
 
 
 @dataclass(frozen=True)
@@ -71,30 +71,27 @@ def collect_traces(
     """
     pad = pad_token_id(tokenizer)
     ends = end_token_ids(model, tokenizer)
-    generate = generate_of(model)
     traces: dict[int, Trace] = {}
     batches = list(by_length([len(prompt) for prompt in prompts], batch_size))
     for indices in progress(batches, description, total=len(batches)):
         ids, mask = (t.to(model.device) for t in pad_left([prompts[i] for i in indices], pad))
         with EnergyRecorder(model, temperature=temperature, vocab_rows=vocab_rows) as recorder:
             log = _EnergyLog(recorder)
-            sequences = generate(
-                input_ids=ids,
-                attention_mask=mask,
+            sequences = generate_plainly(
+                model,
+                ids,
+                mask,
                 max_new_tokens=max_new_tokens,
+                pad_id=pad,
+                ends=ends,
                 do_sample=do_sample,
-                num_beams=1,
-                pad_token_id=pad,
-                eos_token_id=ends or None,
-                disable_compile=True,
                 stopping_criteria=StoppingCriteriaList([log]),
             )
         energies = torch.stack(log.steps, dim=1).tolist()
         tokens = sequences[:, ids.shape[1] :].tolist()
-        traces |= {i: _until_end(e, t, ends) for i, e, t in zip(indices, energies, tokens, strict=True)}
+        traces |= {i: _trace(e, until_end(t, ends)) for i, e, t in zip(indices, energies, tokens, strict=True)}
     return [traces[i] for i in range(len(prompts))]
 
 
-def _until_end(energies: list[float], tokens: list[int], ends: Sequence[int]) -> Trace:
-    length = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
-    return Trace(tuple(energies[:length]), tuple(tokens[:length]))
+def _trace(energies: list[float], tokens: list[int]) -> Trace:
+    return Trace(tuple(energies[: len(tokens)]), tuple(tokens))

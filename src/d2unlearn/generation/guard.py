@@ -18,12 +18,13 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
 
-from d2unlearn.gate.recorder import EnergyRecorder, generate_of
+from d2unlearn.gate.recorder import EnergyRecorder
 from d2unlearn.gate.rule import Rule, Words
 from d2unlearn.generation.beams import BeamWatch
 from d2unlearn.generation.criteria import AssistedWatch, Watch
 from d2unlearn.generation.decoding import BEAM_MODES, effective_config, id_list, watched_way
 from d2unlearn.generation.streams import HeldBackStreamer
+from d2unlearn.models import generate_of
 from d2unlearn.refusals import refusal_index
 
 

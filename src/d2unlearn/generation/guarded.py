@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,13 @@ from d2unlearn.data.batching import by_length, pad_left
 from d2unlearn.data.template import Template
 from d2unlearn.errors import DataError, GateError
 from d2unlearn.gate import EnergyGate
-from d2unlearn.gate.recorder import generate_of
 from d2unlearn.gate.words import words_of
 from d2unlearn.generation.beams import BeamWatch
 from d2unlearn.generation.criteria import Decision, Watch
 from d2unlearn.generation.decoding import effective_config
 from d2unlearn.generation.guard import GateWarning, Guard
-from d2unlearn.models import context_length, end_token_ids, load_model, load_tokenizer, pad_token_id, state_hash
-from d2unlearn.runtime import fingerprint, pick_device, progress
+from d2unlearn.models import context_length, end_token_ids, generate_of, load_model, load_tokenizer, pad_token_id, state_hash
+from d2unlearn.runtime import drawing_from, fingerprint, pick_device, progress
 from d2unlearn.schema import GATE_FILE, Message
 
 Prompt = str | tuple[Message, ...]
@@ -171,7 +169,7 @@ class GuardedModel:
             options |= {name: value for name, value in drawn.items() if value is not None}
         answers: dict[int, Answer] = {}
         batches = list(by_length([len(ids) for ids in asked], batch_size))
-        with self._drawing_from(seed):
+        with drawing_from(seed, self.model.device):
             for indices in progress(batches, "answers", total=len(batches)) if len(batches) > 1 else batches:
                 batch = self._answer_batch([asked[i] for i in indices], dict(options), gate)
                 answers |= dict(zip(indices, batch, strict=True))
@@ -262,15 +260,6 @@ class GuardedModel:
     def _batch(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
         ids, mask = pad_left(prompts, pad_token_id(self.tokenizer))
         return ids.to(self.model.device), mask.to(self.model.device)
-
-    @contextmanager
-    def _drawing_from(self, seed: int) -> Iterator[None]:
-        """Seed the generator that sampling draws from, and give it back as it was."""
-        device = self.model.device
-        devices = [] if device.type == "cpu" else [device.index or 0]
-        with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
-            torch.manual_seed(seed)
-            yield
 
 
 class _Abandoned(StoppingCriteria):

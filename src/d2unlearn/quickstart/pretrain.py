@@ -28,7 +28,7 @@ from d2unlearn.errors import ArtifactError, DataError
 from d2unlearn.observation import Batch, observe
 from d2unlearn.quantities import Nll
 from d2unlearn.quickstart.fiction import Fact, World, make_world
-from d2unlearn.runtime import atomic_path, fingerprint, progress
+from d2unlearn.runtime import atomic_path, drawing_from, fingerprint, progress
 from d2unlearn.schema import Example, Message, Tokens
 
 VERSION = 1
@@ -131,8 +131,7 @@ def train_small_model(
     """
     if not rows or not all(rows):
         raise DataError("there is nothing to teach: every fact needs at least one rendered row")
-    with torch.random.fork_rng(devices=[]), _cpu_threads(threads):
-        torch.manual_seed(seed)
+    with drawing_from(seed), _cpu_threads(threads):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
         model.train()
         generator = torch.Generator().manual_seed(seed)

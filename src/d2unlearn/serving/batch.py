@@ -8,8 +8,7 @@ ends with a line break and the refusal.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -19,10 +18,11 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 
 from d2unlearn.data.batching import pad_left
 from d2unlearn.gate import EnergyGate
-from d2unlearn.gate.recorder import EnergyRecorder, generate_of
+from d2unlearn.gate.recorder import EnergyRecorder
 from d2unlearn.generation.criteria import Decision, Watch
 from d2unlearn.generation.guarded import GuardedModel
-from d2unlearn.models import end_token_ids, pad_token_id
+from d2unlearn.models import end_token_ids, generate_of, pad_token_id
+from d2unlearn.runtime import drawing_from
 
 Finish = Literal["stop", "length", "content_filter"]
 
@@ -95,12 +95,13 @@ def generate_rows(guarded: GuardedModel, asked: Sequence[Asked], readers: Sequen
     model, tokenizer, gate = guarded.model, guarded.tokenizer, guarded.gate
     pad, ends = pad_token_id(tokenizer), end_token_ids(model, tokenizer)
     ids, mask = (t.to(model.device) for t in pad_left([list(each.prompt_ids) for each in asked], pad))
+    sampling = asked[0].sampling
     rows = [_Row(each, reader, guarded, ends) for each, reader in zip(asked, readers, strict=True)]
     with (
         EnergyRecorder(
             model, temperature=gate.temperature if gate else 1.0, vocab_rows=gate.vocab_rows if gate else None
         ) as recorder,
-        _drawing(asked[0].sampling, model.device) as drawn,
+        drawing_from(sampling.seed if sampling else None, model.device),
     ):
         watch = Watch(gate, recorder, ends, criteria=StoppingCriteriaList([_Ends(rows)]))
         delivery = _Delivery(rows, watch, gate, hold_back)
@@ -113,7 +114,7 @@ def generate_rows(guarded: GuardedModel, asked: Sequence[Asked], readers: Sequen
             eos_token_id=ends or None,
             disable_compile=True,  # a hook inside a compiled graph would not be called
             stopping_criteria=StoppingCriteriaList([watch, delivery]),
-            **drawn,
+            **_options(sampling),
         )
     watch.finish(sequences.shape[1] - watch.prompt_length)
     delivery(sequences, None)
@@ -218,16 +219,8 @@ def _number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-@contextmanager
-def _drawing(sampling: Sampling | None, device: torch.device) -> Iterator[dict[str, Any]]:
-    """`generate`'s options for it; torch's own generator is left as it was."""
+def _options(sampling: Sampling | None) -> dict[str, Any]:
+    """`generate`'s options for it."""
     if sampling is None:
-        yield {"do_sample": False}
-        return
-    devices = [] if device.type == "cpu" else [device.index or 0]
-    with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
-        if sampling.seed is None:
-            torch.seed()
-        else:
-            torch.manual_seed(sampling.seed)
-        yield {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from d2unlearn.data.batching import by_length, pad_left
+from d2unlearn.data.batching import by_length, pad_left, until_end
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.methods.base import SelfWritten
-from d2unlearn.models import end_token_ids, pad_token_id, state_hash
+from d2unlearn.models import end_token_ids, generate_plainly, pad_token_id, state_hash
 from d2unlearn.observation import causal_model
-from d2unlearn.runtime import fingerprint, progress, read_json, say, write_json
+from d2unlearn.runtime import drawing_from, fingerprint, progress, read_json, say, write_json
 from d2unlearn.schema import Example, Tokens
 
 FORMAT = 1
@@ -85,8 +85,7 @@ class Writer:
         answers: list[list[int]] = [[]] * len(questions)
         batches = list(by_length([len(question) for question in questions], self.batch_size))
         device = next(self.model.parameters()).device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self.seed)
+        with drawing_from(self.seed, device):
             for indices in progress(batches, "alternate answers", total=len(batches)):
                 drawn = self._drawn([questions[i] for i in indices], longest)
                 for index, candidates in zip(indices, drawn, strict=True):
@@ -102,22 +101,21 @@ class Writer:
         ends = end_token_ids(causal, self.tokenizer)
         special = set() if self.tokenizer is None else set(self.tokenizer.all_special_ids)
         ids, mask = (each.to(causal.device) for each in pad_left(questions, pad))
-        sequences = causal.generate(
-            input_ids=ids,
-            attention_mask=mask,
+        sequences = generate_plainly(
+            causal,
+            ids,
+            mask,
             max_new_tokens=longest,
+            pad_id=pad,
+            ends=ends,
             do_sample=True,
-            num_beams=1,
             temperature=self.how.temperature,
             top_k=0,
             top_p=1.0,
             num_return_sequences=self.how.samples,
             suppress_tokens=sorted(special - set(ends)) or None,
-            pad_token_id=pad,
-            eos_token_id=ends or None,
-            disable_compile=True,
         )
-        new = [_until_end(row, ends) for row in sequences[:, ids.shape[1] :].tolist()]
+        new = [until_end(row, ends) for row in sequences[:, ids.shape[1] :].tolist()]
         return (new[start : start + self.how.samples] for start in range(0, len(new), self.how.samples))
 
 
@@ -133,8 +131,3 @@ def _prompt(row: Tokens) -> tuple[int, ...]:
     if not start:
         raise DataError(f"{row.example_id}: is plain text, without a question that could be answered otherwise")
     return row.input_ids[:start]
-
-
-def _until_end(ids: list[int], ends: Ids) -> list[int]:
-    end = next((place for place, token in enumerate(ids) if token in ends), len(ids) - 1)
-    return ids[: end + 1]
