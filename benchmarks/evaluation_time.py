@@ -16,9 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,8 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import transformers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from d2unlearn.benchmark.conventions import OURS
 from d2unlearn.benchmark.loglikelihood import Asked, score_answers
@@ -40,6 +36,7 @@ from d2unlearn.data.tofu import read_tofu
 from d2unlearn.models import load_model, load_tokenizer
 from d2unlearn.runtime import write_json
 from d2unlearn.schema import Tokens
+from measuring import in_fresh_process, measured_on, peak_mib, random_llama, random_row, resident_mib
 from reference_evaluation import Reference, evaluate, forward
 
 RESULTS = Path(__file__).parent / "results" / "evaluation_time.json"
@@ -104,10 +101,8 @@ def main() -> None:
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """What the numbers depend on beside the code."""
     return {
-        "hardware": f"{os.cpu_count()}-core {platform.machine()} CPU, float32",
+        **measured_on(),
         "load": round(os.getloadavg()[2], 1),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
         "threads": options.threads,
         "rounds": options.rounds,
         "rows": options.rows,
@@ -191,15 +186,7 @@ def memory() -> list[dict[str, Any]]:
     """Peak MiB of each variant at each vocabulary and length, in fresh processes."""
     found = []
     for vocabulary, length in MEMORY:
-        command = [sys.executable, __file__, "--memory-of"]
-        peaks = {
-            name: json.loads(
-                subprocess.run(
-                    [*command, name, str(vocabulary), str(length)], check=True, capture_output=True, text=True
-                ).stdout
-            )
-            for name in VARIANTS
-        }
+        peaks = {name: in_fresh_process(__file__, "--memory-of", name, vocabulary, length) for name in VARIANTS}
         logits = MEMORY_ROWS * length * vocabulary * 4 / 2**20
         found.append({"vocabulary": vocabulary, "length": length, "logits_mib": round(logits), "peak_mib": peaks})
     return found
@@ -207,27 +194,13 @@ def memory() -> list[dict[str, Any]]:
 
 def peak_memory(name: str, vocabulary: int, length: int) -> float:
     """MiB of one pass over rows whose second half is the answer, above what was resident with the model loaded."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config).eval()
+    shape = {"width": 64, "intermediate": 128, "layers": 2, "heads": 4}
+    model = random_llama(vocabulary=vocabulary, **shape, max_position_embeddings=1024, tie_word_embeddings=True)
     rng = np.random.default_rng(0)
-    rows = []
-    for index in range(MEMORY_ROWS):
-        ids = tuple(int(i) for i in rng.integers(4, vocabulary, size=length))
-        rows.append(Tokens(f"row-{index}", ids, tuple(place >= length // 2 for place in range(length))))
+    rows = [random_row(f"row-{index}", length, vocabulary, rng) for index in range(MEMORY_ROWS)]
     one_pass(name, model, [Tokens("warm", (4, 5, 6), (False, True, True))])
-    baseline = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    one_pass(name, model, rows)
-    return round(resident("VmHWM") - baseline, 1)
+    baseline = resident_mib()
+    return round(peak_mib(lambda: one_pass(name, model, rows)) - baseline, 1)
 
 
 def one_pass(name: str, model: LlamaForCausalLM, rows: Sequence[Tokens]) -> None:
@@ -241,13 +214,6 @@ def one_pass(name: str, model: LlamaForCausalLM, rows: Sequence[Tokens]) -> None
     logits = forward(reference, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
     log_p = torch.log_softmax(logits, dim=-1)[:, :-1, :]
     (log_p.exp() * log_p.square()).sum(-1)
-
-
-def resident(field: str) -> float:
-    """A size from /proc/self/status, MiB."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
 
 
 if __name__ == "__main__":

@@ -19,19 +19,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers import models as models_of_tokenizers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from d2unlearn import EnergyGate, GuardedModel
 from d2unlearn.models import load_model, load_tokenizer
 from d2unlearn.runtime import write_json
 from d2unlearn.schema import Example, Message
+from measuring import measured_on, random_llama, word_tokenizer
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 RESULTS = Path(__file__).parent / "results" / "generation_overhead.json"
+SHAPE = {"vocabulary": 32_000, "width": 512, "intermediate": 1376, "layers": 8, "heads": 8}
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    models = {"random Llama, H 512, V 32k": (random_llama(), word_tokenizer())}
+    models = {"random Llama, H 512, V 32k": (random_llama(**SHAPE), word_tokenizer(104))}
     if options.model is not None:
         models = {options.model.name: (load_model(options.model), load_tokenizer(options.model)), **models}
     cases = []
@@ -76,8 +75,7 @@ def main() -> None:
     write_json(
         RESULTS,
         {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
+            **measured_on(),
             "machine": platform.machine(),
             "threads": options.threads,
             "clock": options.clock,
@@ -86,29 +84,9 @@ def main() -> None:
     )
 
 
-def random_llama() -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32_000,
-        hidden_size=512,
-        intermediate_size=1376,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    words = ["<pad>", "<bos>", "<eos>", "<unk>", *(f"w{i}" for i in range(100))]
-    core = Tokenizer(models_of_tokenizers.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
-
-
 def open_gate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GuardedModel:
     """The model with a real gate of the default score, whose threshold nothing reaches."""
-    rows = [Example(str(i), (Message("user", f"w{i} w{i + 1}"),), "w1", str(i)) for i in range(12)]
+    rows = [Example(str(i), (Message("user", f"w{i + 4} w{i + 5}"),), "w1", str(i)) for i in range(12)]
     gate = EnergyGate.calibrate(model, tokenizer, rows, max_false_refusal=0.5, max_new_tokens=4)
     return GuardedModel(model, tokenizer, replace(gate, calibration=replace(gate.calibration, threshold=1e30)))
 

@@ -17,7 +17,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import re
 import signal
 import statistics
@@ -34,14 +33,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers import models as models_of_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from d2unlearn import EnergyGate, GuardedModel
 from d2unlearn.runtime import atomic_write, write_json
 from d2unlearn.schema import Example, Message
+from measuring import measured_on, random_llama, spread, word_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "serving_load"
 VOCABULARY = 32_000
@@ -134,9 +130,8 @@ def measure(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def settings(guarded: GuardedModel, options: argparse.Namespace) -> dict[str, Any]:
     return {
-        "hardware": f"{os.cpu_count()}-core {platform.machine()} CPU, float32, 1 thread a server",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **measured_on(),
+        "hardware": f"{measured_on()['hardware']}, 1 thread a server",
         "model": f"random Llama, {guarded.model.num_parameters() / 1e6:.1f}M parameters, vocabulary {VOCABULARY}",
         "clients": options.clients,
         "batch_size": options.batch_size,
@@ -148,24 +143,10 @@ def settings(guarded: GuardedModel, options: argparse.Namespace) -> dict[str, An
 
 def make_model(width: int, new_tokens: int) -> GuardedModel:
     """A random Llama with a token for every id, and a gate of the default score."""
-    names = ["<pad>", "<bos>", "<eos>", "<unk>", *(f"w{i}" for i in range(4, VOCABULARY))]
-    core = Tokenizer(models_of_tokenizers.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=width,
-        intermediate_size=width * 43 // 16,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        initializer_range=0.06,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    model = LlamaForCausalLM(config).eval()
+    tokenizer = word_tokenizer(VOCABULARY)
+    ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    shape = {"vocabulary": VOCABULARY, "width": width, "intermediate": width * 43 // 16, "layers": 8, "heads": 8}
+    model = random_llama(**shape, initializer_range=0.06, **ends)
     rows = [Example(str(i), (Message("user", text),), "w5", str(i)) for i, text in enumerate(marked_prompts(12, seed=1))]
     gate = EnergyGate.calibrate(model, tokenizer, rows, max_false_refusal=0.5, max_new_tokens=new_tokens, batch_size=12)
     return GuardedModel(model, tokenizer, gate)
@@ -354,11 +335,6 @@ async def _restart(
 async def _until(holds: Any) -> None:
     while not holds():
         await asyncio.sleep(0.05)
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    low, middle, high = np.percentile(values, [10, 50, 90]).tolist()
-    return {"p10": low, "median": middle, "p90": high}
 
 
 def page(result: dict[str, Any]) -> str:

@@ -17,10 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
-import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,16 +27,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer
 
 from d2unlearn.methods import EUA
 from d2unlearn.observation import Batch, join
 from d2unlearn.runtime import atomic_write, write_json
-from d2unlearn.schema import Role, Tokens
+from d2unlearn.schema import Role
 from d2unlearn.training.reference import compute_reference
 from d2unlearn.training.trainer import UnlearnConfig, UnlearnTrainer
+from measuring import in_fresh_process, measured_on, peak_mib, random_llama, random_row, resident_mib, spread
 from reference_step import frozen_margins, reference_step_loss
 
 RESULTS = Path(__file__).parent / "results" / "step_time"
@@ -116,9 +112,7 @@ def main() -> None:
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """What the numbers depend on beside the code."""
     return {
-        "hardware": f"{os.cpu_count()}-core {platform.machine()} CPU, float32",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **measured_on(),
         "threads": options.threads,
         "batch": f"{BATCH} forget + {BATCH} retained rows of 48 to 80 tokens, the second half of each its answer",
         "method": repr(METHOD),
@@ -174,33 +168,15 @@ def prepare(size: Size) -> tuple[list[Variant], dict[Role, Batch], UnlearnTraine
 
 def make_model(size: Size) -> PreTrainedModel:
     """A random Llama; the same weights at every call."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=size.vocabulary,
-        hidden_size=size.width,
-        intermediate_size=size.intermediate,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        use_cache=False,
-    )
-    return LlamaForCausalLM(config).train()
-
-
-def random_rows(kind: str, count: int, vocabulary: int, rng: np.random.Generator) -> list[Tokens]:
-    """Rows of 48 to 80 random tokens whose second half is the answer."""
-    rows = []
-    for index in range(count):
-        length = int(rng.integers(48, 81))
-        ids = tuple(int(i) for i in rng.integers(4, vocabulary, size=length))
-        rows.append(Tokens(f"{kind}-{index}", ids, tuple(place >= length // 2 for place in range(length))))
-    return rows
+    return random_llama(**asdict(size), max_position_embeddings=512, tie_word_embeddings=True, use_cache=False).train()
 
 
 def make_trainer(model: PreTrainedModel, size: Size) -> UnlearnTrainer:
     rng = np.random.default_rng(0)
-    rows = {kind: random_rows(kind, ROWS, size.vocabulary, rng) for kind in ("forget", "retain")}
+    rows = {
+        role: [random_row(f"{role}-{index}", int(rng.integers(48, 81)), size.vocabulary, rng) for index in range(ROWS)]
+        for role in ("forget", "retain")
+    }
     arguments = UnlearnConfig(
         output_dir=tempfile.mkdtemp(prefix="step_time_"),
         per_device_train_batch_size=BATCH,
@@ -281,18 +257,16 @@ def one_step(variant: Variant) -> Timed:
 
 def summary(times: Mapping[str, Sequence[Timed]], part: Callable[[Timed], float]) -> dict[str, Any]:
     """Medians in milliseconds, and ratios taken within rounds: median, 10th and 90th percentile."""
-    seconds = {name: [part(each) for each in steps] for name, steps in times.items()}
+    seconds = {name: np.array([part(step) for step in steps]) for name, steps in times.items()}
     return {
-        "median_ms": {name: round(1e3 * float(np.median(each)), 1) for name, each in seconds.items()},
-        "reference_over_ours": spread(seconds["reference"], seconds["ours"]),
-        "ours_over_plain": spread(seconds["ours"], seconds["plain"]),
+        "median_ms": {name: milliseconds(steps) for name, steps in seconds.items()},
+        "reference_over_ours": spread(seconds["reference"] / seconds["ours"]),
+        "ours_over_plain": spread(seconds["ours"] / seconds["plain"]),
     }
 
 
-def spread(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
-    ratios = np.array(above) / np.array(below)
-    low, middle, high = np.quantile(ratios, [0.1, 0.5, 0.9])
-    return {"median": round(float(middle), 3), "p10": round(float(low), 3), "p90": round(float(high), 3)}
+def milliseconds(seconds: Sequence[float] | np.ndarray) -> float:
+    return round(1e3 * float(np.median(seconds)), 1)
 
 
 def reference_pass(trainer: UnlearnTrainer, reference: Variant, batches: Mapping[Role, Batch], repeats: int) -> dict[str, Any]:
@@ -308,9 +282,9 @@ def reference_pass(trainer: UnlearnTrainer, reference: Variant, batches: Mapping
         theirs.append(time.process_time() - started)
     return {
         "rows": 2 * ROWS,
-        "median_ms": round(1e3 * float(np.median(ours)), 1),
-        "frozen_forwards_of_an_epoch_median_ms": round(1e3 * float(np.median(theirs)), 1),
-        "pass_over_epoch": spread(ours, theirs),
+        "median_ms": milliseconds(ours),
+        "frozen_forwards_of_an_epoch_median_ms": milliseconds(theirs),
+        "pass_over_epoch": spread(np.array(ours) / np.array(theirs)),
     }
 
 
@@ -319,15 +293,9 @@ def reference_pass(trainer: UnlearnTrainer, reference: Variant, batches: Mapping
 
 def memory(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Peak MiB of each variant, the median of fresh processes, and ratios of the medians."""
-    command = [sys.executable, __file__, "--sizes", name, "--threads", str(options.threads), "--memory-of"]
-    runs = {
-        variant: [
-            json.loads(subprocess.run([*command, variant], check=True, capture_output=True, text=True).stdout)
-            for _ in range(options.memory_runs)
-        ]
-        for variant in VARIANTS
-    }
-    peak = {variant: float(np.median([run["step"] for run in each])) for variant, each in runs.items()}
+    given = ("--sizes", name, "--threads", options.threads, "--memory-of")
+    runs = {variant: [in_fresh_process(__file__, *given, variant) for _ in range(options.memory_runs)] for variant in VARIANTS}
+    peak = {variant: float(np.median([run["step"] for run in some])) for variant, some in runs.items()}
     return {
         "step_mib": peak,
         "our_reference_pass_mib": float(np.median([run["construction"] for run in runs["ours"]])),
@@ -338,43 +306,32 @@ def memory(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def peak_memory(name: str, size: Size) -> dict[str, float]:
     """Peak of two steps above the loaded policy in MiB, and that of what comes before them (our reference pass)."""
-    warm = make_trainer(make_model(Size(64, 16, 1, 1, 16)), Size(64, 16, 1, 1, 16))
+    tiny = Size(64, 16, 1, 1, 16)
+    warm = make_trainer(make_model(tiny), tiny)
     warm.training_step(warm.model, first_inputs(warm))
-    model = make_model(size)
-    baseline = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    trainer = make_trainer(model, size) if name == "ours" else None
-    construction = resident("VmHWM") - baseline
-    backward = backward_of(name, model, trainer, size)
-    Path("/proc/self/clear_refs").write_text("5")
-    for _ in range(2):
-        model.zero_grad(set_to_none=True)
-        backward()
-    return {"step": round(resident("VmHWM") - baseline, 1), "construction": round(construction, 1)}
+    model, made = make_model(size), list[UnlearnTrainer]()
+    baseline = resident_mib()
+    construction = peak_mib(lambda: made.extend([make_trainer(model, size)] if name == "ours" else [])) - baseline
+    backward = backward_of(name, model, made[0] if made else None, size)
+
+    def two_steps() -> None:
+        for _ in range(2):
+            model.zero_grad(set_to_none=True)
+            backward()
+
+    return {"step": round(peak_mib(two_steps) - baseline, 1), "construction": round(construction, 1)}
 
 
 def backward_of(name: str, model: PreTrainedModel, trainer: UnlearnTrainer | None, size: Size) -> Callable[[], Tensor]:
-    """One variant alone. The rows are the trainer's own where there is one, else those of a tiny trainer on the same plan."""
-    inputs = first_inputs(trainer or rows_only(size))
+    """One variant alone. Without a trainer the rows are those of one with a model as small as can be but for its vocabulary."""
+    small = Size(size.vocabulary, 8, 1, 1, 8)
+    inputs = first_inputs(trainer or make_trainer(make_model(small), small))
     batches: dict[Role, Batch] = {"forget": Batch(**inputs["forget"]), "retain": Batch(**inputs["retain"])}
     if trainer is not None:
         return trainer_backward(trainer, inputs)
     if name == "reference":
         return reference_backward(model, make_model(size), batches)
     return plain_backward(model, batches)
-
-
-def rows_only(size: Size) -> UnlearnTrainer:
-    """A trainer whose model is as small as can be but for its vocabulary: it picks the same rows."""
-    small = Size(size.vocabulary, 8, 1, 1, 8)
-    return make_trainer(make_model(small), small)
-
-
-def resident(field: str) -> float:
-    """A size from /proc/self/status, MiB."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
 
 
 # -- the page -----------------------------------------------------------------------------------------------------------
