@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
 
 from d2unlearn import config
 from d2unlearn.config import (
-    LIMITS,
     CalibrateSettings,
     EvaluateSettings,
     GenerateSettings,
@@ -18,9 +17,9 @@ from d2unlearn.config import (
     UnlearnSettings,
     identity,
     load_settings,
-    typed,
 )
 from d2unlearn.errors import ConfigError
+from d2unlearn.fields import Flag, Limit, bare, flag_of, marked, typed
 
 NEEDED = {"model": "m", "forget": "f", "retain": "r", "output": "o"}
 
@@ -174,21 +173,45 @@ def test_a_file_that_is_not_there_or_empty(tmp_path: Path) -> None:
     assert load_settings(UnlearnSettings, yaml_file(tmp_path, "# nothing\n"), NEEDED) == UnlearnSettings(**NEEDED)
 
 
-def test_every_limit_is_of_a_field_and_every_default_keeps_to_it() -> None:
-    kinds = [each for name, each in vars(config).items() if name.endswith("Settings") and isinstance(each, type)]
-    defaults = [(f.name, f.default) for kind in kinds for f in fields(kind)]
-    assert set(LIMITS) <= {name for name, _ in defaults}
-    broken = [
-        (name, value)
-        for name, value in defaults
-        if name in LIMITS and isinstance(value, (int, float, str)) and not LIMITS[name].holds(value)
-    ]
-    assert broken == []
+KINDS = [kind for name, kind in vars(config).items() if name.endswith("Settings") and isinstance(kind, type)]
+
+
+def hints_of(kind: type[Any]) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_number_has_a_bound_and_every_default_keeps_to_it(kind: type[Any]) -> None:
+    hints = hints_of(kind)
+    numbers = [name for name, hint in hints.items() if {int, float} & {bare(hint), *get_args(bare(hint))}]
+    assert [name for name in numbers if marked(hints[name], Limit) is None and get_origin(bare(hints[name])) is not list] == []
+    bounded = [(f.default, marked(hints[f.name], Limit)) for f in fields(kind)]
+    given = [(value, limit) for value, limit in bounded if limit is not None and value is not None and value is not MISSING]
+    assert [value for value, limit in given if not limit.holds(value)] == []
+
+
+def test_a_setting_of_one_name_has_one_bound_wherever_it_stands() -> None:
+    said: dict[str, set[str | None]] = {}
+    for kind in KINDS:
+        for name, hint in hints_of(kind).items():
+            limit = marked(hint, Limit)
+            said.setdefault(name, set()).add(None if limit is None else limit.said)
+    assert {name: words for name, words in said.items() if len(words) > 1} == {}
 
 
 def test_generate_and_chat_share_their_settings() -> None:
     settings = load_settings(GenerateSettings, None, {"model": "m", "temperature": "0.7", "max_new_tokens": "12"})
     assert (settings.temperature, settings.max_new_tokens, settings.raw) == (0.7, 12, False)
+
+
+def test_markers_are_read_from_a_hint() -> None:
+    count, share = Limit("at least 1", lambda value: value >= 1), Limit("below 1", lambda value: value < 1)
+    hint = Annotated[Annotated[float | str, count.or_auto, "first"], share, Flag("--much/--little")]
+    assert (bare(hint), bare(int)) == (float | str, int)
+    assert (marked(hint, Limit), marked(hint, str), marked(hint, Flag)) == (share, "first", "--much/--little")
+    assert (marked(int, Limit), marked(Annotated[int, "help"], Flag)) == (None, None)
+    assert (flag_of("much", hint), flag_of("batch_size", int)) == ("--much/--little", "--batch-size")
+    assert [count.or_auto.holds(value) for value in ("auto", "fast", 1, 0, float("nan"))] == [True, False, True, False, False]
 
 
 def test_parameters_are_typed_by_hints() -> None:

@@ -17,7 +17,7 @@ import d2unlearn
 
 SOURCE = Path(d2unlearn.__file__).parent
 CORE = "energy errors head likelihood observation positions quantities refusals schema"
-FILES = "artifact config runtime serialization version"
+FILES = "artifact config fields runtime serialization version"
 
 ALLOWED = {
     "version": "",
@@ -30,7 +30,8 @@ ALLOWED = {
     "metrics": "refusals schema stats",
     "energy": "errors",
     "models": "errors",
-    "config": "errors runtime",
+    "fields": "runtime",
+    "config": "errors fields runtime",
     "artifact": "errors runtime schema version",
     "likelihood": "",
     "positions": "likelihood",

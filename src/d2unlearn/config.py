@@ -1,353 +1,400 @@
 """Run configurations: one frozen dataclass a verb, filled from one YAML file and from the command line over it.
 
-All mistakes are reported together; a key that no field has is refused, with the nearest one named.
+A field says all that there is to say of a setting: its type and default, the bound that its values keep (`Limit`), whether a
+result depends on it (`INCIDENTAL`), what `--help` says of it (a string) and how it is given there (`Flag`, `Metavar`,
+`Default`, `Group`). All mistakes are reported together; a key that no field has is refused, with the nearest one named.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import yaml
 
 from d2unlearn.errors import ConfigError
-from d2unlearn.runtime import is_text
+from d2unlearn.fields import (
+    AT_LEAST_TWO,
+    COUNT,
+    INCIDENTAL,
+    NOT_NEGATIVE,
+    PORT,
+    POSITIVE,
+    PROPER_SHARE,
+    SEED,
+    Default,
+    Flag,
+    Group,
+    Incidental,
+    Limit,
+    Metavar,
+    flag_of,
+    marked,
+    one_of,
+    typed,
+)
 
 Settings = TypeVar("Settings")
 
+FILE, NAMED_FILE = Metavar("FILE"), Metavar("NAME=FILE")
+ITS_FOLDER = Default("its folder")
+BENCHMARK = Group("A benchmark of the field")
+TRAINING = Group("How all of them are trained")
+WHERE = Group("Where runs are done")
 
-class Incidental:
-    """Marks a field that does not count for a result's identity: where things stand, or how fast they are done."""
-
-
-INCIDENTAL = Incidental()
+Seed = Annotated[int, SEED, "Seed of everything that is drawn."]
+Dtype = Annotated[str, "float32, bfloat16, float16, or auto: as the weights were saved."]
+RowLimit = Annotated[int | None, COUNT, "At most so many rows of each set."]
+GroupSize = Annotated[
+    int | None,
+    COUNT,
+    Metavar("N"),
+    "Rows come in blocks of N that belong together (TOFU: 20), where no column `group` says so.",
+]
+AnswerLength = Annotated[int | None, COUNT, Default("what the gate was calibrated for; raw 128"), "Longest answer."]
+AlsoForget = Annotated[dict[str, str], INCIDENTAL, NAMED_FILE, "A further set that should be gone; repeatable."]
+AlsoRetain = Annotated[dict[str, str], INCIDENTAL, NAMED_FILE, "A further set to keep; repeatable."]
+LearningRate = Annotated[float | str, POSITIVE.or_auto, "A number, or auto: from the model's size."]
+Epochs = Annotated[float | str, POSITIVE.or_auto, "Passes over the forget rows, or auto: 10, more for few."]
+Accumulation = Annotated[int | str, COUNT.or_auto, "Batches that make one update, or auto: 1 to 4 by size."]
+MaxLength = Annotated[int, AT_LEAST_TWO, "Rows are cut there, in tokens, or at the model's context."]
+Lora = Annotated[bool, Flag("--lora/--full"), "Train a low-rank adapter; its merged weights are written too."]
+LoraRank = Annotated[int, COUNT, "Rank of the adapter."]
+Bf16 = Annotated[bool, Flag("--bf16/--no-bf16"), "Mixed precision."]
+Checkpointing = Annotated[bool, Flag("--gradient-checkpointing/--no-gradient-checkpointing"), "Less memory, more time."]
 
 
 @dataclass(frozen=True)
 class UnlearnSettings:
     """`d2unlearn unlearn`: what to remove from which model, and how."""
 
-    model: Annotated[str, INCIDENTAL]
-    forget: Annotated[str, INCIDENTAL]
-    retain: Annotated[str, INCIDENTAL]
-    output: Annotated[str, INCIDENTAL]
-    alternate: Annotated[str | None, INCIDENTAL] = None
-    method: str = "eua"
-    method_parameters: dict[str, Any] = field(default_factory=dict)
-    learning_rate: float | str = "auto"
-    epochs: float | str = "auto"
-    batch_size: int = 8
-    accumulation: int | str = "auto"
-    max_length: int = 512
-    seed: int = 0
-    lora: bool = False
-    lora_rank: int = 16
-    dtype: str = "auto"
-    bf16: bool = False
-    gradient_checkpointing: bool = False
-    exclude_padded_rows: bool = False
-    keep: str = "best"
-    report_to: Annotated[str, INCIDENTAL] = "none"
-    group_size: int | None = None
+    model: Annotated[str, INCIDENTAL, "Model folder or hub name."]
+    forget: Annotated[str, INCIDENTAL, "What to remove: JSONL, JSON, CSV, Parquet, a saved data set, or hf:NAME."]
+    retain: Annotated[str, INCIDENTAL, "What to keep; some rows are set aside: a tenth, at least 400, at most half."]
+    output: Annotated[str, INCIDENTAL, "Folder for the artifact."]
+    alternate: Annotated[
+        str | None,
+        INCIDENTAL,
+        "Other answers, for methods that train them: refusals as .txt, or rows with the same questions.",
+    ] = None
+    method: Annotated[str, "Unlearning method (docs/methods.md)."] = "eua"
+    method_parameters: Annotated[
+        dict[str, Any],
+        Flag("--set"),
+        Metavar("KEY=VALUE"),
+        "A parameter of the method (in a file: method_parameters); repeatable.",
+    ] = field(default_factory=dict)
+    learning_rate: LearningRate = "auto"
+    epochs: Epochs = "auto"
+    batch_size: Annotated[int, COUNT, "Forget rows a step and device, with as many retained."] = 8
+    accumulation: Accumulation = "auto"
+    max_length: MaxLength = 512
+    seed: Seed = 0
+    lora: Lora = False
+    lora_rank: LoraRank = 16
+    dtype: Dtype = "auto"
+    bf16: Bf16 = False
+    gradient_checkpointing: Checkpointing = False
+    exclude_padded_rows: Annotated[
+        bool, Flag("--exclude-padded-rows/--all-rows"), "Leave vocabulary rows the tokenizer lacks out of energies."
+    ] = False
+    keep: Annotated[
+        str,
+        one_of("best", "last"),
+        "best: the epoch that erased and kept most, by rows set aside; last: as training ends.",
+    ] = "best"
+    report_to: Annotated[str, INCIDENTAL, "wandb, tensorboard, ..., as in transformers."] = "none"
+    group_size: GroupSize = None
 
 
 @dataclass(frozen=True)
 class CalibrateSettings:
-    """`d2unlearn calibrate`: the gate of an artifact, from retained prompts that training never saw.
+    """`d2unlearn calibrate`: the gate of an artifact, from retained prompts that training never saw."""
 
-    seed None: the one that the artifact was made with.
-    """
-
-    model: Annotated[str, INCIDENTAL]
-    retain: Annotated[str, INCIDENTAL]
-    forget: Annotated[str | None, INCIDENTAL] = None
-    max_false_refusal: float = 0.01
-    confidence: float | None = None
-    max_new_tokens: int = 64
-    batch_size: Annotated[int, INCIDENTAL] = 32
-    refusal: list[str] = field(default_factory=list)
-    score: str = "auto"
-    seed: int | None = None
-    group_size: int | None = None
+    model: Annotated[str, INCIDENTAL, "The artifact that `unlearn` wrote, or any model folder."]
+    retain: Annotated[str, INCIDENTAL, "Legitimate requests; of an artifact's own file the rows set aside are used."]
+    forget: Annotated[
+        str | None, INCIDENTAL, "Requests that should be refused: places the threshold better, reports misses."
+    ] = None
+    max_false_refusal: Annotated[float, PROPER_SHARE, "The largest share of legitimate requests that may be refused."] = 0.01
+    confidence: Annotated[
+        float | None,
+        PROPER_SHARE,
+        "Hold the share with this confidence over calibrations, e.g. 0.9, instead of on average.",
+    ] = None
+    max_new_tokens: Annotated[int, COUNT, "Tokens of each answer that the gate watches."] = 64
+    batch_size: Annotated[int, COUNT, INCIDENTAL, "Prompts at once."] = 32
+    refusal: Annotated[list[str], Default("a set of natural ones"), "What a refusal says; repeatable."] = field(
+        default_factory=list
+    )
+    score: Annotated[str, "The request's score; auto measures which is best."] = "auto"
+    seed: Annotated[int | None, SEED, Default("the one `unlearn` had, else 0"), "Seed of everything that is drawn."] = None
+    group_size: GroupSize = None
 
 
 @dataclass(frozen=True)
 class GenerateSettings:
     """`d2unlearn generate` and `chat`: answers of a guarded model."""
 
-    model: Annotated[str, INCIDENTAL]
-    prompt: Annotated[str | None, INCIDENTAL] = None
-    input: Annotated[str | None, INCIDENTAL] = None
-    output: Annotated[str | None, INCIDENTAL] = None
-    max_new_tokens: int | None = None
-    raw: bool = False
-    show_energy: Annotated[bool, INCIDENTAL] = False
-    sample: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
-    batch_size: Annotated[int, INCIDENTAL] = 16
-    seed: int = 0
-    dtype: str = "auto"
+    model: Annotated[str, INCIDENTAL, "An artifact with a calibrated gate."]
+    prompt: Annotated[str | None, INCIDENTAL, "One request; its answer goes to the standard output."] = None
+    input: Annotated[
+        str | None, INCIDENTAL, Metavar("FILE.jsonl"), "Rows with a `prompt` to answer; other fields are kept."
+    ] = None
+    output: Annotated[
+        str | None,
+        INCIDENTAL,
+        Metavar("FILE.jsonl"),
+        "Adds text, refused, energy and threshold to each row.",
+    ] = None
+    max_new_tokens: AnswerLength = None
+    raw: Annotated[bool, "Answer without the gate."] = False
+    show_energy: Annotated[bool, INCIDENTAL, "Print energy, threshold and decision too."] = False
+    sample: Annotated[bool, Flag("--sample/--greedy"), "Draw tokens instead of taking the most likely."] = False
+    temperature: Annotated[float, POSITIVE, "With --sample."] = 1.0
+    top_p: Annotated[float, Limit("above 0 and at most 1", lambda value: 0 < value <= 1), "With --sample."] = 1.0
+    batch_size: Annotated[int, COUNT, INCIDENTAL, "Prompts at once."] = 16
+    seed: Seed = 0
+    dtype: Dtype = "auto"
 
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """`d2unlearn serve`: the guarded model behind OpenAI's HTTP interface, and what a client may ask of it.
+    """`d2unlearn serve`: the guarded model behind OpenAI's HTTP interface, and what a client may ask of it."""
 
-    name None: the folder's. max_new_tokens None: as many as the gate was calibrated with (raw: 128). max_prompt_tokens None:
-    what the model's context leaves, at most 4096. api_keys: a file with one key a line. queue: requests that may wait;
-    connections: open at once; timeout, stop_timeout: seconds of a request, and of those running when the server is stopped.
-    """
-
-    model: str
-    host: str = "127.0.0.1"
-    port: int = 8000
-    name: str | None = None
-    raw: bool = False
-    dtype: str = "auto"
-    max_new_tokens: int | None = None
-    max_prompt_tokens: int | None = None
-    max_body_bytes: int = 1_000_000
-    batch_size: int = 16
-    queue: int = 256
-    connections: int = 2048
-    timeout: float = 120.0
-    stop_timeout: float = 20.0
-    hold_back: int = 0
-    api_keys: str | None = None
-    hide_energy: bool = False
-    log_prompts: bool = False
+    model: Annotated[str, "An artifact with a calibrated gate."]
+    host: Annotated[str, "Address to listen on; 127.0.0.1 is this machine alone."] = "127.0.0.1"
+    port: Annotated[int, PORT, "Port to listen on; 0: any that is free."] = 8000
+    name: Annotated[str | None, ITS_FOLDER, "What the model is called."] = None
+    raw: Annotated[bool, "Serve without the gate; every answer says so."] = False
+    dtype: Dtype = "auto"
+    max_new_tokens: AnswerLength = None
+    max_prompt_tokens: Annotated[int | None, COUNT, Default("what the context leaves, at most 4096"), "Longest prompt."] = None
+    max_body_bytes: Annotated[int, COUNT, "Largest request."] = 1_000_000
+    batch_size: Annotated[int, COUNT, "Requests answered together."] = 16
+    queue: Annotated[int, COUNT, "Requests that may wait; beyond, 503."] = 256
+    connections: Annotated[int, COUNT, "Connections open at once; beyond, 503."] = 2048
+    timeout: Annotated[float, POSITIVE, "Seconds until a request is given up, 504."] = 120.0
+    stop_timeout: Annotated[float, POSITIVE, "Seconds that running requests have to finish at a stop."] = 20.0
+    hold_back: Annotated[int, NOT_NEGATIVE, "Tokens that a stream stays behind, so that late refusals leak less."] = 0
+    api_keys: Annotated[str | None, FILE, "One key a line; a request has to bring one of them."] = None
+    hide_energy: Annotated[bool, "Show no energies to clients, who could search by them."] = False
+    log_prompts: Annotated[bool, Default("never"), "Log what is asked."] = False
 
 
 @dataclass(frozen=True)
 class PlaySettings:
-    """`d2unlearn play`: a page that shows the original's, the unlearned and the guarded answer side by side.
+    """`d2unlearn play`: a page that shows the original's, the unlearned and the guarded answer side by side."""
 
-    original None: the model that the artifact was made from. samples: files of questions to choose from, by what they are
-    called on the page; none: the rows that `unlearn` was given.
-    """
-
-    model: str
-    original: str | None = None
-    port: int = 7860
-    samples: dict[str, str] = field(default_factory=dict)
-    max_new_tokens: int | None = None
-    dtype: str = "auto"
+    model: Annotated[str, "An artifact with a calibrated gate."]
+    original: Annotated[str | None, Default("what the artifact was made from"), "The model before unlearning."] = None
+    port: Annotated[int, PORT, "Port on this machine; 0: any that is free."] = 7860
+    samples: Annotated[
+        dict[str, str],
+        Metavar("NAME=FILE"),
+        Default("the artifact's own rows"),
+        "Questions to choose from; repeatable.",
+    ] = field(default_factory=dict)
+    max_new_tokens: Annotated[AnswerLength, Default("what the gate was calibrated for")] = None
+    dtype: Dtype = "auto"
 
 
 @dataclass(frozen=True)
 class EvaluateSettings:
     """`d2unlearn evaluate`: knowledge, energy and refusals of a model on forget and retained rows."""
 
-    model: Annotated[str, INCIDENTAL]
-    forget: Annotated[str, INCIDENTAL]
-    retain: Annotated[str, INCIDENTAL]
-    output: Annotated[str, INCIDENTAL]
-    also_forget: Annotated[dict[str, str], INCIDENTAL] = field(default_factory=dict)
-    also_retain: Annotated[dict[str, str], INCIDENTAL] = field(default_factory=dict)
-    label: str | None = None
-    max_new_tokens: int = 128
-    batch_size: int = 32
-    limit: int | None = None
-    seed: int = 0
-    dtype: str = "auto"
-    group_size: int | None = None
+    model: Annotated[str, INCIDENTAL, "Model folder; with a gate in it, guarded metrics are measured too."]
+    forget: Annotated[str, INCIDENTAL, "Rows that should be gone."]
+    retain: Annotated[str, INCIDENTAL, "Rows that should have stayed: best ones that training never saw."]
+    output: Annotated[str, INCIDENTAL, "Folder for evaluation.json."]
+    also_forget: AlsoForget = field(default_factory=dict)
+    also_retain: AlsoRetain = field(default_factory=dict)
+    label: Annotated[str | None, ITS_FOLDER, "The model's name in tables."] = None
+    max_new_tokens: Annotated[int, COUNT, "Longest answer."] = 128
+    batch_size: Annotated[int, COUNT, "Rows at once."] = 32
+    limit: RowLimit = None
+    seed: Seed = 0
+    dtype: Dtype = "auto"
+    group_size: GroupSize = None
 
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """`d2unlearn evaluate --benchmark`: one of the field's benchmarks, counted as the convention says.
+    """`d2unlearn evaluate --benchmark`: one of the field's benchmarks, counted as the convention says."""
 
-    `data`: a folder with the benchmark's files, None for the hub. `retain_logs`: the EVAL file of a model that never saw the
-    forget set. `reference_model`: for the reference attack. `parts`: further sets (MUSE: scal, sust). `tasks`: of lm-eval.
-    `system_prompt` and `date_string` begin every conversation.
-    """
-
-    model: Annotated[str, INCIDENTAL]
-    benchmark: str
-    output: Annotated[str, INCIDENTAL]
-    data: Annotated[str | None, INCIDENTAL] = None
-    convention: str = "d2unlearn"
-    retain_logs: Annotated[str | None, INCIDENTAL] = None
-    forget_split: str = "forget10"
-    holdout_split: str | None = None
-    corpus: str = "news"
-    parts: list[str] = field(default_factory=list)
-    tasks: list[str] = field(default_factory=list)
-    question_key: str = "question"
-    gradient_norm: bool = True
-    reference_model: Annotated[str | None, INCIDENTAL] = None
-    system_prompt: str | None = None
-    date_string: str | None = None
-    label: str | None = None
-    batch_size: int = 32
-    limit: int | None = None
-    seed: int = 0
-    dtype: str = "auto"
+    model: Annotated[str, INCIDENTAL, "Model folder or hub name."]
+    benchmark: Annotated[str, one_of("tofu", "muse", "wmdp"), BENCHMARK, "tofu, muse or wmdp, instead of rows."]
+    output: Annotated[str, INCIDENTAL, "Folder for evaluation.json."]
+    data: Annotated[str | None, INCIDENTAL, BENCHMARK, Metavar("FOLDER"), Default("from the hub"), "Its files."] = None
+    convention: Annotated[
+        str, one_of("d2unlearn", "open-unlearning"), BENCHMARK, "How to count: d2unlearn or open-unlearning."
+    ] = "d2unlearn"
+    retain_logs: Annotated[
+        str | None,
+        INCIDENTAL,
+        BENCHMARK,
+        Metavar("FILE"),
+        "TOFU_EVAL.json (MUSE_EVAL.json) of a model that never saw the forget set, ours or open-unlearning's.",
+    ] = None
+    forget_split: Annotated[str, BENCHMARK, "TOFU: forget01, 05 or 10."] = "forget10"
+    holdout_split: Annotated[str | None, BENCHMARK, Default("holdout of that size"), "TOFU: rows nobody trained on."] = None
+    corpus: Annotated[str, one_of("news", "books"), BENCHMARK, "MUSE: news or books."] = "news"
+    parts: Annotated[list[str], BENCHMARK, Flag("--part"), "MUSE: scal or sust, too; repeatable."] = field(default_factory=list)
+    tasks: Annotated[
+        list[str],
+        BENCHMARK,
+        Flag("--task"),
+        Default("the three of WMDP"),
+        "WMDP: any task of lm-eval; repeatable.",
+    ] = field(default_factory=list)
+    question_key: Annotated[
+        str, one_of("question", "paraphrased_question"), BENCHMARK, "TOFU: question or paraphrased_question."
+    ] = "question"
+    gradient_norm: Annotated[
+        bool,
+        BENCHMARK,
+        Flag("--gradient-norm/--no-gradient-norm"),
+        Default("on"),
+        "The attack that needs gradients, a third of the time.",
+    ] = True
+    reference_model: Annotated[str | None, INCIDENTAL, BENCHMARK, "Model of the same tokenizer for the reference attack."] = (
+        None
+    )
+    system_prompt: Annotated[str | None, BENCHMARK, "Begins every conversation."] = None
+    date_string: Annotated[str | None, BENCHMARK, "The date for chat templates that write one."] = None
+    label: Annotated[str | None, ITS_FOLDER, "The model's name in tables."] = None
+    batch_size: Annotated[int, COUNT, "Rows at once."] = 32
+    limit: RowLimit = None
+    seed: Seed = 0
+    dtype: Dtype = "auto"
 
 
 @dataclass(frozen=True)
 class AnalyzeSettings:
-    """`d2unlearn analyze`: how well energy and every other index tell forgotten from retained requests, and at what cost.
+    """`d2unlearn analyze`: how well energy and every other index tell forgotten from retained requests, and at what cost."""
 
-    original, oracle: further models to read beside the one on trial. calibration: retained rows to fit and set thresholds on;
-    None: half of `retain`. disturbed: rows of the first forget and the first retained set that are asked again under each
-    disturbance.
-    """
-
-    model: Annotated[str, INCIDENTAL]
-    forget: Annotated[str, INCIDENTAL]
-    retain: Annotated[str, INCIDENTAL]
-    output: Annotated[str, INCIDENTAL]
-    also_forget: Annotated[dict[str, str], INCIDENTAL] = field(default_factory=dict)
-    also_retain: Annotated[dict[str, str], INCIDENTAL] = field(default_factory=dict)
-    original: Annotated[str | None, INCIDENTAL] = None
-    oracle: Annotated[str | None, INCIDENTAL] = None
-    calibration: Annotated[str | None, INCIDENTAL] = None
-    label: str | None = None
-    max_new_tokens: int = 64
-    batch_size: int = 32
-    disturbed: int = 200
-    limit: int | None = None
-    seed: int = 0
-    dtype: str = "auto"
-    group_size: int | None = None
+    model: Annotated[str, INCIDENTAL, "Model folder; with a gate in it, the others are compared with its score."]
+    forget: Annotated[str, INCIDENTAL, "Requests that should be gone."]
+    retain: Annotated[str, INCIDENTAL, "Requests that should have stayed: best ones that training never saw."]
+    output: Annotated[str, INCIDENTAL, "Folder for analysis.json and the page, analysis.html."]
+    also_forget: AlsoForget = field(default_factory=dict)
+    also_retain: AlsoRetain = field(default_factory=dict)
+    original: Annotated[str | None, INCIDENTAL, "The model before unlearning, read beside it."] = None
+    oracle: Annotated[str | None, INCIDENTAL, "A model that never saw the forget rows, read beside it."] = None
+    calibration: Annotated[
+        str | None,
+        INCIDENTAL,
+        Default("half of --retain"),
+        "Retained requests to fit and to set thresholds on; of an artifact's own file the rows set aside are used.",
+    ] = None
+    label: Annotated[str | None, ITS_FOLDER, "The model's name on the page."] = None
+    max_new_tokens: Annotated[int, COUNT, "Longest answer."] = 64
+    batch_size: Annotated[int, COUNT, "Requests at once."] = 32
+    disturbed: Annotated[
+        int, COUNT, "Rows of the first forget and the first retained set to ask again under each disturbance."
+    ] = 200
+    limit: RowLimit = None
+    seed: Seed = 0
+    dtype: Dtype = "auto"
+    group_size: GroupSize = None
 
 
 @dataclass(frozen=True)
 class CompareSettings:
     """`d2unlearn compare`: methods and guards, tuned alike on validation questions and judged once on test questions.
 
-    splits: by name, what is forgotten and what kept (`comparison.plan.Split`). results: a JSON file a run; None: in `output`.
-    methods: none named are all. search: by contestant, a parameter as a value or as a range to search, [low, high]. left_out:
-    contestants that the table names with a reason in place of numbers. backend: process, ray, or here (in this process).
-    launcher: what starts a run's command in place of python, e.g. `accelerate launch --num_processes 2`. run: only the run of
-    this key; plan: say what there is to do, and do nothing.
+    splits: what `comparison.plan.Split` holds, by name; search: a parameter as a value or as a range to search, [low, high], by
+    contestant.
     """
 
-    model: str
-    splits: dict[str, dict[str, Any]]
-    output: str
-    results: str | None = None
-    methods: list[str] = field(default_factory=list)
-    guards: list[str] = field(default_factory=list)
-    left_out: dict[str, str] = field(default_factory=dict)
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    trials: int = 6
-    search: dict[str, dict[str, Any]] = field(default_factory=dict)
-    learning_rate: float | str = "auto"
-    epochs: float | str = 5.0
-    batch_size: int = 8
-    accumulation: int | str = "auto"
-    max_length: int = 512
-    lora: bool = False
-    lora_rank: int = 16
-    dtype: str = "auto"
-    bf16: bool = False
-    gradient_checkpointing: bool = False
-    max_false_refusal: float = 0.01
-    test_rows: int = 400
-    max_new_tokens: int = 96
-    eval_batch_size: int = 32
-    attack_learning_rate: float = 5e-4
-    keep_artifacts: bool = False
-    backend: str = "process"
-    jobs: int = 1
-    cpus: float = 1.0
-    gpus: float = 0.0
-    launcher: str | None = None
-    run: str | None = None
-    plan: bool = False
+    model: Annotated[str, "Model to unlearn, where a split names no other."]
+    splits: Annotated[
+        dict[str, dict[str, Any]],
+        Flag("--split"),
+        Metavar("NAME={forget: FILE, retain: FILE, ...}"),
+        "What is forgotten and kept; repeatable.",
+    ]
+    output: Annotated[str, "Folder for work, tables and pages."]
+    results: Annotated[str | None, Metavar("FOLDER"), Default("results in the output"), "One JSON file a run, kept."] = None
+    methods: Annotated[list[str], Flag("--method"), Default("all of them"), "A method to compare; repeatable."] = field(
+        default_factory=list
+    )
+    guards: Annotated[list[str], Flag("--guard"), "A guard of untouched weights to compare; repeatable."] = field(
+        default_factory=list
+    )
+    left_out: Annotated[dict[str, str], Metavar("NAME=WHY"), "Named in the table without numbers."] = field(
+        default_factory=dict
+    )
+    seeds: Annotated[list[int], Flag("--seed"), "Seeds to judge with; repeatable. The first one tunes."] = field(
+        default_factory=lambda: [0, 1, 2]
+    )
+    trials: Annotated[int, COUNT, "Choices of parameters tried for each contestant."] = 6
+    search: Annotated[
+        dict[str, dict[str, Any]],
+        Metavar("NAME={beta: [0.1, 1], gamma: 2}"),
+        "Other ranges, or fixed values, of a contestant; repeatable.",
+    ] = field(default_factory=dict)
+    learning_rate: Annotated[LearningRate, TRAINING, "The rate that the search's factors are of."] = "auto"
+    epochs: Annotated[Epochs, TRAINING] = 5.0
+    batch_size: Annotated[int, COUNT, TRAINING, "Forget rows a step and device."] = 8
+    accumulation: Annotated[Accumulation, TRAINING] = "auto"
+    max_length: Annotated[MaxLength, TRAINING] = 512
+    lora: Annotated[Lora, TRAINING, "Train low-rank adapters."] = False
+    lora_rank: Annotated[int, COUNT, TRAINING, "Their rank."] = 16
+    dtype: Dtype = "auto"
+    bf16: Annotated[Bf16, TRAINING] = False
+    gradient_checkpointing: Annotated[Checkpointing, TRAINING] = False
+    max_false_refusal: Annotated[float, PROPER_SHARE, "Share that gates and guards may refuse wrongly."] = 0.01
+    test_rows: Annotated[int, COUNT, "Retained rows that only judge, at most a quarter."] = 400
+    max_new_tokens: Annotated[int, COUNT, "Longest answer."] = 96
+    eval_batch_size: Annotated[int, COUNT, "Rows at once when nothing is trained."] = 32
+    attack_learning_rate: Annotated[float, POSITIVE, "Of relearning; this suits millions of parameters."] = 5e-4
+    keep_artifacts: Annotated[bool, "Keep the trained models too."] = False
+    backend: Annotated[
+        str,
+        one_of("process", "ray", "here"),
+        WHERE,
+        "process: a command a run; here: in this process; ray: tasks of a cluster.",
+    ] = "process"
+    jobs: Annotated[int, COUNT, WHERE, "Runs at once."] = 1
+    cpus: Annotated[float, POSITIVE, WHERE, "Of a Ray cluster, for each run."] = 1.0
+    gpus: Annotated[float, NOT_NEGATIVE, WHERE, "Likewise."] = 0.0
+    launcher: Annotated[str | None, WHERE, Metavar("COMMAND"), "Starts a run in place of python: `accelerate launch ...`."] = (
+        None
+    )
+    run: Annotated[str | None, WHERE, Flag("--run --key"), Metavar("KEY"), "Do this run alone, as any scheduler can."] = None
+    plan: Annotated[bool, WHERE, "List all runs and how they stand; do nothing."] = False
 
 
 @dataclass(frozen=True)
 class QuickstartSettings:
     """`d2unlearn quickstart`: the whole way on the embedded world of made-up people."""
 
-    output: str = "runs/quickstart"
-    size: str = "default"
-    seed: int = 0
+    output: Annotated[str, "Folder for data, models and the report."] = "runs/quickstart"
+    size: Annotated[str, "default, or smoke: the same in a fraction of the time."] = "default"
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)
 class ReportSettings:
     """`d2unlearn report`: a page from two evaluations."""
 
-    before: str
-    after: str
-    artifact: str | None = None
-    output: str = "report.html"
+    before: Annotated[str, "evaluation.json (or its folder) of the original model."]
+    after: Annotated[str, "evaluation.json (or its folder) of the unlearned model."]
+    artifact: Annotated[str | None, "The artifact: its gate and manifest are shown."] = None
+    output: Annotated[str, "Where the page goes."] = "report.html"
 
 
 @dataclass(frozen=True)
 class CheckSettings:
     """`d2unlearn data check`: what the rows of a data set look like."""
 
-    forget: str
-    retain: str | None = None
-    model: str | None = None
-    group_size: int | None = None
-
-
-class Limit(NamedTuple):
-    """What a value of the right type must be besides, in words and as a test. NaN passes none of the tests."""
-
-    said: str
-    holds: Callable[[Any], bool]
-
-
-def one_of(*names: str) -> Limit:
-    """One of some words."""
-    return Limit(f"{', '.join(names[:-1])} or {names[-1]}", lambda value: value in names)
-
-
-COUNT = Limit("at least 1", lambda value: value >= 1)
-POSITIVE = Limit("a positive number", lambda value: 0 < value < math.inf)
-SHARE = Limit("above 0 and below 1", lambda value: 0 < value < 1)
-LIMITS = {
-    "learning_rate": Limit("a positive number or auto", lambda v: v == "auto" if isinstance(v, str) else POSITIVE.holds(v)),
-    "epochs": Limit("a positive number or auto", lambda v: v == "auto" if isinstance(v, str) else POSITIVE.holds(v)),
-    "batch_size": COUNT,
-    "accumulation": Limit("at least 1 or auto", lambda v: v == "auto" if isinstance(v, str) else COUNT.holds(v)),
-    "max_length": Limit("at least 2", lambda value: value >= 2),
-    "lora_rank": COUNT,
-    "trials": COUNT,
-    "test_rows": COUNT,
-    "eval_batch_size": COUNT,
-    "attack_learning_rate": POSITIVE,
-    "backend": one_of("process", "ray", "here"),
-    "jobs": COUNT,
-    "cpus": POSITIVE,
-    "gpus": Limit("0 or more", lambda value: 0 <= value < math.inf),
-    "keep": one_of("best", "last"),
-    "group_size": COUNT,
-    "max_new_tokens": COUNT,
-    "disturbed": COUNT,
-    "limit": COUNT,
-    "max_false_refusal": SHARE,
-    "confidence": SHARE,
-    "temperature": POSITIVE,
-    "top_p": Limit("above 0 and at most 1", lambda value: 0 < value <= 1),
-    "benchmark": one_of("tofu", "muse", "wmdp"),
-    "convention": one_of("d2unlearn", "open-unlearning"),
-    "corpus": one_of("news", "books"),
-    "question_key": one_of("question", "paraphrased_question"),
-    "seed": Limit("between 0 and 4294967295", lambda value: 0 <= value < 2**32),
-    "port": Limit("between 0 and 65535", lambda value: 0 <= value <= 65535),
-    "max_prompt_tokens": COUNT,
-    "max_body_bytes": COUNT,
-    "queue": COUNT,
-    "connections": COUNT,
-    "timeout": POSITIVE,
-    "stop_timeout": POSITIVE,
-    "hold_back": Limit("0 or more", lambda value: value >= 0),
-}
-"""The same for a key of this name in all settings."""
+    forget: Annotated[str, "Rows to forget."]
+    retain: Annotated[str | None, "Rows to keep; overlap with the forget rows is listed."] = None
+    model: Annotated[str | None, "Model folder whose tokenizer and chat template render the example."] = None
+    group_size: GroupSize = None
 
 
 def load_settings(kind: type[Settings], file: str | Path | None, overrides: Mapping[str, Any]) -> Settings:
@@ -357,43 +404,31 @@ def load_settings(kind: type[Settings], file: str | Path | None, overrides: Mapp
     others. Raises `ConfigError` with every mistake: unknown keys, wrong types, values out of range, what is missing, a file
     that is no YAML mapping.
     """
-    values = _read_yaml(file)
+    values = read_yaml(file)
     for key, value in overrides.items():
         if value is not None:
             below = values.get(key)
             values[key] = {**below, **value} if isinstance(value, dict) and isinstance(below, dict) else value
-    given, mistakes = typed(values, get_type_hints(kind))
-    for each in fields(kind):  # type: ignore[arg-type]
-        required = each.default is MISSING and each.default_factory is MISSING
-        if required and each.name not in values:
-            mistakes.append(f"{each.name} is missing (--{each.name.replace('_', '-')}, or `{each.name}:` in the file)")
+    hints = get_type_hints(kind, include_extras=True)
+    given, mistakes = typed(values, hints)
+    for setting in fields(kind):  # type: ignore[arg-type]
+        required = setting.default is MISSING and setting.default_factory is MISSING
+        if required and setting.name not in values:
+            flag = flag_of(setting.name, hints[setting.name])
+            mistakes.append(f"{setting.name} is missing ({flag}, or `{setting.name}:` in the file)")
     if mistakes:
         raise ConfigError(mistakes)
     return kind(**given)
 
 
-def holds(file: str | Path | None, key: str) -> bool:
-    """Whether a settings file has a key. Raises `ConfigError` as `load_settings` does."""
-    return key in _read_yaml(file)
-
-
 def identity(settings: Any) -> dict[str, Any]:
     """What a result depends on: the settings without the fields marked `INCIDENTAL`."""
     hints = get_type_hints(type(settings), include_extras=True)
-    return {name: value for name, value in asdict(settings).items() if INCIDENTAL not in get_args(hints[name])}
+    return {name: value for name, value in asdict(settings).items() if marked(hints[name], Incidental) is None}
 
 
-def typed(values: Mapping[str, Any], hints: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The values as the types that `hints` names, and what is wrong with them: unknown keys, types, values out of range."""
-    mistakes = [_unknown(key, list(hints)) for key in values if key not in hints]
-    given: dict[str, Any] = {}
-    for key in (key for key in values if key in hints):
-        given[key], mistake = _coerced(key, values[key], hints[key])
-        mistakes += [mistake] if mistake else []
-    return given, mistakes
-
-
-def _read_yaml(file: str | Path | None) -> dict[str, Any]:
+def read_yaml(file: str | Path | None) -> dict[str, Any]:
+    """What a settings file says, by key; nothing for no file. Raises `ConfigError` as `load_settings` does."""
     if file is None:
         return {}
     path = Path(file)
@@ -411,63 +446,3 @@ def _read_yaml(file: str | Path | None) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError([f"{path} should hold `key: value` lines, not a {type(values).__name__}"])
     return {str(key).replace("-", "_"): value for key, value in values.items()}
-
-
-def _unknown(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
-    return f"unknown key {key}{hint}"
-
-
-def _coerced(key: str, value: Any, hint: Any) -> tuple[Any, str | None]:
-    """The value as the field's type, and what is wrong with it (None: nothing)."""
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
-        return None, None
-    found = next((each for each in (_as(o, value) for o in options if o is not type(None)) if each is not None), None)
-    if found is None:
-        names = " or ".join("nothing" if o is type(None) else _name(o) for o in options)
-        return None, f"{key} should be {names}, not {value!r}"
-    limit = LIMITS.get(key)
-    if limit is not None and not limit.holds(found):
-        return None, f"{key} should be {limit.said}, not {value}"
-    return found, None
-
-
-def _as(kind: Any, value: Any) -> Any:
-    """`value` as `kind`, or None when it is not one. Numbers may be written as text (the command line does)."""
-    origin, inner = get_origin(kind) or kind, get_args(kind)
-    if origin is Any:
-        return value
-    if origin is Literal:
-        return value if value in inner else None
-    if origin is list and isinstance(value, list):
-        items = [_as(inner[0], item) for item in value]
-        return None if None in items else items
-    if origin is dict and isinstance(value, dict):
-        entries = {str(name): _as(inner[1], item) for name, item in value.items()}
-        return None if None in entries.values() else entries
-    if origin in (int, float):
-        return _as_number(origin, value)
-    if isinstance(value, str) and not is_text(value):
-        return None
-    return value if isinstance(value, origin) else None
-
-
-def _as_number(kind: type, value: Any) -> int | float | None:
-    if isinstance(value, bool):
-        return None
-    try:
-        number = float(value)
-        return (int(number) if number == int(number) else None) if kind is int else number
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def _name(kind: Any) -> str:
-    words = {list: "list", dict: "mapping", str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-    origin, inner = get_origin(kind) or kind, get_args(kind)
-    if origin is Literal:
-        return " or ".join(map(str, inner))
-    of = f" of {words.get(inner[-1], 'values')}" if inner and inner[-1] is not Any else ""
-    return f"{words.get(origin, getattr(origin, '__name__', str(origin)))}{of}"

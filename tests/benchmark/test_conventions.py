@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ import tiny_models
 from d2unlearn.benchmark.conventions import CONVENTIONS, DIFFERENCES, OPEN_UNLEARNING, OURS, convention_named
 from d2unlearn.benchmark.loglikelihood import Asked, answer_scores, score_answers
 from d2unlearn.benchmark.rendering import ChatFormat, Renderer
-from d2unlearn.config import LIMITS
+from d2unlearn.config import BenchmarkSettings
 from d2unlearn.errors import ConfigError
+from d2unlearn.fields import Limit, marked
 from d2unlearn.metrics.memorization import (
     TRUTH_AGGREGATORS,
     extraction_strength,
@@ -46,7 +48,9 @@ def test_every_switch_that_differs_is_explained_once_and_nothing_else_is() -> No
 
 def test_ours_is_the_default_and_the_settings_offer_both() -> None:
     assert convention_named("d2unlearn") is OURS
-    assert [name for name in CONVENTIONS if LIMITS["convention"].holds(name)] == ["d2unlearn", "open-unlearning"]
+    offered = marked(get_type_hints(BenchmarkSettings, include_extras=True)["convention"], Limit)
+    assert offered is not None
+    assert [name for name in CONVENTIONS if offered.holds(name)] == ["d2unlearn", "open-unlearning"]
     with pytest.raises(ConfigError, match="convention 'mine' is not known; choose one of d2unlearn, open-unlearning"):
         convention_named("mine")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import click
 import pytest
@@ -17,6 +17,7 @@ import typer
 from d2unlearn import __version__, config
 from d2unlearn.cli import main
 from d2unlearn.cli.main import app
+from d2unlearn.fields import Default, marked, typed
 
 from .command import d2, refused
 
@@ -32,11 +33,30 @@ def verbs(command: Any = COMMAND, path: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 VERBS = verbs()
-SETTINGS = {name.removesuffix("Settings").lower(): each for name, each in vars(config).items() if name.endswith("Settings")}
-ELSEWHERE = {"parameters": "method_parameters", "part": "parts", "task": "tasks"}
-"""Options whose key in a file is another word."""
-TWO_WAYS = {"evaluate": ("evaluate", "benchmark")}
-"""Verbs that read one settings or the other, by what is asked for."""
+SETTINGS = {
+    "quickstart": (config.QuickstartSettings,),
+    "unlearn": (config.UnlearnSettings,),
+    "calibrate": (config.CalibrateSettings,),
+    "generate": (config.GenerateSettings,),
+    "chat": (config.GenerateSettings,),
+    "serve": (config.ServeSettings,),
+    "play": (config.PlaySettings,),
+    "evaluate": (config.EvaluateSettings, config.BenchmarkSettings),
+    "analyze": (config.AnalyzeSettings,),
+    "compare": (config.CompareSettings,),
+    "report": (config.ReportSettings,),
+    "data check": (config.CheckSettings,),
+}
+"""By verb: what it reads, one or the other by what is asked for."""
+SHOWN = re.compile(r"  \[default: (.*)\]$")
+OPTIONS = [
+    pytest.param(option, setting, get_type_hints(kind, include_extras=True)[setting.name], id=f"{verb}-{option.name}")
+    for verb, kinds in SETTINGS.items()
+    for kind in kinds
+    for setting in fields(kind)
+    for option in VERBS[verb].params
+    if option.name == setting.name
+]
 
 
 def test_the_verbs_are_those_promised() -> None:
@@ -66,17 +86,33 @@ def test_every_option_has_a_word_of_help(verb: str) -> None:
     assert [parameter.name for parameter in VERBS[verb].params if not (getattr(parameter, "help", "") or "").strip()] == []
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb.split()[-1] in SETTINGS])
+@pytest.mark.parametrize("verb", VERBS)
 def test_a_file_takes_what_the_command_line_takes(verb: str) -> None:
-    keys = {ELSEWHERE.get(parameter.name, parameter.name) for parameter in VERBS[verb].params} - {"config"}
-    name = verb.split()[-1]
-    kinds = [SETTINGS[each] for each in TWO_WAYS.get(name, (name,)) if each in SETTINGS]
-    assert keys == {field.name for kind in kinds for field in fields(kind)}
+    keys = {parameter.name for parameter in VERBS[verb].params} - {"config"}
+    known = {setting.name for kind in SETTINGS[verb] for setting in fields(kind)}
+    assert keys == known or (verb == "chat" and keys == {"model", "max_new_tokens", "raw", "show_energy", "dtype"} < known)
 
 
-def test_chat_s_options_are_settings_of_generation() -> None:
-    keys = {parameter.name for parameter in VERBS["chat"].params} - {"config"}
-    assert keys < {field.name for field in fields(config.GenerateSettings)}
+@pytest.mark.parametrize(("option", "setting", "hint"), OPTIONS)
+def test_the_default_shown_is_the_field_s(option: Any, setting: Field[Any], hint: Any) -> None:
+    """Read back as a value, or the words that stand at the field; nothing is shown where leaving out means none or no."""
+    value = setting.default if setting.default_factory is MISSING else setting.default_factory()
+    found, words = SHOWN.search(option.help), marked(hint, Default)
+    assert option.default is None
+    if found is None:
+        assert value in (MISSING, None, [], {}) or value is False
+    elif words is not None:
+        assert found[1] == words
+        assert value in (None, [], {}) or words == {True: "on", False: "never"}[value]
+    else:
+        shown = found[1].split() if isinstance(value, list) else found[1]
+        assert typed({setting.name: shown}, {setting.name: hint}) == ({setting.name: value}, [])
+
+
+def test_no_field_s_own_text_shows_a_default() -> None:
+    kinds = [kind for kinds in SETTINGS.values() for kind in kinds]
+    hints = [hint for kind in kinds for hint in get_type_hints(kind, include_extras=True).values()]
+    assert [hint for hint in hints if "[default" in (marked(hint, str) or "[default")] == []
 
 
 def test_version_and_nothing() -> None:

@@ -7,28 +7,18 @@ import sys
 
 import typer
 
-from d2unlearn.cli.options import CONFIG, DTYPE
-from d2unlearn.config import GenerateSettings, load_settings
+from d2unlearn.cli.options import takes
+from d2unlearn.config import GenerateSettings
 
 
-def chat(
-    model: str = typer.Option(None, help="An artifact with a calibrated gate."),
-    max_new_tokens: int = typer.Option(None, help="Longest answer.  [default: what the gate was calibrated for; raw 128]"),
-    raw: bool = typer.Option(None, "--raw", help="Answer without the gate."),
-    show_energy: bool = typer.Option(None, "--show-energy", help="Show energy and decision; /energy switches it."),
-    dtype: str = DTYPE,
-    config: str = CONFIG,
-) -> None:
-    """Talk to a model, one question at a time. An empty line or Ctrl-D ends it.
+@takes(GenerateSettings, only=("model", "max_new_tokens", "raw", "show_energy", "dtype"))
+def chat(settings: GenerateSettings) -> None:
+    """Talk to a model, one question at a time. `/energy` shows or hides energies; an empty line or Ctrl-D ends it.
 
     Example: `d2unlearn chat --model ./artifact --show-energy`
     """
-    given = {key: value for key, value in locals().items() if key != "config"}
-    settings = load_settings(GenerateSettings, config, given)
     from d2unlearn.generation.run import describe, open_model
-    from d2unlearn.models import quiet_transformers
 
-    quiet_transformers()
     guarded = open_model(settings)
     shown = settings.show_energy
     if isinstance(sys.stdin, io.TextIOWrapper):

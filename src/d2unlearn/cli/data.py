@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import typer
 
-from d2unlearn.cli.options import CONFIG, GROUP_SIZE
-from d2unlearn.config import CheckSettings, load_settings
+from d2unlearn.cli.options import takes
+from d2unlearn.config import CheckSettings
 
 data_app = typer.Typer(help="Look at data sets before using them.", no_args_is_help=True)
 SHOWN = 5
@@ -19,19 +19,12 @@ def data() -> None:
 
 
 @data_app.command()
-def check(
-    forget: str = typer.Option(None, help="Rows to forget."),
-    retain: str = typer.Option(None, help="Rows to keep; overlap with the forget rows is listed."),
-    model: str = typer.Option(None, help="Model folder whose tokenizer and chat template render the example."),
-    group_size: int = GROUP_SIZE,
-    config: str = CONFIG,
-) -> None:
+@takes(CheckSettings, quiet=False)
+def check(settings: CheckSettings) -> None:
     """Say what was read, show one rendered row with its answer marked, and find duplicates and overlap.
 
     Example: `d2unlearn data check --forget forget.jsonl --retain retain.jsonl --model ./model`
     """
-    given = {key: value for key, value in locals().items() if key != "config"}
-    settings = load_settings(CheckSettings, config, given)
     from d2unlearn.data.check import inspect, marked, overlap
     from d2unlearn.data.records import read_examples
 

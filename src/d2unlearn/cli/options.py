@@ -1,41 +1,71 @@
-"""What several verbs take: the settings file, KEY=VALUE pairs, and an optional part of the installation."""
+"""How a verb gets its settings: an option for each field, the file that `--config` names, and both read into one object."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import MISSING, Field, fields
+from functools import wraps
+from typing import Any, get_args, get_origin, get_type_hints
 
 import typer
 import yaml
 
+from d2unlearn.config import load_settings, read_yaml
 from d2unlearn.errors import ConfigError
+from d2unlearn.fields import Default, Group, Metavar, bare, flag_of, marked
 
+Verb = Callable[[Any], None]
 CONFIG = typer.Option(None, "--config", metavar="FILE", help="YAML file with any of these options; the command line wins.")
-SEED = typer.Option(None, help="Seed of everything that is drawn.  [default: 0]")
-DTYPE = typer.Option(None, help="float32, bfloat16, float16, or auto: as the weights were saved.  [default: auto]")
-GROUP_SIZE = typer.Option(
-    None, metavar="N", help="Rows come in blocks of N that belong together (TOFU: 20), where no column `group` says so."
-)
 
 
-def pairs(given: list[str] | None, option: str) -> dict[str, str] | None:
-    """`["a=1", "b=x"]` as a mapping; None for nothing given. Raises `ConfigError` for a value without `=`."""
-    wrong = [text for text in given or [] if "=" not in text]
-    if wrong:
-        raise ConfigError([f"{option} takes NAME=VALUE, not {text!r}" for text in wrong])
-    return dict(text.split("=", 1) for text in given) if given else None
+def takes(
+    settings: type[Any],
+    *,
+    instead: Mapping[str, type[Any]] | None = None,
+    only: Collection[str] | None = None,
+    quiet: bool = True,
+) -> Callable[[Verb], Callable[..., None]]:
+    """Makes a verb, a function of its settings, a command with an option for each of their fields.
+
+    instead: other settings, read in place of these where a value for the key beside them is given; only: the fields that are
+    options, where a file may hold more; quiet: transformers is imported and kept from writing.
+    """
+    others = instead or {}
+    options: dict[str, tuple[Field[Any], Any]] = {}
+    for kind in (settings, *others.values()):
+        hints = get_type_hints(kind, include_extras=True)
+        options |= {f.name: (f, hints[f.name]) for f in fields(kind) if f.name in (only or hints) and f.name not in options}
+
+    def command_of(verb: Verb) -> Callable[..., None]:
+        @wraps(verb)
+        def command(config: str | None, **values: Any) -> None:
+            given = {name: _read(name, value, options[name][1]) for name, value in values.items() if value is not None}
+            chosen = next((other for key, other in others.items() if key in {*given, *read_yaml(config)}), settings)
+            loaded = load_settings(chosen, config, given)
+            if quiet:
+                from d2unlearn.models import quiet_transformers
+
+                quiet_transformers()
+            verb(loaded)
+
+        parameters = [_parameter(name, _kind(hint), _option(setting, hint)) for name, (setting, hint) in options.items()]
+        command.__signature__ = inspect.Signature([*parameters, _parameter("config", str, CONFIG)])  # type: ignore[attr-defined]
+        return command
+
+    return command_of
 
 
-def typed_pairs(given: list[str] | None, option: str) -> dict[str, Any] | None:
-    """As `pairs`, with numbers and truth values read as such."""
-    found = pairs(given, option)
-    if found is None:
-        return None
-    try:
-        return {key: yaml.safe_load(value) for key, value in found.items()}
-    except yaml.YAMLError as error:
-        raise ConfigError([f"{option} takes NAME=VALUE with a plain value: {' '.join(str(error).split())}"]) from None
+def shown_default(setting: Field[Any], hint: Any) -> str:
+    """What leaving a setting out means, as its help says it: the field's default, or its marker; empty for none or no."""
+    value = setting.default if setting.default_factory is MISSING else setting.default_factory()
+    words = marked(hint, Default)
+    if words is not None or value is None or value is MISSING or value is False:
+        return words or ""
+    if isinstance(value, list | dict):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @contextmanager
@@ -48,3 +78,45 @@ def needs_extra(name: str) -> Iterator[None]:
             raise
         missing = f"{error.name} is not installed; this command needs it: pip install 'd2unlearn[{name}]'"
         raise ConfigError([missing]) from None
+
+
+def _option(setting: Field[Any], hint: Any) -> Any:
+    default = shown_default(setting, hint)
+    return typer.Option(
+        None,
+        *flag_of(setting.name, hint).split(),
+        help=f"{marked(hint, str)}  [default: {default}]" if default else marked(hint, str),
+        metavar=marked(hint, Metavar),
+        rich_help_panel=marked(hint, Group),
+        show_default=False,
+    )
+
+
+def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)
+
+
+def _kind(hint: Any) -> Any:
+    """The type that the terminal's text is read as: a mapping as repeated pairs, what may also be a word as text."""
+    kind = bare(hint)
+    if get_origin(kind) is dict:
+        return list[str]
+    options = [option for option in get_args(kind) if option is not type(None)]
+    return kind if get_origin(kind) is list or not options else str if str in options else options[0]
+
+
+def _read(name: str, value: Any, hint: Any) -> Any:
+    """The value of an option as a settings file would hold it: pairs as a mapping, with numbers and truth values as such."""
+    kind, flag = bare(hint), flag_of(name, hint)
+    if get_origin(kind) is not dict:
+        return value
+    wrong = [text for text in value if "=" not in text]
+    if wrong:
+        raise ConfigError([f"{flag} takes NAME=VALUE, not {text!r}" for text in wrong])
+    pairs = dict(text.split("=", 1) for text in value)
+    if get_args(kind)[1] is str:
+        return pairs
+    try:
+        return {key: yaml.safe_load(text) for key, text in pairs.items()}
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{flag} takes NAME=VALUE with a plain value: {' '.join(str(error).split())}"]) from None

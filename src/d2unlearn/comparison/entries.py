@@ -9,8 +9,9 @@ from typing import Any, get_type_hints
 
 from d2unlearn.comparison.context import Bench
 from d2unlearn.comparison.search import RATE
-from d2unlearn.config import UnlearnSettings, typed
+from d2unlearn.config import UnlearnSettings
 from d2unlearn.errors import ConfigError
+from d2unlearn.fields import typed
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.guards import GUARDS, Guard, Guarded, Known
 from d2unlearn.methods import METHODS

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from d2unlearn.comparison.records import BASELINE, ORACLE, ORIGINAL, ContestantKind
 from d2unlearn.comparison.search import Space, space_of
-from d2unlearn.config import CompareSettings, typed
+from d2unlearn.config import CompareSettings
 from d2unlearn.errors import ConfigError
+from d2unlearn.fields import COUNT, typed
 
 BENCHMARKS = ("tofu",)
 
@@ -32,7 +33,7 @@ class Split:
     name: str = ""
     model: str | None = None
     oracle: str | None = None
-    group_size: int | None = None
+    group_size: Annotated[int | None, COUNT] = None
     also_forget: dict[str, str] = field(default_factory=dict)
     also_retain: dict[str, str] = field(default_factory=dict)
     benchmark: str | None = None
@@ -192,7 +193,7 @@ def find_run(runs: Sequence[Run], key: str) -> Run:
 def _splits(given: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[Split, ...], list[str]]:
     found, mistakes = [], [] if given else ["splits names nothing to forget"]
     required = ("forget", "retain")
-    hints = {name: hint for name, hint in get_type_hints(Split).items() if name != "name"}
+    hints = {name: hint for name, hint in get_type_hints(Split, include_extras=True).items() if name != "name"}
     for name, entries in given.items():
         values, wrong = typed(entries, hints)
         wrong += [f"{key} is missing" for key in required if key not in entries]

@@ -15,10 +15,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from d2unlearn.artifact import CHECKPOINTS, STAGED, clear, is_done, manifest, publish, workspace_of
-from d2unlearn.config import UnlearnSettings, identity, typed
+from d2unlearn.config import UnlearnSettings, identity
 from d2unlearn.data.holdout import HeldOut, hold_out, split_validation
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import ConfigError, DataError
+from d2unlearn.fields import typed
 from d2unlearn.methods import METHODS, Method
 from d2unlearn.models import context_length, load_model, load_tokenizer, state_hash
 from d2unlearn.runtime import fingerprint, pick_device, remove, say, seed_everything, torch_dtype, write_json
