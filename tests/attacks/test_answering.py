@@ -1,0 +1,84 @@
+"""A guarded model as attacks ask it: answers are `answer`'s, beginnings are continued, what cannot be asked has a reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+import tiny_models
+from d2unlearn.attacks.answering import attacked_model, prefilled_ids
+from d2unlearn.attacks.wordings import AttackReply, AttackRequest
+from d2unlearn.data.template import Template
+from d2unlearn.errors import DataError
+from d2unlearn.gate import EnergyGate
+from d2unlearn.generation.guarded import GuardedModel
+from d2unlearn.schema import Message
+from gate import tiny
+from gate.conftest import at
+
+ASKED = [AttackRequest((Message("user", text),)) for text in tiny.questions(5, 5)]
+BEGINNINGS = ("w1", "w2 w3", "", "w4 w5 w6", "w7")
+BEGUN = [AttackRequest(request.messages, start) for request, start in zip(ASKED, BEGINNINGS, strict=True)]
+
+
+def greedy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, ids: list[int], steps: int) -> str:
+    """The most likely tokens one by one, until the end token."""
+    made = list(ids)
+    with torch.no_grad():
+        for _ in range(steps):
+            made.append(int(model(torch.tensor([made])).logits[0, -1].argmax()))
+            if made[-1] == tokenizer.eos_token_id:
+                break
+    return tokenizer.decode(made[len(ids) :], skip_special_tokens=True).strip()
+
+
+def test_beginnings_are_continued_and_the_rest_answered(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    template = Template(tokenizer)
+    said = attacked_model(GuardedModel(model, tokenizer, None), raw=True, batch_size=2)(BEGUN, 6)
+    expected = []
+    for request in BEGUN:
+        begun = template.text_ids(f" {request.beginning}") if request.beginning else []
+        expected.append(AttackReply(greedy(model, tokenizer, template.prompt_ids(request.messages) + begun, 6)))
+    assert said == expected
+    assert len({reply.text for reply in said}) > 1
+
+
+def test_the_gate_decides_on_both(gate: EnergyGate, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    none, every = (GuardedModel(model, tokenizer, at(gate, threshold)) for threshold in (1e9, -1e9))
+    raw = attacked_model(every, raw=True)(BEGUN, 6)
+    assert attacked_model(none, raw=False)(BEGUN, 6) == raw
+    assert not any(reply.refused for reply in raw)
+    refused = attacked_model(every, raw=False)(BEGUN, 6)
+    assert all(reply.refused and reply.text in ("sorry", "refused") for reply in refused)
+
+
+CHAT = (
+    "<bos>{% for m in messages %}{% if m['role'] == 'user' %}<q>{{ m['content'] }}{% elif m['role'] == 'assistant' %}"
+    "<a>{{ m['content'] }}END{% endif %}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
+QUESTION = Message("user", "What is the capital of France")
+
+
+def test_an_answer_is_begun_as_rows_are_rendered() -> None:
+    template = Template(tiny_models.tokenizer())
+    prompt = template.prompt_ids((QUESTION,))
+    assert prefilled_ids(template, (QUESTION,), "Paris is ") == prompt + template.text_ids("Paris is")
+    plain = Template(tiny_models.tokenizer(chat_template=None))
+    assert prefilled_ids(plain, (QUESTION,), "Paris") == plain.prompt_ids((QUESTION,)) + plain.text_ids(" Paris")
+    ending = Template(tiny_models.tokenizer(chat_template=CHAT.replace("END", "!<eos>")))
+    with pytest.raises(DataError, match="writes something behind an answer"):
+        prefilled_ids(ending, (QUESTION,), "Paris")
+
+
+def test_what_cannot_be_asked_has_a_reason_and_the_rest_is_asked() -> None:
+    tokenizer = tiny_models.tokenizer(chat_template=CHAT.replace("END", "<eos>"))
+    model = tiny_models.llama(vocabulary=len(tokenizer))
+    model.config.max_position_embeddings = 64
+    attacked = attacked_model(GuardedModel(model, tokenizer, None), raw=True)
+    system = AttackRequest((Message("system", "Be kind"), QUESTION))
+    long = AttackRequest((Message("user", "it " * 60),), "Paris")
+    said = attacked([system, AttackRequest((QUESTION,)), long], 8)
+    assert said[0] == AttackReply("", reason="the chat template leaves the system message out")
+    assert (said[1].reason, said[1].refused) == ("", False)
+    assert said[2] == AttackReply("", reason="the request leaves no room for 8 tokens in the model's context of 64")
