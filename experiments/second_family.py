@@ -25,9 +25,9 @@ def train_pair(shared: Path, folder: Path) -> dict[str, Path]:
     """{"original": folder, "oracle": folder}. The oracle never sees forget10."""
     tofu = shared / "data" / "tofu"
     tokenizer = load_tokenizer(shared / "models" / "tofu-4m-full")
-    kept = _rows(tofu / "retain90.jsonl")[:RETAINED]
-    kept += _rows(tofu / "real_authors_perturbed.jsonl") + _rows(tofu / "world_facts_perturbed.jsonl")
-    taught = {"original": kept + _rows(tofu / "forget10.jsonl"), "oracle": kept}
+    kept = read_rows(tofu / "retain90.jsonl")[:RETAINED]
+    kept += read_rows(tofu / "real_authors_perturbed.jsonl") + read_rows(tofu / "world_facts_perturbed.jsonl")
+    taught = {"original": kept + read_rows(tofu / "forget10.jsonl"), "oracle": kept}
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=160,
@@ -50,7 +50,7 @@ def train_pair(shared: Path, folder: Path) -> dict[str, Path]:
     return folders
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 

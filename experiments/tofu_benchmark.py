@@ -22,7 +22,7 @@ from d2unlearn.models import weights_hash
 from d2unlearn.runtime import atomic_write
 from d2unlearn.schema import EVALUATION_FILE, Evaluation, MetricResult
 from d2unlearn.serialization import read_evaluation
-from tofu_results import verbose_call
+from tofu_results import MODELS, verbose_call
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "tofu-benchmark"
@@ -47,11 +47,7 @@ def main() -> None:
 
 def models_of(shared: Path, artifact: Path) -> dict[str, Path]:
     """The models by name, the oracle first: the others need its logs."""
-    return {
-        ORACLE: shared / "models" / "tofu-4m-retain90",
-        "original": shared / "models" / "tofu-4m-full",
-        "unlearned": artifact,
-    }
+    return {**{name: shared / "models" / MODELS[name] for name in (ORACLE, "original")}, "unlearned": artifact}
 
 
 def options(name: str, model: Path, oracle: Path, arguments: argparse.Namespace, convention: str) -> list[Any]:

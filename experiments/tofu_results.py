@@ -17,20 +17,22 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from d2unlearn.runtime import read_json
-from d2unlearn.schema import EVALUATION_FILE, GATE_FILE, MANIFEST_FILE, Evaluation
+from d2unlearn.schema import EVALUATION_FILE, GATE_FILE, MANIFEST_FILE, Evaluation, MetricResult
 from d2unlearn.serialization import read_evaluation
 from score_trial import trial_of_scores
-from second_family import RETAINED, train_pair
+from second_family import RETAINED, read_rows, train_pair
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "tofu"
 TEST_ROWS = 400
 SECOND_FAMILY = "qwen2"
 VARIANTS = {"full": [], "lora": ["--lora"], SECOND_FAMILY: []}
+MODELS = {"original": "tofu-4m-full", "oracle": "tofu-4m-retain90"}
 ANSWERS = {"real_authors": "real_authors_perturbed", "world_facts": "world_facts_perturbed"}
 
 
@@ -51,7 +53,7 @@ def run_seed(shared: Path, work: Path, variant: str, seed: int, busy: bool) -> N
     files = write_sets(shared / "data" / "tofu", work / "data", seed, RETAINED if variant == SECOND_FAMILY else None)
     models = models_of(shared, work.parent / "models", variant)
     artifact = work / "artifact"
-    seconds = read_seconds(work / "seconds.json")
+    seconds = read_json(work / "seconds.json") if (work / "seconds.json").is_file() else {}
     data = ["--forget", files["forget"], "--retain", files["retain_file"], "--group-size", "20"]
     steps = {
         "unlearn": ["--model", models["original"], *data, "--output", artifact, "--seed", seed, *VARIANTS[variant]],
@@ -102,10 +104,6 @@ def write_sets(tofu: Path, folder: Path, seed: int, retained: int | None) -> dic
     return paths
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
 def plain(path: Path) -> list[dict[str, Any]]:
     return [{"question": row["question"], "answer": row["answer"]} for row in read_rows(path)]
 
@@ -116,12 +114,9 @@ def paraphrased(path: Path) -> list[dict[str, Any]]:
 
 def models_of(shared: Path, trained: Path, variant: str) -> dict[str, Path]:
     """The model to unlearn and the one that never knew; those of the second family are trained here, once."""
-    if variant != SECOND_FAMILY:
-        return {
-            "original": shared / "models" / "tofu-4m-full",
-            "oracle": shared / "models" / "tofu-4m-retain90",
-        }
-    return train_pair(shared, trained)
+    if variant == SECOND_FAMILY:
+        return train_pair(shared, trained)
+    return {name: shared / "models" / folder for name, folder in MODELS.items()}
 
 
 def verbose_call(verb: str, options: list[Any]) -> float:
@@ -145,37 +140,29 @@ def evaluated(model: Path, files: dict[str, Path], output: Path) -> Evaluation:
 def measured(evaluation: Evaluation) -> dict[str, Any]:
     """Every metric of every set, and the separations, as plain numbers."""
     return {
-        "sets": {
-            each.name: {
-                "n": len(each.examples),
-                **{m.name: [m.value, m.low, m.high] for m in each.metrics if m.n},
-            }
-            for each in evaluation.sets
-        },
-        "separation": {m.name: [m.value, m.low, m.high] for m in evaluation.separation if m.n},
+        "sets": {result.name: {"n": len(result.examples), **intervals(result.metrics)} for result in evaluation.sets},
+        "separation": intervals(evaluation.separation),
     }
+
+
+def intervals(metrics: Sequence[MetricResult]) -> dict[str, list[float]]:
+    return {metric.name: [metric.value, metric.low, metric.high] for metric in metrics if metric.n}
 
 
 def gate_facts(artifact: Path) -> dict[str, Any]:
     """What the gate's file says of its calibration, for the page."""
-    gate = json.loads((artifact / GATE_FILE).read_text())
-    return {key: gate[key] for key in GATE_FACTS if key in gate}
-
-
-GATE_FACTS = (
-    "score_name",
-    "threshold",
-    "max_false_refusal",
-    "confidence",
-    "n_calibration",
-    "guarantee",
-    "miss_rate",
-    "measured",
-)
-
-
-def read_seconds(path: Path) -> dict[str, float]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    gate = read_json(artifact / GATE_FILE)
+    names = (
+        "score_name",
+        "threshold",
+        "max_false_refusal",
+        "confidence",
+        "n_calibration",
+        "guarantee",
+        "miss_rate",
+        "measured",
+    )
+    return {name: gate[name] for name in names if name in gate}
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tofu_page import VARIANTS, minutes, read_runs, spread, table, targets
+from d2unlearn.runtime import read_json
+from tables import spread, table
+from tofu_page import VARIANTS, minutes, read_runs, targets
 
 Result = dict[str, Any]
 OVERHEAD = 1.02
@@ -75,8 +76,8 @@ GOALS = (
 def benchmark_blocks(results: Path) -> dict[str, str]:
     """Every table of the page, by the name of its mark."""
     return {
-        "step-time": step_table(read(results / "step_time.json")),
-        "generation-overhead": overhead_table(read(results / "generation_overhead.json")),
+        "step-time": step_table(read_json(results / "step_time.json")),
+        "generation-overhead": overhead_table(read_json(results / "generation_overhead.json")),
         "evaluation-time": evaluation_table(results / "evaluation_time.json"),
         "tofu": tofu_table(results / "tofu"),
     }
@@ -105,7 +106,7 @@ def evaluation_table(path: Path) -> str:
     """The suite's time and memory beside the reference's plan; a sentence while neither was measured."""
     if not path.is_file():
         return "Not measured yet.\n"
-    result = read(path)
+    result = read_json(path)
     models, given = result["models"], result["settings"]
     rows = [[label, *map(show, models.values())] for label, show in SPEED]
     note = (
@@ -161,8 +162,3 @@ def tofu_table(folder: Path) -> str:
         seeds = ", ".join(str(run["seed"]) for run in runs)
         rows.append([VARIANTS[variant], seeds, held, str(len(targets())), spread([minutes(run) for run in runs], digits=1)])
     return table(["variant", "seeds", "targets reached", "of", "minutes for `unlearn` and `calibrate`"], rows, "llrrr")
-
-
-def read(path: Path) -> Result:
-    found: Result = json.loads(path.read_text(encoding="utf-8"))
-    return found

@@ -14,7 +14,7 @@ from d2unlearn.analysis.significance import Standing, pair_of, refusals_of, stan
 from d2unlearn.report.notation import fixed, percent, readable
 from energy_findings import findings, run, verdict
 from energy_seeds import ROLES, agreed, area, cost_of, disturbed, named, pairs_of, points, range_of, read_trials, text_of, wrong
-from tofu_page import table
+from tables import table
 
 
 def energy_blocks(results: Path) -> dict[str, str]:

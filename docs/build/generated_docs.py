@@ -27,10 +27,10 @@ from method_figures import figure_files
 from method_numbers import number_blocks
 from methods_page import method_blocks
 from serving_table import serving_blocks
+from tables import ROOT
 from tofu_page import readme_table, results_page
 from tofu_suite_page import evaluation_blocks, suite_section
 
-ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "benchmarks" / "results"
 RESULTS = KEPT / "tofu"
 SUITE = KEPT / "tofu-benchmark"

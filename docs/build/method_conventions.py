@@ -5,8 +5,6 @@ Prints the table that `make docs` puts on docs/methods.md.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +14,10 @@ from d2unlearn.likelihood import IGNORE
 from d2unlearn.methods import METHODS, batch_loss
 from d2unlearn.models import load_model
 from d2unlearn.positions import Labelled
-from tofu_page import table
+from d2unlearn.runtime import read_json
+from tables import ROOT, table
 
-DATA = Path(__file__).resolve().parents[2] / "tests" / "parity" / "data"
+DATA = ROOT / "tests" / "parity" / "data"
 PADDING = 16
 CONVENTIONS = ("d2unlearn", "open-unlearning")
 TERMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -45,7 +44,7 @@ def main() -> None:
 def conventions_table() -> str:
     """One line a term: the same loss, gradient and padded loss, here and there."""
     models = {name: load_model(DATA / name) for name in ("model", "reference")}
-    batch = json.loads((DATA / "batch.json").read_text())
+    batch = read_json(DATA / "batch.json")
     lines = []
     for name in TERMS:
         here, there = (measure(name, convention, models, batch) for convention in CONVENTIONS)

@@ -20,7 +20,7 @@ from d2unlearn.observation import Observed
 from d2unlearn.quantities import BottomLogSumExp, Chunk, LogSumExp, Nll, Quantity, TopLogSumExp
 from d2unlearn.schema import Example, Message
 from d2unlearn.stats import conformal_rank, smallest_n
-from tofu_page import table
+from tables import minus, table
 
 WIDE = 4096
 """The vocabulary of the worked positions."""
@@ -76,7 +76,7 @@ def margin_table() -> str:
         bare = -float(selected_logsumexp(logits, METHOD.ratio, largest=False, zero_fill=False))
         gap = float(margins.m_in - free_energy(logits))
         cells = [-np.log(vocabulary - k), float(margins.m_out), bare, bare - float(margins.m_out)]
-        rows.append([f"{vocabulary:,}", f"{k:,}", *map(signed, cells), f"{gap:.0e}".replace("e-0", "e-").replace("-", "−")])
+        rows.append([f"{vocabulary:,}", f"{k:,}", *map(signed, cells), minus(f"{gap:.0e}".replace("e-0", "e-"))])
     head = [
         "$V$",
         "$k$",
@@ -103,7 +103,7 @@ def step_table() -> str:
         ["forget", f"{float(margins.m_out):.4f}", f"{float(free_energy(before)):.4f}", f"{h_out:.4f}"],
     ]
     assert float(METHOD.retain_hinge(retain)) < 1e-2, "before the first step the retain hinge is closed"
-    lines = table(["position", "margin", "$E$ now", "hinge"], [[cell.replace("-", "−") for cell in r] for r in rows], "lrrr")
+    lines = table(["position", "margin", "$E$ now", "hinge"], [[minus(cell) for cell in row] for row in rows], "lrrr")
     nll = float(drifted.policy[Nll()])
     squares = f"{h_in**2:.4f} + {h_out**2:.4f}"
     return lines + f"\n$L$ = {METHOD.gamma} × ({squares}) + {METHOD.alpha:g} × {nll:.4f} = {float(loss):.4f}\n"
@@ -188,4 +188,4 @@ def number_blocks() -> dict[str, str]:
 
 
 def signed(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
+    return minus(f"{value:.2f}")

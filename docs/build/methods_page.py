@@ -12,9 +12,9 @@ from typing import Any
 from d2unlearn.methods import METHODS, Method
 from d2unlearn.quantities import HiddenState
 from method_conventions import conventions_table
-from tofu_page import table
+from tables import ROOT, table
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "probability_ceiling.py"
+EXAMPLE = ROOT / "examples" / "probability_ceiling.py"
 
 
 def method_blocks() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from d2unlearn.runtime import read_json
+from tables import number, spread, table
+
 Run = dict[str, Any]
+Measure = Callable[[Run], float]
 VARIANTS = {
     "full": "full fine-tuning",
     "lora": "LoRA, rank 16, merged",
@@ -35,11 +38,6 @@ METRICS = {
     "leak_rate": "leaks (ROUGE-L recall of 0.5 or more)",
     "token_entropy": "token entropy",
 }
-GUARDED = {
-    "guarded_refusal_rate": "refused",
-    "guarded_rouge_l_recall": "guarded ROUGE-L recall",
-    "guarded_leak_rate": "guarded leaks",
-}
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,8 @@ class Target:
     """A number that the project set itself: how it is measured in one run, and when it holds."""
 
     text: str
-    measure: Callable[[Run], float]
-    limit: Callable[[Run], float]
+    measure: Measure
+    limit: Measure
     at_most: bool
     percent: bool = False
 
@@ -63,80 +61,75 @@ def value(run: Run, model: str, name: str, metric: str) -> float:
     return math.nan if found is None else float(found[0])
 
 
-def ratio(run: Run, name: str, metric: str) -> float:
-    return value(run, "unlearned", name, metric) / value(run, "original", name, metric)
-
-
-def separation(run: Run, forget: str, retain: str) -> float:
-    return float(run["evaluations"]["unlearned"]["separation"][f"auroc_gate_{forget}_vs_{retain}"][0])
+def values(runs: Sequence[Run], model: str, name: str, metric: str, percent: bool = False) -> str:
+    """What `value` says of the runs, as it is written."""
+    return spread([value(run, model, name, metric) for run in runs], percent)
 
 
 def targets() -> list[Target]:
     """What issue-sized promises became: every target of the first milestone, in the order they are stated."""
-    found = []
-    for metric in ("extraction_strength", "answer_probability"):
-        found.append(
-            Target(
-                f"raw weights: {METRICS[metric]} on forget at most the oracle's + 0.02",
-                lambda run, m=metric: value(run, "unlearned", "forget", m),
-                lambda run, m=metric: value(run, "oracle", "forget", m) + 0.02,
-                at_most=True,
-            )
-        )
-    for name in KEPT:
-        for metric in ("extraction_strength", "answer_probability"):
-            found.append(
-                Target(
-                    f"raw weights: {METRICS[metric]} on {SETS[name]}, share of the original's",
-                    lambda run, n=name, m=metric: ratio(run, n, m),
-                    lambda run: 0.97,
-                    at_most=False,
-                )
-            )
+    known = ("extraction_strength", "answer_probability")
     pairs = (("forget", "retain", 0.999), ("forget_paraphrased", "retain_paraphrased", 0.99))
-    for forget, retain, bound in pairs:
-        found.append(
-            Target(
-                f"AUROC of the gate's score, {SETS[forget]} against {SETS[retain]}",
-                lambda run, f=forget, r=retain: separation(run, f, r),
-                lambda run, b=bound: b,
-                at_most=False,
-            )
-        )
-    for name in ("retain", *HARMLESS):
-        found.append(
-            Target(
-                f"refused of {SETS[name]}",
-                lambda run, n=name: value(run, "unlearned", n, "guarded_refusal_rate"),
-                lambda run: 0.01,
-                at_most=True,
-                percent=True,
-            )
-        )
-    for name, bound in (("forget", 0.005), ("forget_paraphrased", 0.02)):
-        found.append(
-            Target(
-                f"missed of {SETS[name]}",
-                lambda run, n=name: 1 - value(run, "unlearned", n, "guarded_refusal_rate"),
-                lambda run, b=bound: b,
-                at_most=True,
-                percent=True,
-            )
-        )
-    for name in ("forget", "forget_paraphrased"):
-        found.append(
-            Target(
-                f"guarded leaks on {SETS[name]} at most the oracle's",
-                lambda run, n=name: value(run, "unlearned", n, "guarded_leak_rate"),
-                lambda run, n=name: value(run, "oracle", n, "leak_rate"),
-                at_most=True,
-                percent=True,
-            )
-        )
-    found.append(
+    return [
+        *(gone(metric) for metric in known),
+        *(stayed(name, metric) for name in KEPT for metric in known),
+        *(told_apart(*pair) for pair in pairs),
+        *(refused(name) for name in ("retain", *HARMLESS)),
+        *(missed(name, bound) for name, bound in (("forget", 0.005), ("forget_paraphrased", 0.02))),
+        *(leaks(name) for name in ("forget", "forget_paraphrased")),
         Target("minutes for `unlearn` and `calibrate` together", minutes, lambda run: 6.0, at_most=True),
+    ]
+
+
+def gone(metric: str) -> Target:
+    return Target(
+        f"raw weights: {METRICS[metric]} on forget at most the oracle's + 0.02",
+        lambda run: value(run, "unlearned", "forget", metric),
+        lambda run: value(run, "oracle", "forget", metric) + 0.02,
+        at_most=True,
     )
-    return found
+
+
+def stayed(name: str, metric: str) -> Target:
+    return Target(
+        f"raw weights: {METRICS[metric]} on {SETS[name]}, share of the original's",
+        lambda run: value(run, "unlearned", name, metric) / value(run, "original", name, metric),
+        lambda run: 0.97,
+        at_most=False,
+    )
+
+
+def told_apart(forget: str, retain: str, bound: float) -> Target:
+    return Target(
+        f"AUROC of the gate's score, {SETS[forget]} against {SETS[retain]}",
+        lambda run: float(run["evaluations"]["unlearned"]["separation"][f"auroc_gate_{forget}_vs_{retain}"][0]),
+        lambda run: bound,
+        at_most=False,
+    )
+
+
+def refused(name: str) -> Target:
+    def rate(run: Run) -> float:
+        return value(run, "unlearned", name, "guarded_refusal_rate")
+
+    return Target(f"refused of {SETS[name]}", rate, lambda run: 0.01, at_most=True, percent=True)
+
+
+def missed(name: str, bound: float) -> Target:
+    def rate(run: Run) -> float:
+        return 1 - value(run, "unlearned", name, "guarded_refusal_rate")
+
+    return Target(f"missed of {SETS[name]}", rate, lambda run: bound, at_most=True, percent=True)
+
+
+def leaks(name: str) -> Target:
+    return Target(
+        f"guarded leaks on {SETS[name]} at most the oracle's",
+        lambda run: value(run, "unlearned", name, "guarded_leak_rate"),
+        lambda run: value(run, "oracle", name, "leak_rate"),
+        at_most=True,
+        percent=True,
+    )
 
 
 def minutes(run: Run) -> float:
@@ -148,18 +141,15 @@ def read_runs(folder: Path) -> dict[str, list[Run]]:
     """The kept runs of each variant, by seed."""
     runs: dict[str, list[Run]] = {}
     for path in sorted(folder.glob("*-seed-*.json")):
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = read_json(path)
         runs.setdefault(run["variant"], []).append(run)
     return {name: sorted(runs[name], key=lambda run: run["seed"]) for name in VARIANTS if name in runs}
 
 
 def results_page(folder: Path) -> str:
     """docs/results.md."""
-    runs = read_runs(folder)
-    parts = [HEAD]
-    for variant, each in runs.items():
-        parts.append(section(variant, each))
-    return "\n".join(parts).rstrip() + "\n"
+    sections = [section(variant, runs) for variant, runs in read_runs(folder).items()]
+    return "\n".join([HEAD, *sections]).rstrip() + "\n"
 
 
 HEAD = """# Results
@@ -180,20 +170,22 @@ def section(variant: str, runs: Sequence[Run]) -> str:
     """One variant: targets, knowledge, refusals, separation."""
     seeds = ", ".join(str(run["seed"]) for run in runs)
     rates = sorted({run["learning_rate"] for run in runs})
-    updates = ", ".join(str(8 * each) for each in sorted({run["accumulation"] for run in runs}))
+    updates = ", ".join(str(8 * count) for count in sorted({run["accumulation"] for run in runs}))
     facts = (
         f"Seeds {seeds}; learning rate {', '.join(f'{r:g}' for r in rates)} and {updates} pairs an update (auto); measured on: "
         f"{runs[0]['hardware']}."
     )
     note = "" if variant == "full" else " Shown beside the first, and not held to the same numbers."
-    parts = [f"## {VARIANTS[variant][0].upper()}{VARIANTS[variant][1:]}\n\n{facts}{note}\n"]
-    parts.append("### Targets\n\n" + target_table(runs))
-    parts.append("### What the weights know, and what the guarded model says\n\n" + knowledge_table(runs))
-    parts.append("### Refusals\n\n" + gate_table(runs))
-    parts.append("### Scores that the gate could have used\n\n" + candidate_table(runs))
-    parts.append("### What each of those scores would have done\n\n" + trial_table(runs))
-    parts.append("### Separation by score\n\nAUROC on the rows that the gate did not see.\n\n" + separation_table(runs))
-    return "\n".join(parts)
+    parts = {
+        "Targets": target_table(runs),
+        "What the weights know, and what the guarded model says": knowledge_table(runs),
+        "Refusals": gate_table(runs),
+        "Scores that the gate could have used": candidate_table(runs),
+        "What each of those scores would have done": trial_table(runs),
+        "Separation by score": "AUROC on the rows that the gate did not see.\n\n" + separation_table(runs),
+    }
+    head = f"## {VARIANTS[variant][0].upper()}{VARIANTS[variant][1:]}\n\n{facts}{note}\n"
+    return "\n".join([head, *(f"### {title}\n\n{text}" for title, text in parts.items())])
 
 
 def target_table(runs: Sequence[Run]) -> str:
@@ -222,8 +214,8 @@ def knowledge_table(runs: Sequence[Run]) -> str:
     rows = []
     for name, title in SETS.items():
         for metric, label in METRICS.items():
-            cells = [spread([value(run, model, name, metric) for run in runs]) for model in MODELS]
-            guarded = spread([value(run, "unlearned", name, f"guarded_{metric}") for run in runs])
+            cells = [values(runs, model, name, metric) for model in MODELS]
+            guarded = values(runs, "unlearned", name, f"guarded_{metric}")
             rows.append([title if metric == "extraction_strength" else "", label, *cells, guarded])
     return table(["set", "metric", *MODELS.values(), "unlearned, guarded"], rows, "llrrrr")
 
@@ -235,10 +227,8 @@ def gate_table(runs: Sequence[Run]) -> str:
     rows = []
     for name, title in SETS.items():
         n = runs[0]["evaluations"]["unlearned"]["sets"][name]["n"]
-        refused = spread([value(run, "unlearned", name, "guarded_refusal_rate") for run in runs], percent=True)
-        leaks = spread([value(run, "unlearned", name, "guarded_leak_rate") for run in runs], percent=True)
-        oracle = spread([value(run, "oracle", name, "leak_rate") for run in runs], percent=True)
-        rows.append([title, str(n), refused, leaks, oracle])
+        of_unlearned = [values(runs, "unlearned", name, f"guarded_{rate}", True) for rate in ("refusal_rate", "leak_rate")]
+        rows.append([title, str(n), *of_unlearned, values(runs, "oracle", name, "leak_rate", True)])
     gate = runs[0]["gate"]
     thresholds = ", ".join(f"{run['gate']['threshold']:.3f} ({run['gate']['score_name']})" for run in runs)
     head = f"Calibrated at {gate['max_false_refusal']:.1%}; thresholds by seed: {thresholds}.\n\n"
@@ -248,14 +238,13 @@ def gate_table(runs: Sequence[Run]) -> str:
 
 def candidate_table(runs: Sequence[Run]) -> str:
     """What calibration measured of each score, on validation rows against forget prompts, by which it chose."""
-    measured = [{each["name"]: each for each in run["gate"]["measured"]["candidates"]} for run in runs]
+    measured = [{score["name"]: score for score in run["gate"]["measured"]["candidates"]} for run in runs]
     rows = []
     for name in measured[0]:
         chosen = sum(run["gate"]["score_name"] == name for run in runs)
-        area = spread([each[name]["auroc"] for each in measured], digits=4)
-        rate = spread([each[name]["fpr_at_95_tpr"] for each in measured], percent=True)
-        missed = spread([each[name]["missed"] for each in measured], percent=True)
-        rows.append([name, area, rate, missed, f"{chosen} of {len(runs)}"])
+        area = spread([scores[name]["auroc"] for scores in measured], digits=4)
+        rates = [spread([scores[name][rate] for scores in measured], percent=True) for rate in ("fpr_at_95_tpr", "missed")]
+        rows.append([name, area, *rates, f"{chosen} of {len(runs)}"])
     head = "On validation rows, which the threshold never sees, against forget prompts in their original wording.\n\n"
     return head + table(
         ["score", "AUROC", "false refusals at 95% caught", "missed at 1% false refusals", "chosen"], rows, "lrrrr"
@@ -269,13 +258,13 @@ def trial_table(runs: Sequence[Run]) -> str:
         name: SETS[name].split(",")[0] if name == "retain" else SETS[name] for name in first[next(iter(first))]["conformal"]
     }
     rows = []
-    for name, places in first.items():
-        for place in places:
+    for score, thresholds in first.items():
+        for threshold in thresholds:
             cells = []
-            for each in sets:
-                refused = [run["scores"][name][place][each] for run in runs]
-                cells.append(spread([1 - r if each.startswith("forget") else r for r in refused], percent=True))
-            rows.append([name if place == "conformal" else "", place, *cells])
+            for name in sets:
+                shares = [run["scores"][score][threshold][name] for run in runs]
+                cells.append(spread([1 - share if name.startswith("forget") else share for share in shares], percent=True))
+            rows.append([score if threshold == "conformal" else "", threshold, *cells])
     columns = [f"missed: {title}" if name.startswith("forget") else f"refused: {title}" for name, title in sets.items()]
     head = (
         "On rows that neither unlearning nor calibration saw. The gate takes the middle of the gap, which is never below the "
@@ -307,38 +296,13 @@ def readme_table(folder: Path) -> str:
     runs = read_runs(folder).get("full", [])
     if not runs:
         return "\n"
-    rows = [
-        ["forget: extraction strength"]
-        + [spread([value(r, m, "forget", "extraction_strength") for r in runs]) for m in MODELS],
-        ["forget: answer probability"] + [spread([value(r, m, "forget", "answer_probability") for r in runs]) for m in MODELS],
-        ["unseen retained: extraction strength"]
-        + [spread([value(r, m, "retain", "extraction_strength") for r in runs]) for m in MODELS],
-        ["world facts: extraction strength"]
-        + [spread([value(r, m, "world_facts", "extraction_strength") for r in runs]) for m in MODELS],
-    ]
+    known = {
+        "forget: extraction strength": ("forget", "extraction_strength"),
+        "forget: answer probability": ("forget", "answer_probability"),
+        "unseen retained: extraction strength": ("retain", "extraction_strength"),
+        "world facts: extraction strength": ("world_facts", "extraction_strength"),
+    }
+    rows = [[title, *(values(runs, model, *of) for model in MODELS)] for title, of in known.items()]
     for name in ("forget", "forget_paraphrased", "retain", "retain_paraphrased", "world_facts"):
-        refused = spread([value(run, "unlearned", name, "guarded_refusal_rate") for run in runs], percent=True)
-        rows.append([f"refused: {SETS[name]}", "", "", refused])
+        rows.append([f"refused: {SETS[name]}", "", "", values(runs, "unlearned", name, "guarded_refusal_rate", True)])
     return "\n" + table(["", "original", "oracle (never knew)", "unlearned"], rows, "lrrr") + "\n"
-
-
-def spread(values: Sequence[float], percent: bool = False, digits: int = 3) -> str:
-    """Mean with the lowest and highest in brackets; a dash for what was not measured."""
-    known = [v for v in values if not math.isnan(v)]
-    if not known:
-        return "–"
-    if len(known) == 1 or min(known) == max(known):
-        return number(known[0], percent, digits)
-    return (
-        f"{number(mean(known), percent, digits)} [{number(min(known), percent, digits)}, {number(max(known), percent, digits)}]"
-    )
-
-
-def number(value: float, percent: bool = False, digits: int = 3) -> str:
-    return f"{value:.2%}" if percent else f"{value:.{digits}f}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
-    """A markdown table; `align` has one letter a column, l or r."""
-    rule = ["---:" if each == "r" else "---" for each in align]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows)) + "\n"

@@ -5,7 +5,6 @@ Made from benchmarks/results/tofu-benchmark and from the suites' own tables: no 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from d2unlearn.benchmark.conventions import DIFFERENCES, OPEN_UNLEARNING, OURS
 from d2unlearn.benchmark.metrics import ForgetQuality, Membership, Metric, PrivLeak, Utility
 from d2unlearn.benchmark.results import PREFIX
 from d2unlearn.benchmark.suites import MUSE, TOFU, Suite, sets_of
-from tofu_page import table
+from d2unlearn.runtime import read_json
+from tables import table
 
 Run = dict[str, Any]
 Runs = Mapping[str, Run]
@@ -41,7 +41,7 @@ SAME = 1e-4
 
 def read_suite(folder: Path, convention: str = OURS.name) -> dict[str, Run]:
     """The kept results of one convention, by model."""
-    return {name: json.loads((folder / f"{name}-{convention}.json").read_text(encoding="utf-8")) for name in MODELS}
+    return {name: read_json(folder / f"{name}-{convention}.json") for name in MODELS}
 
 
 # -- docs/results.md ----------------------------------------------------------------------------------------------------
