@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from comparison_page import DARK, FONT, LIGHT
 from d2unlearn.analysis import page_figures, page_panels
-from d2unlearn.analysis.page import drawn_indices, lowest_rate
+from d2unlearn.analysis.page import drawn_detectors, lowest_rate
 from d2unlearn.analysis.page_figures import draw_layers, draw_separation
 from d2unlearn.analysis.page_panels import layer_limits, spreads_of
 from d2unlearn.analysis.records import Analysis, Estimate
@@ -70,7 +70,7 @@ def draw_depth(trials: Sequence[Analysis]) -> Figure:
 def draw_deciding(trials: Sequence[Analysis]) -> Figure:
     """Missed and refused wrongly in other words and on general knowledge, with raised thresholds, a point a seed."""
     rate = lowest_rate(trials[0])
-    indices = drawn_indices(trials[0])
+    indices = drawn_detectors(trials[0])
     _, (forget, retain) = pairs_of(trials)[0], pairs_of(trials)[-1]
     general = page_panels.general_sets(trials[0])[-1:]
     figure = Figure(figsize=(10.8, 0.42 * len(indices) + 1.1))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from d2unlearn.analysis.page import lowest_rate
 from d2unlearn.analysis.page_tables import size_text
 from d2unlearn.analysis.records import Analysis, Placement
-from d2unlearn.analysis.significance import pair_of, rivals, standing, trial_of
+from d2unlearn.analysis.significance import pair_of, rivals, significance, trial_of
 from d2unlearn.gate.score import CANDIDATES as OFFERED
 from d2unlearn.report.notation import percent, readable, stated
 from energy_seeds import ROLES, Kept, agreed, area, cost_of, disturbed, named, pairs_of, points, range_of, text_of, wrong
@@ -53,12 +53,12 @@ def accuracy(trials: Sequence[Analysis]) -> list[str]:
     lines = []
     for forget, retain in pairs_of(trials):
         found = {
-            name: agreed(standing(pair_of(trial_of(each), forget, retain)[name].ahead) for each in trials)
+            name: agreed(significance(pair_of(trial_of(each), forget, retain)[name].ahead) for each in trials)
             for name in named(trials)
             if name != reference
         }
-        ahead = [name for name, stands in found.items() if stands == "ahead"]
-        behind = sum(stands == "behind" for stands in found.values())
+        ahead = [name for name, stands in found.items() if stands == "better"]
+        behind = sum(stands == "worse" for stands in found.values())
         value = text_of(area(trials, reference, (forget, retain)))
         lines.append(
             f"{readable(forget).capitalize()} against {readable(retain)}: AUROC {value} for the gate's score; of "
@@ -99,7 +99,7 @@ def verdict(trials: Sequence[Analysis]) -> str:
 def better(trials: Sequence[Analysis], placement: Placement) -> tuple[list[str], list[str]]:
     """The indices that are clearly better for the gate in every seed, and those that are in some."""
     rate = lowest_rate(trials[0])
-    by_seed = [{e.index for e in rivals(trial_of(each), each.sets, rate, placement) if e.clearly_better} for each in trials]
+    by_seed = [{e.detector for e in rivals(trial_of(each), each.sets, rate, placement) if e.clearly_better} for each in trials]
     always = [name for name in named(trials) if all(name in found for found in by_seed)]
     return always, [name for name in named(trials) if any(name in found for found in by_seed) and name not in always]
 

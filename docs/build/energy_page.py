@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from d2unlearn.analysis.page import drawn_indices, lowest_rate
+from d2unlearn.analysis.page import drawn_detectors, lowest_rate
 from d2unlearn.analysis.page_panels import general_sets
-from d2unlearn.analysis.page_tables import size_text
+from d2unlearn.analysis.page_tables import signed, size_text
 from d2unlearn.analysis.records import Analysis, Placement
-from d2unlearn.analysis.significance import Standing, pair_of, refusals_of, standing, trial_of
+from d2unlearn.analysis.significance import Significance, pair_of, refusal_significance, refusals_of, significance, trial_of
 from d2unlearn.report.notation import fixed, percent, readable
 from energy_findings import findings, run, verdict
 from energy_seeds import ROLES, agreed, area, cost_of, disturbed, named, pairs_of, points, range_of, read_trials, text_of, wrong
@@ -55,9 +55,9 @@ def telling_table(trials: Sequence[Analysis]) -> str:
     rows = []
     for name in named(trials):
         found = [pair_of(trial_of(each), *second)[name] for each in trials]
-        stands = agreed(standing(each.ahead) for each in found)
+        stands = agreed(significance(each.ahead) for each in found)
         cells = [text_of(area(trials, name, first)), text_of(area(trials, name, second))]
-        cells.append(_bold(text_of((each.ahead for each in found), _signed), stands))
+        cells.append(_bold(text_of((each.ahead for each in found), signed), stands))
         cells += [text_of((each.statistics[key] for each in found), write) for key, (_, write) in others.items()]
         rows.append([f"`{name}`", *cells])
     return table(head, rows, "l" + "r" * 7)
@@ -71,10 +71,10 @@ def deciding_table(trials: Sequence[Analysis], placement: Placement) -> str:
     for name in named(trials):
         cells = []
         for each in sets:
-            stands = agreed(standing(refusals_of(trial_of(trial), rate, placement)[name].more[each.name]) for trial in trials)
-            better = stands == ("ahead" if each.kind == "forget" else "behind")
+            more = (refusals_of(trial_of(trial), rate, placement)[name].more[each.name] for trial in trials)
+            stands = agreed(refusal_significance(refused, each.kind) for refused in more)
             text = text_of(wrong(trials, name, each.name, rate, placement), percent)
-            cells.append(_bold(text, "ahead" if better else "level" if stands == "level" else "behind"))
+            cells.append(_bold(text, stands))
         rows.append([f"`{name}`", *cells])
     return table(head, rows, "l" + "r" * len(sets))
 
@@ -113,7 +113,7 @@ def size_table(trials: Sequence[Analysis]) -> str:
     rate = lowest_rate(trials[0])
     sizes = sorted({each.n for each in trials[0].curves})
     rows = []
-    for index in drawn_indices(trials[0]):
+    for index in drawn_detectors(trials[0]):
         cells = []
         for n in sizes:
             found = points(trials, index.name, n, rate)
@@ -163,10 +163,5 @@ def _title(pair: tuple[str, str]) -> str:
     return f"{readable(pair[0])} / {readable(pair[1])}"
 
 
-def _signed(value: float) -> str:
-    text = fixed(value, 4)
-    return f"+{text}" if value > 0 and float(text) else text
-
-
-def _bold(text: str, stands: Standing) -> str:
-    return {"ahead": f"**{text}**", "behind": f"*{text}*", "level": text}[stands]
+def _bold(text: str, stands: Significance) -> str:
+    return {"better": f"**{text}**", "worse": f"*{text}*", "": text}[stands]

@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from d2unlearn.analysis.page_tables import missed
-from d2unlearn.analysis.records import Analysis, Cost, CurvePoint, Disturbed, Estimate, ModelRole, Placement
-from d2unlearn.analysis.significance import Standing, pair_of, refusals_of, trial_of, wordings
+from d2unlearn.analysis.page_tables import wrong_share
+from d2unlearn.analysis.records import Analysis, CurvePoint, DetectorCost, Estimate, ModelRole, PerturbationResult, Placement
+from d2unlearn.analysis.significance import Significance, pair_of, refusals_of, trial_of, wordings
 from d2unlearn.report.notation import fixed
 from d2unlearn.serialization import record_from_json, record_to_json
 
@@ -88,10 +88,10 @@ def text_of(estimates: Iterable[Estimate], write: Write = fixed) -> str:
     return value if value == low == high else f"{value} [{low}, {high}]"
 
 
-def agreed(stands: Iterable[Standing]) -> Standing:
-    """Ahead (behind) where it is so in every seed."""
-    found = set(stands)
-    return found.pop() if len(found) == 1 else "level"
+def agreed(by_seed: Iterable[Significance]) -> Significance:
+    """Better (worse) where it is so in every seed."""
+    found = set(by_seed)
+    return found.pop() if len(found) == 1 else ""
 
 
 def area(trials: Sequence[Analysis], index: str, pair: tuple[str, str], role: ModelRole = "model") -> list[Estimate]:
@@ -102,7 +102,7 @@ def wrong(trials: Sequence[Analysis], index: str, name: str, rate: float, placem
     """Missed of a forget set, refused of a retained one."""
     kind = next(each.kind for each in trials[0].sets if each.name == name)
     found = [refusals_of(trial_of(each), rate, placement)[index].refused[name] for each in trials]
-    return [missed(each) for each in found] if kind == "forget" else found
+    return [wrong_share(each, kind) for each in found]
 
 
 def named(trials: Sequence[Analysis]) -> dict[str, str]:
@@ -113,7 +113,7 @@ def pairs_of(trials: Sequence[Analysis]) -> tuple[tuple[str, str], ...]:
     return wordings(trials[0].sets)
 
 
-def disturbed(trials: Sequence[Analysis], disturbance: str, index: str) -> list[Disturbed]:
+def disturbed(trials: Sequence[Analysis], disturbance: str, index: str) -> list[PerturbationResult]:
     return [e for each in trials for e in each.disturbed if (e.disturbance, e.index) == (disturbance, index)]
 
 
@@ -121,7 +121,7 @@ def points(trials: Sequence[Analysis], index: str, n: int, rate: float) -> list[
     return [e for each in trials for e in each.curves if (e.index, e.n, e.rate) == (index, n, rate)]
 
 
-def cost_of(analysis: Analysis, index: str) -> Cost:
+def cost_of(analysis: Analysis, index: str) -> DetectorCost:
     """What one index costs."""
     return next(each for each in analysis.costs if each.index == index)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import beta
+from scipy.stats import beta, binomtest, hmean, ks_2samp
 from scipy.stats import t as student
 
 from d2unlearn.errors import GateError
@@ -153,10 +153,8 @@ def binomial_interval(successes: int, n: int, confidence: float = 0.95) -> Inter
     """A share with its exact (Clopper-Pearson) interval. All NaN for n = 0."""
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
-    tail = (1 - confidence) / 2
-    low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, n - successes + 1))
-    high = 1.0 if successes == n else float(beta.ppf(1 - tail, successes + 1, n - successes))
-    return Interval(successes / n, low, high, n)
+    exact = binomtest(successes, n).proportion_ci(confidence, method="exact")
+    return Interval(successes / n, float(exact.low), float(exact.high), n)
 
 
 def auroc(negatives: ArrayLike, positives: ArrayLike) -> float:
@@ -180,21 +178,13 @@ def fpr_at_tpr(negatives: ArrayLike, positives: ArrayLike, tpr: float = 0.95) ->
 
 def ks_distance(first: ArrayLike, second: ArrayLike) -> float:
     """Kolmogorov-Smirnov distance between two samples, 0 to 1. NaN when either is empty."""
-    a, b = np.sort(finite(first)), np.sort(finite(second))
-    if not len(a) or not len(b):
-        return math.nan
-    places = np.concatenate([a, b])
-    below = [np.searchsorted(side, places, side="right") / len(side) for side in (a, b)]
-    return float(np.abs(below[0] - below[1]).max())
+    a, b = finite(first), finite(second)
+    return float(ks_2samp(a, b, method="asymp").statistic) if len(a) and len(b) else math.nan
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
     """Harmonic mean of values in [0, 1]: zero if any is zero, NaN if any is NaN or there is none."""
-    if len(values) == 0 or any(math.isnan(v) for v in values):
-        return math.nan
-    if any(v <= 0 for v in values):
-        return 0.0
-    return len(values) / sum(1 / v for v in values)
+    return float(hmean(values)) if len(values) else math.nan
 
 
 def conformal_rank(n: int, alpha: float, confidence: float | None = None) -> int:

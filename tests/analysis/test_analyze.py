@@ -12,16 +12,17 @@ import pytest
 
 import tiny_models
 from d2unlearn.analysis import model as model_trial
-from d2unlearn.analysis import questions as questions_module
 from d2unlearn.analysis import run as analyze_module
-from d2unlearn.analysis.detectors import INDICES, REFERENCE
-from d2unlearn.analysis.model import NO_LAYERS, SIZES
-from d2unlearn.analysis.perturbations import DISTURBANCES
-from d2unlearn.analysis.questions import read_questions
+from d2unlearn.analysis import sets as sets_module
+from d2unlearn.analysis.detectors import BASE_DETECTOR, DETECTORS
+from d2unlearn.analysis.model import CALIBRATION_SIZES, NO_LAYERS
+from d2unlearn.analysis.perturbations import PERTURBATIONS
 from d2unlearn.analysis.recorder import LAYER_POSITIONS
 from d2unlearn.analysis.records import Analysis, Estimate, read_analysis, write_analysis
+from d2unlearn.analysis.roc import ROC_STATISTICS
 from d2unlearn.analysis.run import run_analyze
-from d2unlearn.analysis.statistics import PLACEMENTS, RATES, STATISTICS
+from d2unlearn.analysis.sets import read_analysis_sets
+from d2unlearn.analysis.thresholds import PLACEMENTS, REFUSAL_RATES
 from d2unlearn.config import AnalyzeSettings
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import ArtifactError, DataError, ModelError
@@ -60,8 +61,7 @@ def save(folder: Path, seed: int) -> str:
 def few_draws() -> Iterator[None]:
     """Enough for intervals to be intervals."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(questions_module, "N_BOOT", 60)
-        patch.setattr(analyze_module, "N_BOOT", 60)
+        patch.setattr(sets_module, "N_BOOT", 60)
         patch.setattr(model_trial, "N_CHOICES", 20)
         patch.setattr(model_trial, "N_FITTED_CHOICES", 5)
         yield
@@ -101,25 +101,27 @@ def estimates(value: object) -> list[Estimate]:
     return [each for part in inside for each in estimates(part)]
 
 
-def test_every_index_is_on_every_pair_of_sets_of_every_model(found: Analysis) -> None:
+def test_every_detector_is_on_every_pair_of_sets_of_every_model(found: Analysis) -> None:
     assert [(s.name, s.kind, s.n, s.unscored) for s in found.sets] == [
         ("forget", "forget", 12, 0),
         ("retain", "retain", 14, 0),
         ("facts", "retain", 7, 0),
     ]
-    assert [each.name for each in found.indices] == list(INDICES)
+    assert [each.name for each in found.indices] == list(DETECTORS)
     assert [trial.role for trial in found.models] == ["original", "model", "oracle"]
     for trial in found.models:
         pairs = {(s.index, s.forget, s.retain) for s in trial.separations}
-        assert pairs == {(name, "forget", other) for name in INDICES for other in ("retain", "facts")}
-        assert {tuple(s.statistics) for s in trial.separations} == {tuple(STATISTICS)}
+        assert pairs == {(name, "forget", other) for name in DETECTORS for other in ("retain", "facts")}
+        assert {tuple(s.statistics) for s in trial.separations} == {tuple(ROC_STATISTICS)}
         decided = [(r.index, r.rate, r.placement) for r in trial.refusals]
-        assert sorted(decided) == sorted((name, rate, place) for name in INDICES for rate in RATES for place in PLACEMENTS)
-        assert {name: len(of["forget"]) for name, of in trial.values.items()} == dict.fromkeys(INDICES, 12)
+        assert sorted(decided) == sorted(
+            (name, rate, place) for name in DETECTORS for rate in REFUSAL_RATES for place in PLACEMENTS
+        )
+        assert {name: len(of["forget"]) for name, of in trial.values.items()} == dict.fromkeys(DETECTORS, 12)
 
 
 def test_the_statistics_are_those_of_the_values_kept(found: Analysis) -> None:
-    """The values are in the index's own sign and rounded to six digits; forgotten ones of some indices are lower."""
+    """The values are in the detector's own sign and rounded to six digits; forgotten ones of some detectors are lower."""
     sign = {each.name: 1 if each.forgotten == "higher" else -1 for each in found.indices}
     for trial in found.models:
         for each in trial.separations:
@@ -148,7 +150,7 @@ def test_equal_models_would_differ_in_nothing_and_these_do(found: Analysis) -> N
     for name in ("nll/prompt", "max-probability/prompt"):  # a token's NLL is minus the logarithm of its probability
         assert by_index[name].statistics["auroc"] == by_index["nll/prompt"].statistics["auroc"]
     assert by_index["perplexity"].statistics == by_index["nll/mean"].statistics
-    assert by_index[REFERENCE].ahead == Estimate(0, 0, 0)
+    assert by_index[BASE_DETECTOR].ahead == Estimate(0, 0, 0)
 
 
 def test_the_layers_end_with_the_model_s_own_energy(found: Analysis) -> None:
@@ -163,10 +165,10 @@ def test_the_layers_end_with_the_model_s_own_energy(found: Analysis) -> None:
         assert prompt.auroc[-1].value == pytest.approx(same.statistics["auroc"].value, abs=0.02)
 
 
-def test_disturbances_that_change_no_probability_change_no_entropy_and_move_the_energy(found: Analysis) -> None:
+def test_perturbations_that_change_no_probability_change_no_entropy_and_move_the_energy(found: Analysis) -> None:
     by_key = {(d.disturbance, d.index): d for d in found.disturbed}
-    assert set(by_key) == {(name, index) for name in DISTURBANCES for index in INDICES}
-    assert list(found.disturbances) == list(DISTURBANCES)
+    assert set(by_key) == {(name, index) for name in PERTURBATIONS for index in DETECTORS}
+    assert list(found.disturbances) == list(PERTURBATIONS)
     for index in ("entropy/mean", "centred-energy/highest-2", "nll/min-k-20", "max-probability/prompt"):
         before, after = by_key["as calibrated", index], by_key["constant shift", index]
         assert (after.auroc, after.false_refusals, after.missed) == (before.auroc, before.false_refusals, before.missed)
@@ -179,9 +181,9 @@ def test_disturbances_that_change_no_probability_change_no_entropy_and_move_the_
 def test_calibration_sizes_are_those_that_the_rows_allow(found: Analysis) -> None:
     assert (found.n_fit, found.n_calibration) == (13, 13)
     assert {point.n for point in found.curves} == {20}
-    assert SIZES[:2] == (20, 50)
-    assert {(p.index, p.rate) for p in found.curves} == {(name, rate) for name in INDICES for rate in RATES}
-    guaranteed = {(p.rate, p.guaranteed) for p in found.curves if p.index == REFERENCE}
+    assert CALIBRATION_SIZES[:2] == (20, 50)
+    assert {(p.index, p.rate) for p in found.curves} == {(name, rate) for name in DETECTORS for rate in REFUSAL_RATES}
+    guaranteed = {(p.rate, p.guaranteed) for p in found.curves if p.index == BASE_DETECTOR}
     assert guaranteed == {(0.01, False), (0.05, True)}  # 19 suffice for 5%
 
 
@@ -189,7 +191,7 @@ def test_answers_to_look_at_are_the_typical_and_the_most_misleading(found: Analy
     assert [(a.set_name, a.choice) for a in found.asked] == [
         (name, choice) for name in ("forget", "retain", "facts") for choice in ("typical", "most misleading")
     ]
-    values = found.models[1].values[REFERENCE]
+    values = found.models[1].values[BASE_DETECTOR]
     for asked in found.asked:
         own = next(told for told in asked.told if told.role == "model")
         assert len(own.tokens) == len(own.energies) <= 6
@@ -200,8 +202,8 @@ def test_answers_to_look_at_are_the_typical_and_the_most_misleading(found: Analy
         assert [told.role for told in asked.told] == ["original", "model", "oracle"]
 
 
-def test_costs_are_of_every_index(found: Analysis) -> None:
-    assert [cost.index for cost in found.costs] == list(INDICES)
+def test_costs_are_of_every_detector(found: Analysis) -> None:
+    assert [cost.index for cost in found.costs] == list(DETECTORS)
     assert found.generation_ms > 0
     assert 1 <= found.answer_tokens <= 6
 
@@ -233,46 +235,44 @@ def test_a_file_that_is_no_analysis_is_named(tmp_path: Path) -> None:
 
 
 def test_without_calibration_rows_half_of_the_retained_ones_are_taken_and_not_judged(settings: AnalyzeSettings) -> None:
-    questions = read_questions(replace(settings, calibration=None))
-    sides = [
-        {content_hash(e) for e in part} for part in (questions.fit, questions.threshold, questions.main("retain").examples)
-    ]
+    sets = read_analysis_sets(replace(settings, calibration=None))
+    sides = [{content_hash(e) for e in part} for part in (sets.fit, sets.threshold, sets.main("retain").examples)]
     assert [len(side) for side in sides] == [4, 3, 7]
     assert len(set.union(*sides)) == 14
-    assert len(read_questions(replace(settings, calibration=None, seed=5)).main("retain").examples) == 7
+    assert len(read_analysis_sets(replace(settings, calibration=None, seed=5)).main("retain").examples) == 7
 
 
 def test_of_calibration_rows_none_is_a_test_row_and_those_set_aside_are_preferred(
     settings: AnalyzeSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     both = write(tmp_path / "both.jsonl", rows("retain", 1, 14) + rows("calibration", 3, 26))
-    questions = read_questions(replace(settings, calibration=both))
-    assert len(questions.fit) + len(questions.threshold) == 26
-    assert len(questions.main("retain").examples) == 14
+    sets = read_analysis_sets(replace(settings, calibration=both))
+    assert len(sets.fit) + len(sets.threshold) == 26
+    assert len(sets.main("retain").examples) == 14
     more = write(tmp_path / "more.jsonl", rows("calibration", 3, 10))
-    beside = read_questions(replace(settings, calibration=both, also_retain={"more": more}))
+    beside = read_analysis_sets(replace(settings, calibration=both, also_retain={"more": more}))
     assert len(beside.fit) + len(beside.threshold) == 16
     model = tmp_path / "artifact"
     model.mkdir()
     held_out = [content_hash(example) for example in read_examples(both)[20:32]]
     (model / "d2_manifest.json").write_text(json.dumps({"held_out": held_out}))
-    chosen = read_questions(replace(settings, calibration=both, model=str(model)))
+    chosen = read_analysis_sets(replace(settings, calibration=both, model=str(model)))
     assert {content_hash(e) for e in (*chosen.fit, *chosen.threshold)} == set(held_out)
     assert "12 calibration rows of" in capsys.readouterr().err
-    limited = read_questions(replace(settings, calibration=both, limit=5))
+    limited = read_analysis_sets(replace(settings, calibration=both, limit=5))
     assert len(limited.fit) + len(limited.threshold) == 5
-    assert [len(each.examples) for each in limited.sets] == [5, 5, 5]
+    assert [len(each.examples) for each in limited.judged] == [5, 5, 5]
 
 
 def test_rows_without_a_prompt_are_counted_and_a_set_without_any_is_refused(settings: AnalyzeSettings, tmp_path: Path) -> None:
     texts = write(tmp_path / "texts.jsonl", [{"text": "it was born."}, {"text": "he was."}])
     with pytest.raises(DataError, match="the set more has no row with a prompt that could be asked"):
-        read_questions(replace(settings, also_forget={"more": texts}))
+        read_analysis_sets(replace(settings, also_forget={"more": texts}))
     mixed = [Example("a", (), "text", "f:1"), Example("b", (Message("user", "What?"),), "it.", "f:2")]
     assert [bool(example.prompt) for example in mixed] == [False, True]
     few = write(tmp_path / "few.jsonl", rows("few", 9, 3))
     with pytest.raises(DataError, match="3 retained rows are too few to fit on one half"):
-        read_questions(replace(settings, calibration=few))
+        read_analysis_sets(replace(settings, calibration=few))
 
 
 def test_the_gate_s_score_is_what_the_others_are_compared_with(settings: AnalyzeSettings, tmp_path: Path) -> None:

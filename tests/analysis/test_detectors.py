@@ -7,40 +7,39 @@ import math
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 from transformers import PreTrainedModel
 
 import tiny_models
-from d2unlearn.analysis.costs import costs, generation_seconds, prompt_logits, reading_cost, timer_of
-from d2unlearn.analysis.detectors import ANSWER, INDICES, PROMPT, QUANTITIES, READINGS, REFERENCE
+from d2unlearn.analysis.costs import detector_costs, generation_seconds, prompt_logits, quantity_cost, timer_of
+from d2unlearn.analysis.detectors import ANSWER, BASE_DETECTOR, DETECTORS, PROMPT, QUANTITIES, TOKEN_SCORES
 from d2unlearn.analysis.distances import Mahalanobis, Neighbours, shrunk_covariance
-from d2unlearn.analysis.perturbations import DISTURBANCES, Subject, rounded_to_int8
-from d2unlearn.analysis.recorder import LAYER_POSITIONS, Answering, Reads, layers_of, read_answers
+from d2unlearn.analysis.perturbations import PERTURBATIONS, ModelUnderTest, rounded_to_int8
+from d2unlearn.analysis.recorder import LAYER_POSITIONS, Answering, AnswerTraces, layers_of, read_answers
 from d2unlearn.errors import ModelError
 from d2unlearn.gate.score import CANDIDATES, request_scores
 from d2unlearn.gate.traces import collect_traces
 from d2unlearn.observation import causal_model
 from d2unlearn.quantities import Chunk, LogSumExp, Nll
+from d2unlearn.stats import Floats
 from reference import dense
 
-Floats = NDArray[np.float64]
 PROMPTS = [list(row.input_ids) for row in tiny_models.rows(5, 7, low=3, high=7)]
 LENGTH = 10
 SAME_PROBABILITIES = ("centred-energy", "logit-margin", "max-probability", "entropy", "nll", "perplexity")
-"""Families of indices that a constant added to every logit leaves as they are."""
+"""Families of detectors that a constant added to every logit leaves as they are."""
 
 
 def how(model: PreTrainedModel, *, ends: tuple[int, ...] = (2,), layers: bool = False, **given: object) -> Answering:
     return Answering(LENGTH, 3, 0, ends, layers=layers_of(model) if layers else None, **given)  # type: ignore[arg-type]
 
 
-def replayed(model: PreTrainedModel, reads: Reads, row: int) -> torch.Tensor:
+def replayed(model: PreTrainedModel, traces: AnswerTraces, row: int) -> torch.Tensor:
     """The logits that each of a row's tokens was chosen from, by one plain forward over prompt and answer: [T, V]."""
     with torch.no_grad():
-        ids = torch.tensor([[*PROMPTS[row], *reads.token_ids[row]]])
+        ids = torch.tensor([[*PROMPTS[row], *traces.token_ids[row]]])
         return model(ids).logits[0, len(PROMPTS[row]) - 1 : -1].double()
 
 
@@ -50,17 +49,17 @@ def model() -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def reads(model: PreTrainedModel) -> Reads:
+def traces(model: PreTrainedModel) -> AnswerTraces:
     return read_answers(model, PROMPTS, QUANTITIES, how(model, layers=True))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "cohere"])
 def test_what_is_read_while_answering_is_what_a_plain_forward_gives(family: str) -> None:
     model = tiny_models.FAMILIES[family]()
-    reads = read_answers(model, PROMPTS, QUANTITIES, how(model))
+    traces = read_answers(model, PROMPTS, QUANTITIES, how(model))
     for row in range(len(PROMPTS)):
-        logits = replayed(model, reads, row)
-        tokens = torch.tensor(reads.token_ids[row])
+        logits = replayed(model, traces, row)
+        tokens = torch.tensor(traces.token_ids[row])
         assert torch.equal(tokens, logits.argmax(-1))
         for quantity in QUANTITIES:
             expected = (
@@ -68,65 +67,65 @@ def test_what_is_read_while_answering_is_what_a_plain_forward_gives(family: str)
                 if quantity not in dense.QUANTITIES
                 else dense.QUANTITIES[quantity](logits, tokens, logits)
             )
-            np.testing.assert_allclose(reads.values[quantity][row], expected, atol=2e-4)
+            np.testing.assert_allclose(traces.values[quantity][row], expected, atol=2e-4)
 
 
-def test_energies_and_tokens_are_those_that_the_gate_sees(model: PreTrainedModel, reads: Reads) -> None:
-    traces = collect_traces(model, tiny_models.tokenizer(), PROMPTS, max_new_tokens=LENGTH)
-    assert [trace.token_ids for trace in traces] == list(reads.token_ids)
-    for trace, row in zip(traces, reads.values[LogSumExp()], strict=True):
+def test_energies_and_tokens_are_those_that_the_gate_sees(model: PreTrainedModel, traces: AnswerTraces) -> None:
+    gate_traces = collect_traces(model, tiny_models.tokenizer(), PROMPTS, max_new_tokens=LENGTH)
+    assert [trace.token_ids for trace in gate_traces] == list(traces.token_ids)
+    for trace, row in zip(gate_traces, traces.values[LogSumExp()], strict=True):
         np.testing.assert_allclose(trace.energies, -row, atol=1e-4)
 
 
-def test_hidden_states_are_those_that_the_head_reads(model: PreTrainedModel, reads: Reads) -> None:
+def test_hidden_states_are_those_that_the_head_reads(model: PreTrainedModel, traces: AnswerTraces) -> None:
     with torch.no_grad():
         for row, prompt in enumerate(PROMPTS):
-            ids = torch.tensor([[*prompt, *reads.token_ids[row]]])
+            ids = torch.tensor([[*prompt, *traces.token_ids[row]]])
             states = model.model(ids).last_hidden_state[0, len(prompt) - 1 : -1].double().numpy()
-            np.testing.assert_allclose(reads.prompt_states[row], states[0], atol=1e-4)
-            np.testing.assert_allclose(reads.answer_states[row], states.mean(axis=0), atol=1e-4)
+            np.testing.assert_allclose(traces.prompt_states[row], states[0], atol=1e-4)
+            np.testing.assert_allclose(traces.answer_states[row], states.mean(axis=0), atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "granite"])
 def test_the_layers_energies_go_through_the_norm_and_the_head(family: str) -> None:
     """Against transformers' own hidden states: the last of them is behind the norm already, so it gives the energy itself."""
     model = tiny_models.FAMILIES[family]()
-    reads = read_answers(model, PROMPTS, QUANTITIES, how(model, layers=True))
+    traces = read_answers(model, PROMPTS, QUANTITIES, how(model, layers=True))
     norm = layers_of(model).norm
     head = causal_model(model).get_output_embeddings()
     for row in (0, 4):
-        ids = torch.tensor([[*PROMPTS[row], *reads.token_ids[row]]])
+        ids = torch.tensor([[*PROMPTS[row], *traces.token_ids[row]]])
         with torch.no_grad():
             states = model(ids, output_hidden_states=True).hidden_states
-            start, found = len(PROMPTS[row]) - 1, reads.layers[row]
-            assert found.shape == (min(LAYER_POSITIONS, len(reads.token_ids[row])), len(states))
+            start, found = len(PROMPTS[row]) - 1, traces.layers[row]
+            assert found.shape == (min(LAYER_POSITIONS, len(traces.token_ids[row])), len(states))
             positions = slice(start, start + len(found))
-            np.testing.assert_allclose(found[:, -1], -reads.values[LogSumExp()][row][: len(found)], atol=2e-4)
+            np.testing.assert_allclose(found[:, -1], -traces.values[LogSumExp()][row][: len(found)], atol=2e-4)
             if family in ("llama", "gpt2"):
                 for layer in range(len(states) - 1):
                     logits = nn.functional.linear(norm(states[layer][0, positions]), head.weight)
                     np.testing.assert_allclose(found[:, layer], -torch.logsumexp(logits, -1), atol=2e-4)
 
 
-def test_an_answer_ends_with_its_end_token_and_the_others_go_on(model: PreTrainedModel, reads: Reads) -> None:
-    end = reads.token_ids[0][3]
+def test_an_answer_ends_with_its_end_token_and_the_others_go_on(model: PreTrainedModel, traces: AnswerTraces) -> None:
+    end = traces.token_ids[0][3]
     ended = read_answers(model, PROMPTS, QUANTITIES, how(model, ends=(end,)))
-    for before, after, values in zip(reads.token_ids, ended.token_ids, ended.values[Nll()], strict=True):
+    for before, after, values in zip(traces.token_ids, ended.token_ids, ended.values[Nll()], strict=True):
         length = before.index(end) + 1 if end in before else len(before)
         assert after == before[:length]
         assert len(values) == length
 
 
-def test_batches_change_nothing(model: PreTrainedModel, reads: Reads) -> None:
+def test_batches_change_nothing(model: PreTrainedModel, traces: AnswerTraces) -> None:
     alone = read_answers(model, PROMPTS, QUANTITIES, Answering(LENGTH, 1, 0, (2,)))
-    assert alone.token_ids == reads.token_ids
-    for name, index in INDICES.items():
-        expected = index.fit(reads).evidence(reads)
-        np.testing.assert_allclose(index.fit(alone).evidence(alone), expected, rtol=1e-3, atol=1e-3, err_msg=name)
+    assert alone.token_ids == traces.token_ids
+    for name, detector in DETECTORS.items():
+        expected = detector.fit(traces).scores(traces)
+        np.testing.assert_allclose(detector.fit(alone).scores(alone), expected, rtol=1e-3, atol=1e-3, err_msg=name)
 
 
-def test_vocabulary_rows_beyond_the_tokenizer_are_left_out(model: PreTrainedModel, reads: Reads) -> None:
-    seen = max(max(tokens) for tokens in reads.token_ids) + 1
+def test_vocabulary_rows_beyond_the_tokenizer_are_left_out(model: PreTrainedModel, traces: AnswerTraces) -> None:
+    seen = max(max(tokens) for tokens in traces.token_ids) + 1
     cut = read_answers(model, PROMPTS, QUANTITIES, how(model, vocab_rows=seen))
     logits = replayed(model, cut, 2)[:, :seen]
     np.testing.assert_allclose(cut.values[LogSumExp()][2], torch.logsumexp(logits, -1), atol=2e-4)
@@ -134,7 +133,9 @@ def test_vocabulary_rows_beyond_the_tokenizer_are_left_out(model: PreTrainedMode
         read_answers(model, PROMPTS, QUANTITIES, how(model, vocab_rows=seen - 1))
 
 
-def test_sampled_answers_follow_the_seed_and_their_nll_is_that_of_the_token_drawn(model: PreTrainedModel, reads: Reads) -> None:
+def test_sampled_answers_follow_the_seed_and_their_nll_is_that_of_the_token_drawn(
+    model: PreTrainedModel, traces: AnswerTraces
+) -> None:
     state = torch.get_rng_state()
     first, again, other = (read_answers(model, PROMPTS, QUANTITIES, how(model, sampled=True, seed=s)) for s in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
@@ -144,17 +145,17 @@ def test_sampled_answers_follow_the_seed_and_their_nll_is_that_of_the_token_draw
     np.testing.assert_allclose(first.values[Nll()][0], expected, atol=2e-4)
 
 
-def test_some_requests_and_two_lots_together(reads: Reads) -> None:
-    some = reads.take([4, 1])
-    assert some.token_ids == (reads.token_ids[4], reads.token_ids[1])
-    both = some.joined(reads.take([0]))
+def test_some_requests_and_two_lots_together(traces: AnswerTraces) -> None:
+    some = traces.take([4, 1])
+    assert some.token_ids == (traces.token_ids[4], traces.token_ids[1])
+    both = some.joined(traces.take([0]))
     assert len(both) == 3
-    for index in (
-        INDICES["entropy/mean"],
-        INDICES["neighbours/answer"].fit(reads),
-        INDICES["energy/max-over-looks"].fit(reads),
+    for detector in (
+        DETECTORS["entropy/mean"],
+        DETECTORS["neighbours/answer"].fit(traces),
+        DETECTORS["energy/max-over-looks"].fit(traces),
     ):
-        np.testing.assert_array_equal(index.evidence(both), index.evidence(reads)[[4, 1, 0]])
+        np.testing.assert_array_equal(detector.scores(both), detector.scores(traces)[[4, 1, 0]])
     assert len(both.layers) == 3
 
 
@@ -170,7 +171,7 @@ def test_models_that_are_built_in_another_way_are_named() -> None:
         layers_of(bare)  # type: ignore[arg-type]
 
 
-def by_hand() -> Reads:
+def by_hand() -> AnswerTraces:
     """Two requests of three and of one token over a vocabulary of three, with logits that are simple to take logarithms of."""
     logits = [torch.tensor([[0.0, 0, 0], [math.log(8), 0, 0], [math.log(2), 0, 0]]), torch.tensor([[math.log(6), 0, 0]])]
     tokens = [torch.tensor([0, 0, 0]), torch.tensor([0])]
@@ -179,7 +180,7 @@ def by_hand() -> Reads:
         for quantity in QUANTITIES
     }
     states = np.array([[3.0, 4.0], [1.0, 0.0]])
-    return Reads(((0, 0, 0), (0,)), values, states, states)
+    return AnswerTraces(((0, 0, 0), (0,)), values, states, states)
 
 
 @pytest.mark.parametrize(
@@ -203,49 +204,51 @@ def by_hand() -> Reads:
         ("perplexity", (3 / 0.8 / 0.5) ** (1 / 3), 8 / 6),
     ],
 )
-def test_indices_by_hand(name: str, first: float, second: float) -> None:
-    assert INDICES[name].values(by_hand()) == pytest.approx([first, second])
+def test_detectors_by_hand(name: str, first: float, second: float) -> None:
+    assert DETECTORS[name].values(by_hand()) == pytest.approx([first, second])
 
 
-def test_evidence_is_higher_where_the_model_is_less_sure() -> None:
-    """A request of flat logits against one of peaked logits: every index but the distances, which know no logits."""
+def test_scores_are_higher_where_the_model_is_less_sure() -> None:
+    """A request of flat logits against one of peaked logits: every detector but the distances, which know no logits."""
     flat, peaked = torch.zeros(2, 50).double(), torch.zeros(2, 50).double()
     peaked[:, 3] = 12.0
     tokens = torch.tensor([3, 3])
     values = {q: tuple(q.of(Chunk(z, tokens)).numpy() for z in (flat, peaked)) for q in QUANTITIES}
-    reads = Reads(((3, 3),) * 2, values, np.zeros((2, 2)), np.zeros((2, 2)))
-    for name, index in INDICES.items():
+    traces = AnswerTraces(((3, 3),) * 2, values, np.zeros((2, 2)), np.zeros((2, 2)))
+    for name, detector in DETECTORS.items():
         if not name.startswith(("mahalanobis", "neighbours")):
-            unsure, sure = index.fit(reads).evidence(reads)
+            unsure, sure = detector.fit(traces).scores(traces)
             assert unsure > sure, name
 
 
-def test_the_gates_scores_are_the_gates_own(reads: Reads) -> None:
-    energies = [(-row).tolist() for row in reads.values[LogSumExp()]]
+def test_the_gates_scores_are_the_gates_own(traces: AnswerTraces) -> None:
+    energies = [(-row).tolist() for row in traces.values[LogSumExp()]]
     for name, score in CANDIDATES.items():
         expected = request_scores(score.fit(energies), energies)
-        np.testing.assert_array_equal(INDICES[f"energy/{name}"].fit(reads).evidence(reads), expected)
-    assert REFERENCE == "energy/highest-2"
+        np.testing.assert_array_equal(DETECTORS[f"energy/{name}"].fit(traces).scores(traces), expected)
+    assert BASE_DETECTOR == "energy/highest-2"
 
 
-def test_every_index_says_what_it_is() -> None:
-    labels = [index.label for index in INDICES.values()]
+def test_every_detector_says_what_it_is() -> None:
+    labels = [detector.label for detector in DETECTORS.values()]
     assert len(set(labels)) == len(labels)
-    assert {index.reads for index in INDICES.values()} == {PROMPT, ANSWER}
-    assert {name for name, index in INDICES.items() if index.reads == PROMPT} == {n for n in INDICES if n.endswith("/prompt")}
-    fitted = {name for name, index in INDICES.items() if index.fitted}
+    assert {detector.reads for detector in DETECTORS.values()} == {PROMPT, ANSWER}
+    assert {name for name, detector in DETECTORS.items() if detector.reads == PROMPT} == {
+        n for n in DETECTORS if n.endswith("/prompt")
+    }
+    fitted = {name for name, detector in DETECTORS.items() if detector.fitted}
     distances = {f"{kind}/{place}" for kind in ("mahalanobis", "neighbours") for place in ("prompt", "answer")}
     assert fitted == distances | {"energy/max-over-looks", "energy/early-or-window"}
-    assert {name.partition("/")[0] for name in INDICES} >= set(READINGS)
+    assert {name.partition("/")[0] for name in DETECTORS} >= set(TOKEN_SCORES)
 
 
-def test_what_is_kept_is_what_was_fitted(reads: Reads) -> None:
-    kept = {name: index.fit(reads).kept_bytes for name, index in INDICES.items()}
-    n, width = reads.prompt_states.shape
+def test_what_is_kept_is_what_was_fitted(traces: AnswerTraces) -> None:
+    kept = {name: detector.fit(traces).kept_bytes for name, detector in DETECTORS.items()}
+    n, width = traces.prompt_states.shape
     assert kept["mahalanobis/prompt"] == 8 * (width + width * width)
     assert kept["neighbours/answer"] == 8 * n * width
     assert kept["energy/max-over-looks"] == 8 * 2 * 10
-    assert {kept[name] for name, index in INDICES.items() if not index.fitted} == {0}
+    assert {kept[name] for name, detector in DETECTORS.items() if not detector.fitted} == {0}
 
 
 def test_mahalanobis_is_the_formula_with_ledoit_and_wolf_s_covariance() -> None:
@@ -280,19 +283,19 @@ def test_neighbours_are_sklearn_s_and_do_not_ask_how_long_a_state_is() -> None:
     np.testing.assert_allclose(few.of(states), np.linalg.norm(unit[1][:, None] - unit[0][None, :3], axis=2).max(axis=1))
 
 
-def under(model: PreTrainedModel, name: str, reads: Reads) -> dict[str, Floats]:
-    """Every index's evidence under a disturbance, fitted without one."""
-    with DISTURBANCES[name].applied(Subject(model, tiny_models.tokenizer())) as subject:
-        disturbed = read_answers(subject.model, PROMPTS, QUANTITIES, how(model, sampled=subject.sampled))
-    return {key: index.fit(reads).evidence(disturbed) for key, index in INDICES.items()}
+def under(model: PreTrainedModel, name: str, traces: AnswerTraces) -> dict[str, Floats]:
+    """Every index's scores under a perturbation, fitted without one."""
+    with PERTURBATIONS[name].applied(ModelUnderTest(model, tiny_models.tokenizer(), how(model))) as perturbed:
+        answers = read_answers(perturbed.model, PROMPTS, QUANTITIES, perturbed.how)
+    return {key: detector.fit(traces).scores(answers) for key, detector in DETECTORS.items()}
 
 
 @pytest.mark.parametrize("name", ["constant shift", "noisy level"])
 def test_a_shift_of_all_logits_moves_energy_and_leaves_what_depends_on_probabilities(
-    name: str, model: PreTrainedModel, reads: Reads
+    name: str, model: PreTrainedModel, traces: AnswerTraces
 ) -> None:
-    before, after = under(model, "as calibrated", reads), under(model, name, reads)
-    for key in INDICES:
+    before, after = under(model, "as calibrated", traces), under(model, name, traces)
+    for key in DETECTORS:
         if key.startswith((*SAME_PROBABILITIES, "mahalanobis", "neighbours")):
             np.testing.assert_allclose(after[key], before[key], rtol=1e-3, atol=1e-3, err_msg=key)
         else:
@@ -303,19 +306,19 @@ def test_a_shift_of_all_logits_moves_energy_and_leaves_what_depends_on_probabili
         np.testing.assert_allclose(after["max-logit/mean"], before["max-logit/mean"] - 10, atol=1e-3)
 
 
-def test_heated_logits_scale_what_is_linear_in_them(model: PreTrainedModel, reads: Reads) -> None:
-    before, after = under(model, "as calibrated", reads), under(model, "temperature", reads)
+def test_heated_logits_scale_what_is_linear_in_them(model: PreTrainedModel, traces: AnswerTraces) -> None:
+    before, after = under(model, "as calibrated", traces), under(model, "temperature", traces)
     for key in ("max-logit/mean", "logit-margin/highest-2"):
         np.testing.assert_allclose(after[key], before[key] / 1.5, atol=1e-3)
     assert (after["nll/mean"] > before["nll/mean"]).all()
 
 
-def test_nothing_is_left_of_a_disturbance_afterwards(model: PreTrainedModel, reads: Reads) -> None:
+def test_nothing_is_left_of_a_disturbance_afterwards(model: PreTrainedModel, traces: AnswerTraces) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    for name in DISTURBANCES:
-        under(model, name, reads)
+    for name in PERTURBATIONS:
+        under(model, name, traces)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    assert read_answers(model, PROMPTS, QUANTITIES, how(model)).token_ids == reads.token_ids
+    assert read_answers(model, PROMPTS, QUANTITIES, how(model)).token_ids == traces.token_ids
 
 
 def test_weights_are_rounded_to_int8_a_row_at_a_time() -> None:
@@ -330,8 +333,8 @@ def test_weights_are_rounded_to_int8_a_row_at_a_time() -> None:
 
 def test_int8_leaves_embeddings_and_head_and_rounds_every_layer(model: PreTrainedModel) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with DISTURBANCES["int8"].applied(Subject(model, tiny_models.tokenizer())) as subject:
-        changed = {key for key, value in subject.model.state_dict().items() if not torch.equal(value, before[key])}
+    with PERTURBATIONS["int8"].applied(ModelUnderTest(model, tiny_models.tokenizer(), how(model))) as perturbed:
+        changed = {key for key, value in perturbed.model.state_dict().items() if not torch.equal(value, before[key])}
     linear = {key for key in before if key.endswith("_proj.weight")}
     assert changed == linear
     assert len(linear) == 14
@@ -340,11 +343,11 @@ def test_int8_leaves_embeddings_and_head_and_rounds_every_layer(model: PreTraine
 def test_the_other_template_is_the_plain_one_or_one_of_turns(model: PreTrainedModel) -> None:
     for tokenizer in (tiny_models.tokenizer(), tiny_models.tokenizer(chat_template=None)):
         before = tokenizer.chat_template
-        with DISTURBANCES["other template"].applied(Subject(model, tokenizer)) as subject:
-            after = subject.tokenizer.chat_template
+        with PERTURBATIONS["other template"].applied(ModelUnderTest(model, tokenizer, how(model))) as perturbed:
+            after = perturbed.tokenizer.chat_template
             assert (before is None) != (after is None)
             if after is not None:
-                asked = subject.tokenizer.apply_chat_template(
+                asked = perturbed.tokenizer.apply_chat_template(
                     [{"role": "user", "content": "Why?"}], tokenize=False, add_generation_prompt=True
                 )
                 assert asked == "User: Why?\nAssistant:"
@@ -356,18 +359,18 @@ def test_the_memory_of_a_reading_is_the_copies_of_the_logits_that_it_makes(model
     expected = torch.stack([model(torch.tensor([prompt])).logits[0, -1] for prompt in PROMPTS])
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
     row = 4 * logits.shape[1]
-    held = {name: reading_cost(reading.quantity, logits, timer_of(logits.device)) for name, reading in READINGS.items()}
+    held = {name: quantity_cost(reading.quantity, logits, timer_of(logits.device)) for name, reading in TOKEN_SCORES.items()}
     assert held["max-logit"][1] == 4
     assert row <= held["energy"][1] <= row + 64
     assert 2 * row <= held["entropy"][1] <= 3 * row
     assert all(seconds >= 0 for seconds, _ in held.values())
 
 
-def test_costs_count_the_positions_that_an_index_reads(model: PreTrainedModel, reads: Reads) -> None:
-    fitted = {name: index.fit(reads) for name, index in INDICES.items()}
+def test_costs_count_the_positions_that_a_detector_reads(model: PreTrainedModel, traces: AnswerTraces) -> None:
+    fitted = {name: detector.fit(traces) for name, detector in DETECTORS.items()}
     seconds = generation_seconds(model, PROMPTS, how(model), repeats=1)
-    found = {cost.index: cost for cost in costs(fitted, reads, prompt_logits(model, PROMPTS, None), seconds)}
-    lengths = np.array([len(tokens) for tokens in reads.token_ids])
+    found = {cost.index: cost for cost in detector_costs(fitted, traces, prompt_logits(model, PROMPTS, None), seconds)}
+    lengths = np.array([len(tokens) for tokens in traces.token_ids])
     assert found["energy/prompt"].positions == 1
     assert found["energy/first-4"].positions == np.minimum(lengths, 4).mean()
     assert found["entropy/mean"].positions == found["mahalanobis/answer"].positions == lengths.mean()

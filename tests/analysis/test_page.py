@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 
 from d2unlearn.analysis import page_panels
-from d2unlearn.analysis.page import build_page, drawn_indices, hardest, headline, sentences, tiles, write_page
-from d2unlearn.analysis.page_figures import Roc, Sample, distributions, roc_of
-from d2unlearn.analysis.page_tables import difference, every_index, missed, size_text
-from d2unlearn.analysis.records import Analysis, Estimate, Refusals, TriedSet, read_analysis, write_analysis
-from d2unlearn.analysis.significance import Rival, pair_of, refusals_of, rivals, standing, trial_of, wordings
+from d2unlearn.analysis.page import build_page, drawn_detectors, hardest, headline, key_numbers, sentences, write_page
+from d2unlearn.analysis.page_figures import DrawnSet, distributions
+from d2unlearn.analysis.page_tables import detector_table, difference_chip, missed_share, size_text
+from d2unlearn.analysis.records import Analysis, Estimate, Refusals, SetSummary, read_analysis, write_analysis
+from d2unlearn.analysis.significance import Rival, pair_of, refusals_of, rivals, significance, trial_of, wordings
 from d2unlearn.report.notation import fixed, percent
-from d2unlearn.stats import auroc
 from report.test_page import Page
 
-from .made_up_analysis import INDICES, QUESTION, REFERENCE, SETS, made_up
+from .made_up_analysis import DETECTORS, QUESTION, REFERENCE, SETS, made_up
 
 TITLES = [
     "Every index",
@@ -53,7 +52,7 @@ def test_the_parts_stand_in_their_order_and_nothing_is_loaded(page: str, analysi
     read = Page(page)
     assert read.open == []
     assert read.text("h1") == [headline(analysis)]
-    assert [title for title in read.text("h2") if title not in [tile.title for tile in tiles(analysis)]] == TITLES
+    assert [title for title in read.text("h2") if title not in [tile.title for tile in key_numbers(analysis)]] == TITLES
     assert not re.search(r"https?:|//[a-z]|@import|javascript:|<script|<link|<img", page)
     policy = next(m["content"] for m in read.of("meta") if m.get("http-equiv") == "Content-Security-Policy")
     assert policy == "default-src 'none'; style-src 'unsafe-inline'"
@@ -81,17 +80,17 @@ def test_every_statistic_of_every_index_is_on_the_page_with_its_interval(page: s
         for refusal in trial.refusals:
             for tried in SETS:
                 share = refusal.refused[tried.name]
-                assert percent(missed(share).value if tried.kind == "forget" else share.value) in chips
+                assert percent(missed_share(share).value if tried.kind == "forget" else share.value) in chips
 
 
 def test_no_cell_holds_a_number_that_is_not_in_the_file(analysis: Analysis) -> None:
     """Of the first table, cell by cell and in its place."""
-    table = every_index(analysis, trial_of(analysis), "forget_paraphrased", "retain_paraphrased", 0.05)
+    table = detector_table(analysis, trial_of(analysis), "forget_paraphrased", "retain_paraphrased", 0.05)
     lines = [line for group in table.groups for line in group.lines]
     found = pair_of(trial_of(analysis), "forget_paraphrased", "retain_paraphrased")
     refused = refusals_of(trial_of(analysis), 0.05)
-    assert len(lines) == len(INDICES)
-    for line, index in zip(lines, INDICES, strict=True):
+    assert len(lines) == len(DETECTORS)
+    for line, index in zip(lines, DETECTORS, strict=True):
         each, share = found[index.name], refused[index.name].refused
         texts = [chip.text for cell in line.cells for chip in cell]
         s = {name: estimate.value for name, estimate in each.statistics.items()}
@@ -103,7 +102,7 @@ def test_no_cell_holds_a_number_that_is_not_in_the_file(analysis: Analysis) -> N
             percent(share["retain_paraphrased"].value),
             *(fixed(s["aupr"]), percent(s["fpr_at_95_tpr"]), fixed(s["overlap"]), fixed(s["ks_distance"])),
         ]
-    assert [line.own for line in lines] == [index.name == REFERENCE for index in INDICES]
+    assert [line.own for line in lines] == [index.name == REFERENCE for index in DETECTORS]
     assert [head[1] for head in table.heads] == ["↑", "", "↓", "↓", "↑", "↓", "↓", "↑"]
 
 
@@ -111,12 +110,12 @@ def test_the_head_counts_who_is_clearly_ahead_in_the_hardest_wording(analysis: A
     trial = trial_of(analysis)
     areas = {pair: pair_of(trial, *pair)[REFERENCE].statistics["auroc"].value for pair in wordings(SETS)}
     assert areas[hardest(analysis)] == min(areas.values())
-    stands = [standing(each.ahead) for each in pair_of(trial, *hardest(analysis)).values()]
-    assert numbers(headline(analysis)) == ["3", str(stands.count("ahead")), str(stands.count("behind"))]
+    stands = [significance(each.ahead) for each in pair_of(trial, *hardest(analysis)).values()]
+    assert numbers(headline(analysis)) == ["3", str(stands.count("better")), str(stands.count("worse"))]
     better = [each for each in rivals(trial, SETS, 0.01, "raised") if each.clearly_better]
-    named = ", ".join(f"“{index.label}”" for index in INDICES if index.name in {each.index for each in better})
+    named = ", ".join(f"“{index.label}”" for index in DETECTORS if index.name in {each.detector for each in better})
     assert sentences(analysis)[0].endswith(f"raised into the gap to forget: {named or 'none'}.")
-    told, lost, wrong, cost = tiles(analysis)
+    told, lost, wrong, cost = key_numbers(analysis)
     assert told.value == fixed(areas["forget", "retain"])
     refused = refusals_of(trial, 0.01)[REFERENCE].refused
     assert (lost.value, wrong.value) == (percent(1 - refused["forget"].value), percent(refused["retain"].value))
@@ -124,17 +123,17 @@ def test_the_head_counts_who_is_clearly_ahead_in_the_hardest_wording(analysis: A
     assert (cost.value, cost.detail) == ("0.8%", "of the time to generate the answer: 200 of 30,250 µs")
 
 
-def test_standing_is_said_by_the_interval_alone() -> None:
-    assert standing(Estimate(0.2, 0.1, 0.3)) == "ahead"
-    assert standing(Estimate(-0.2, -0.3, -0.1)) == "behind"
-    assert standing(Estimate(0.2, 0.0, 0.4)) == "level"
-    assert standing(Estimate(math.nan, math.nan, math.nan)) == "level"
-    assert difference(Estimate(0.2, 0.1, 0.3)).tone == "better"
-    assert difference(Estimate(-0.00001, -0.0001, 0.0)).text == "0.0000"
+def test_significance_is_said_by_the_interval_alone() -> None:
+    assert significance(Estimate(0.2, 0.1, 0.3)) == "better"
+    assert significance(Estimate(-0.2, -0.3, -0.1)) == "worse"
+    assert significance(Estimate(0.2, 0.0, 0.4)) == ""
+    assert significance(Estimate(math.nan, math.nan, math.nan)) == ""
+    assert difference_chip(Estimate(0.2, 0.1, 0.3)).tone == "better"
+    assert difference_chip(Estimate(-0.00001, -0.0001, 0.0)).text == "0.0000"
 
 
 def test_better_is_to_refuse_more_of_what_is_forgotten_and_less_of_what_is_kept() -> None:
-    sets = [TriedSet("forget", "forget", 4, 0), TriedSet("retain", "retain", 4, 0)]
+    sets = [SetSummary("forget", "forget", 4, 0), SetSummary("retain", "retain", 4, 0)]
     up, down, none = Estimate(0.1, 0.05, 0.2), Estimate(-0.1, -0.2, -0.05), Estimate(0.0, -0.1, 0.1)
 
     cases = {"a": (up, none), "b": (none, down), "c": (up, up), "d": (down, down), "e": (none, none), "f": (none, up)}
@@ -150,28 +149,17 @@ def test_better_is_to_refuse_more_of_what_is_forgotten_and_less_of_what_is_kept(
 
 def test_each_forget_set_stands_beside_the_retained_set_of_its_wording(analysis: Analysis) -> None:
     assert wordings(SETS) == (("forget", "retain"), ("forget_paraphrased", "retain_paraphrased"))
-    assert wordings([TriedSet("people", "forget", 1, 0), TriedSet("rest", "retain", 1, 0)]) == (("people", "rest"),)
+    assert wordings([SetSummary("people", "forget", 1, 0), SetSummary("rest", "retain", 1, 0)]) == (("people", "rest"),)
     assert page_panels.general_sets(analysis) == ["world_facts"]
-
-
-def test_a_roc_curve_by_hand_and_its_area() -> None:
-    """Retained 1 2 3 4, forget 3 5: above 5 nobody, from 5 on half of forget, from 4 on a quarter of retained besides."""
-    curve = roc_of(np.array([1.0, 2, 3, 4]), np.array([3.0, 5, math.nan]))
-    assert curve.refused.tolist() == [0, 0, 0.25, 0.5, 0.75, 1]
-    assert curve.caught.tolist() == [0, 0.5, 0.5, 1, 1, 1]
-    rng = np.random.default_rng(0)
-    low, high = rng.integers(0, 9, 60).astype(float), rng.integers(3, 12, 40).astype(float)
-    drawn: Roc = roc_of(low, high)
-    assert np.trapezoid(drawn.caught, drawn.refused) == pytest.approx(auroc(low, high))
 
 
 def test_a_distribution_says_what_it_holds_and_needs_a_number() -> None:
     panel = distributions(
-        "x", [Sample("forget", "filled", np.array([1.0, 3.0, math.inf])), Sample("retain", "dotted", np.zeros(2))], 2.0, "k"
+        "x", [DrawnSet("forget", "filled", np.array([1.0, 3.0, math.inf])), DrawnSet("retain", "dotted", np.zeros(2))], 2.0, "k"
     )
     assert panel is not None
     assert panel.description == "x. forget, filled: n = 2, median 2; retain, dotted: n = 2, median 0."
-    assert distributions("x", [Sample("forget", "filled", np.array([math.nan]))], 2.0, "k") is None
+    assert distributions("x", [DrawnSet("forget", "filled", np.array([math.nan]))], 2.0, "k") is None
 
 
 def test_thresholds_are_drawn_in_the_index_s_own_sign(analysis: Analysis) -> None:
@@ -181,7 +169,7 @@ def test_thresholds_are_drawn_in_the_index_s_own_sign(analysis: Analysis) -> Non
 
 
 def test_pictures_show_the_reference_first_and_say_in_words_what_they_show(page: str, analysis: Analysis) -> None:
-    assert [index.name for index in drawn_indices(analysis)] == [
+    assert [index.name for index in drawn_detectors(analysis)] == [
         REFERENCE, "energy/prompt", "max-probability/highest-2", "neighbours/answer",
     ]  # fmt: skip
     figures = Page(page).of("figure")

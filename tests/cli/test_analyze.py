@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from d2unlearn.analysis import model as model_trial
-from d2unlearn.analysis import questions
-from d2unlearn.analysis import run as analyze
+from d2unlearn.analysis import sets
 from d2unlearn.analysis.page import build_page
 from d2unlearn.analysis.records import read_analysis
 
@@ -20,8 +19,7 @@ FEW = ("--max-new-tokens", 4, "--limit", 12, "--disturbed", 3)
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (questions, analyze):
-        monkeypatch.setattr(module, "N_BOOT", 20)
+    monkeypatch.setattr(sets, "N_BOOT", 20)
     monkeypatch.setattr(model_trial, "N_CHOICES", 5)
     monkeypatch.setattr(model_trial, "N_FITTED_CHOICES", 2)
 

@@ -1,4 +1,4 @@
-"""What each index costs beyond the answer that is generated anyway: processor time, memory while reading, memory kept.
+"""What each detector costs beyond the answer that is generated anyway: processor time, memory while reading, memory kept.
 
 Times are of the work itself, repeated on one batch of real logits and the least taken; they depend on the machine, their ratios
 to plain generation less so.
@@ -19,12 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from d2unlearn.analysis.detectors import PROMPT, AnswerIndex, Index
-from d2unlearn.analysis.recorder import Answering, Reads
-from d2unlearn.analysis.records import Cost
+from d2unlearn.analysis.detectors import PROMPT, Detector, TokenDetector
+from d2unlearn.analysis.recorder import Answering, AnswerTraces, answer_greedily
+from d2unlearn.analysis.records import DetectorCost
 from d2unlearn.data.batching import pad_left
 from d2unlearn.head import head_of
-from d2unlearn.models import generate_plainly
 from d2unlearn.observation import causal_model, last_hidden_states
 from d2unlearn.quantities import Chunk, Quantity
 
@@ -44,15 +43,9 @@ def timer_of(device: torch.device) -> Timer:
     return clock
 
 
-@torch.inference_mode()
 def generation_seconds(model: PreTrainedModel, prompts: Sequence[Sequence[int]], how: Answering, *, repeats: int = 2) -> float:
     """Seconds a request of answering one batch greedily with nothing read: the least of some repetitions."""
-    ids, mask = (t.to(model.device) for t in pad_left(prompts, how.pad_id))
-
-    def answer() -> None:
-        generate_plainly(model, ids, mask, max_new_tokens=how.max_new_tokens, pad_id=how.pad_id, ends=how.ends)
-
-    return least_seconds(answer, timer_of(model.device), repeats) / len(prompts)
+    return least_seconds(lambda: answer_greedily(model, prompts, how), timer_of(model.device), repeats) / len(prompts)
 
 
 @torch.inference_mode()
@@ -63,17 +56,17 @@ def prompt_logits(model: PreTrainedModel, prompts: Sequence[Sequence[int]], voca
     return head.transform(torch.nn.functional.linear(last_hidden_states(model, ids, mask)[:, -1], weight, bias))
 
 
-def costs(fitted: Mapping[str, Index], reads: Reads, logits: Tensor, seconds_to_answer: float) -> list[Cost]:
-    """Every index's cost a request. reads: requests already answered; logits: [B, V]; seconds_to_answer: a request, plain."""
+def detector_costs(
+    fitted: Mapping[str, Detector], traces: AnswerTraces, logits: Tensor, seconds_to_answer: float
+) -> list[DetectorCost]:
+    """Every detector's cost a request. traces: of requests already answered; logits: [B, V]; seconds_to_answer: one."""
     timer = timer_of(logits.device)
-    readings = {
-        quantity: reading_cost(quantity, logits, timer)
-        for quantity in dict.fromkeys(index.reading.quantity for index in fitted.values() if isinstance(index, AnswerIndex))
-    }
-    return [_cost(name, index, reads, readings, seconds_to_answer) for name, index in fitted.items()]
+    quantities = dict.fromkeys(of.token_score.quantity for of in fitted.values() if isinstance(of, TokenDetector))
+    by_quantity = {quantity: quantity_cost(quantity, logits, timer) for quantity in quantities}
+    return [_cost(name, detector, traces, by_quantity, seconds_to_answer) for name, detector in fitted.items()]
 
 
-def reading_cost(quantity: Quantity, logits: Tensor, timer: Timer) -> tuple[float, int]:
+def quantity_cost(quantity: Quantity, logits: Tensor, timer: Timer) -> tuple[float, int]:
     """(seconds, bytes held for a moment) of a quantity at one position of one request. logits: [B, V]."""
     targets = logits.argmax(dim=-1)
     seconds = least_seconds(lambda: quantity.of(Chunk(logits, targets)).tolist(), timer) / len(logits)
@@ -94,19 +87,22 @@ def least_seconds(work: Callable[[], object], timer: Timer, repeats: int = REPEA
 
 
 def _cost(
-    name: str, index: Index, reads: Reads, readings: Mapping[Quantity, tuple[float, int]], seconds_to_answer: float
-) -> Cost:
-    lengths = np.array([len(tokens) for tokens in reads.token_ids])
-    pooling = least_seconds(lambda: index.evidence(reads), time.process_time, 3) / len(reads)
-    if isinstance(index, AnswerIndex):
-        limit = index.pool.positions
-        positions = float(np.minimum(lengths, limit).mean() if limit else lengths.mean())
-        seconds, working = readings[index.reading.quantity]
-        total = seconds * positions + pooling
+    name: str,
+    detector: Detector,
+    traces: AnswerTraces,
+    by_quantity: Mapping[Quantity, tuple[float, int]],
+    seconds_to_answer: float,
+) -> DetectorCost:
+    lengths = np.array([len(tokens) for tokens in traces.token_ids])
+    total = least_seconds(lambda: detector.scores(traces), time.process_time, 3) / len(traces)
+    if isinstance(detector, TokenDetector):
+        positions = float(np.minimum(lengths, detector.aggregation.positions or lengths).mean())
+        seconds, working = by_quantity[detector.token_score.quantity]
+        total += seconds * positions
     else:
-        positions = 1.0 if index.reads == PROMPT else float(lengths.mean())
-        total, working = pooling, _numpy_peak(lambda: index.evidence(reads.take([0])))
-    return Cost(name, 1e6 * total, total / seconds_to_answer, positions, working, index.kept_bytes)
+        positions = 1.0 if detector.reads == PROMPT else float(lengths.mean())
+        working = _numpy_peak(lambda: detector.scores(traces.take([0])))
+    return DetectorCost(name, 1e6 * total, total / seconds_to_answer, positions, working, detector.kept_bytes)
 
 
 def _numpy_peak(work: Callable[[], object]) -> int:

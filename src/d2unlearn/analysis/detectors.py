@@ -1,8 +1,8 @@
-"""What could tell a forgotten request from a retained one: every index on trial, how it is read, and where forgotten ones lie.
+"""What could tell a forgotten request from a retained one: every detector on trial, and where forgotten ones lie.
 
-An index reads a number at each position of the model's own greedy answer and pools them into one number a request, or takes the
-distance of a hidden state from retained ones. `evidence` is that number turned so that higher means forgotten; pools see it
-turned already, so the two highest are the two most suspicious tokens, whichever way the reading points.
+A detector scores the tokens of the model's own greedy answer and aggregates them into one number a request, or takes the
+distance of a hidden state from retained ones. A score is turned so that higher means forgotten; aggregations see token scores
+turned already, so the two highest are the two most suspicious tokens, whichever way the quantity points.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from d2unlearn.analysis.distances import Distance, Mahalanobis, Neighbours
-from d2unlearn.analysis.recorder import Reads
+from d2unlearn.analysis.recorder import AnswerTraces
 from d2unlearn.analysis.records import Direction
 from d2unlearn.gate.score import (
     CANDIDATES,
@@ -41,236 +40,216 @@ from d2unlearn.quantities import (
     Nll,
     Quantity,
 )
+from d2unlearn.stats import Floats
 
-Floats = NDArray[np.float64]
 PROMPT = "the prompt's end"
 ANSWER = "the answer as it is generated"
-PLACES = {"prompt": f"hidden state at {PROMPT}", "answer": "mean hidden state of the answer"}
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A number at each position: `factor` times a quantity, and whether it is higher or lower where content was forgotten."""
+class TokenScore:
+    """A number at each token: `factor` times a quantity, and whether it is higher or lower where content was forgotten."""
 
     label: str
     quantity: Quantity
     forgotten: Direction
     factor: float = 1.0
 
-    def evidence(self, values: Floats) -> Floats:
-        """From the quantity's values to the reading's, turned so that higher means forgotten."""
+    def of(self, values: Floats) -> Floats:
+        """From the quantity's values to the token scores, turned so that higher means forgotten."""
         return np.asarray(values * (self.factor if self.forgotten == "higher" else -self.factor))
 
 
 @dataclass(frozen=True)
-class Pool:
-    """From the positions of an answer to one number. `positions`: how many it looks at, None: all of them."""
+class Aggregation:
+    """From the tokens of an answer to one number. `positions`: how many it looks at, None: all of them."""
 
     label: str
     score: Score | Callable[[Floats], float]
     positions: int | None = None
 
 
-class Index(ABC):
-    """One number a request. Subclasses are frozen dataclasses."""
+class Detector(ABC):
+    """One number a request. Subclasses are frozen dataclasses.
+
+    `label`: what it is, in words. `reads`: what of a request has to be there before it can be computed. `forgotten`: where its
+    values lie for forgotten requests. `fitted`: it cannot be computed without retained examples; `kept_bytes`: what was fitted,
+    as it would be kept with a gate.
+    """
 
     @property
     @abstractmethod
-    def label(self) -> str:
-        """What it is, in words."""
-
+    def label(self) -> str: ...
     @property
     @abstractmethod
-    def reads(self) -> str:
-        """What of a request has to be there before it can be computed."""
-
+    def reads(self) -> str: ...
     @property
     @abstractmethod
-    def forgotten(self) -> Direction:
-        """Where its values lie for forgotten requests."""
-
+    def forgotten(self) -> Direction: ...
     @property
     @abstractmethod
-    def fitted(self) -> bool:
-        """Whether it cannot be computed without retained examples."""
+    def fitted(self) -> bool: ...
+    @property
+    @abstractmethod
+    def kept_bytes(self) -> int: ...
 
     @abstractmethod
-    def fit(self, retained: Reads) -> Index:
+    def fit(self, retained: AnswerTraces) -> Detector:
         """With whatever it standardises or measures by estimated from retained requests."""
 
     @abstractmethod
-    def evidence(self, reads: Reads) -> Floats:
+    def scores(self, traces: AnswerTraces) -> Floats:
         """One number a request, [N], higher for forgotten ones. NaN where it is not a number."""
 
-    @property
-    @abstractmethod
-    def kept_bytes(self) -> int:
-        """What was fitted, as it would be kept with a gate."""
-
-    def values(self, reads: Reads) -> Floats:
-        """The evidence in the index's own sign, [N]."""
-        found = self.evidence(reads)
-        return found if self.forgotten == "higher" else -found
+    def values(self, traces: AnswerTraces) -> Floats:
+        """The scores in the detector's own sign, [N]."""
+        return self.scores(traces) if self.forgotten == "higher" else -self.scores(traces)
 
 
 @dataclass(frozen=True)
-class AnswerIndex(Index):
-    """A reading, pooled over the answer's positions."""
+class TokenDetector(Detector):
+    """A token score, aggregated over the answer."""
 
-    reading: Reading
-    pool: Pool
+    token_score: TokenScore
+    aggregation: Aggregation
 
     @property
     def label(self) -> str:
-        return f"{self.reading.label}, {self.pool.label}"
+        return f"{self.token_score.label}, {self.aggregation.label}"
 
     @property
     def reads(self) -> str:
-        return PROMPT if self.pool.positions == 1 else ANSWER
+        return PROMPT if self.aggregation.positions == 1 else ANSWER
 
     @property
     def forgotten(self) -> Direction:
-        return self.reading.forgotten
+        return self.token_score.forgotten
 
     @property
     def fitted(self) -> bool:
-        return isinstance(self.pool.score, MaxOf | MaxOverLooks)
+        return isinstance(self.aggregation.score, MaxOf | MaxOverLooks)
 
     @property
     def kept_bytes(self) -> int:
-        return 8 * _numbers_in(score_to_json(self.pool.score)) if self.fitted and isinstance(self.pool.score, Score) else 0
+        score = self.aggregation.score
+        return 8 * _numbers_in(score_to_json(score)) if self.fitted and isinstance(score, Score) else 0
 
-    def fit(self, retained: Reads) -> AnswerIndex:
-        if not isinstance(self.pool.score, Score):
+    def fit(self, retained: AnswerTraces) -> TokenDetector:
+        if not isinstance(self.aggregation.score, Score):
             return self
-        return replace(self, pool=replace(self.pool, score=self.pool.score.fit([row.tolist() for row in self._rows(retained)])))
+        score = self.aggregation.score.fit([tokens.tolist() for tokens in self._token_scores(retained)])
+        return replace(self, aggregation=replace(self.aggregation, score=score))
 
-    def evidence(self, reads: Reads) -> Floats:
-        rows = self._rows(reads)
-        if isinstance(self.pool.score, Score):
-            return request_scores(self.pool.score, [row.tolist() for row in rows])
-        return np.array([self.pool.score(row) for row in rows], dtype=np.float64)
+    def scores(self, traces: AnswerTraces) -> Floats:
+        answers, score = self._token_scores(traces), self.aggregation.score
+        if isinstance(score, Score):
+            return request_scores(score, [tokens.tolist() for tokens in answers])
+        return np.array([score(tokens) for tokens in answers], dtype=np.float64)
 
-    def _rows(self, reads: Reads) -> list[Floats]:
-        return [self.reading.evidence(row) for row in reads.values[self.reading.quantity]]
+    def _token_scores(self, traces: AnswerTraces) -> list[Floats]:
+        return [self.token_score.of(tokens) for tokens in traces.values[self.token_score.quantity]]
 
 
 @dataclass(frozen=True)
-class StateIndex(Index):
+class StateDetector(Detector):
     """The distance of a hidden state from retained ones: where the prompt ends, or the mean over the answer."""
 
     name: str
     place: Literal["prompt", "answer"]
     distance: Distance
+    forgotten: Direction = "higher"
+    fitted: bool = True
 
     @property
     def label(self) -> str:
-        return f"{self.name}, {PLACES[self.place]}"
+        return f"{self.name}, " + (f"hidden state at {PROMPT}" if self.place == "prompt" else "mean hidden state of the answer")
 
     @property
     def reads(self) -> str:
         return PROMPT if self.place == "prompt" else ANSWER
 
     @property
-    def forgotten(self) -> Direction:
-        return "higher"
-
-    @property
-    def fitted(self) -> bool:
-        return True
-
-    @property
     def kept_bytes(self) -> int:
         return self.distance.kept_bytes
 
-    def fit(self, retained: Reads) -> StateIndex:
+    def fit(self, retained: AnswerTraces) -> StateDetector:
         return replace(self, distance=self.distance.fit(self._states(retained)))
 
-    def evidence(self, reads: Reads) -> Floats:
-        return self.distance.of(self._states(reads))
+    def scores(self, traces: AnswerTraces) -> Floats:
+        return self.distance.of(self._states(traces))
 
-    def _states(self, reads: Reads) -> Floats:
-        return reads.prompt_states if self.place == "prompt" else reads.answer_states
-
-
-def mean(row: Floats) -> float:
-    return float(row.mean())
+    def _states(self, traces: AnswerTraces) -> Floats:
+        return traces.prompt_states if self.place == "prompt" else traces.answer_states
 
 
-def exponential_of_mean(row: Floats) -> float:
-    return math.exp(min(mean(row), 700.0))
+def _mean(tokens: Floats) -> float:
+    return float(tokens.mean())
 
 
-def highest_fifth(row: Floats) -> float:
+def _exponential_of_mean(tokens: Floats) -> float:
+    return math.exp(min(_mean(tokens), 700.0))
+
+
+def _highest_fifth(tokens: Floats) -> float:
     """Min-K% at 20%, of an NLL."""
-    return min_k(row, 0.2)
+    return min_k(tokens, 0.2)
 
 
 def _numbers_in(value: object) -> int:
     if isinstance(value, Mapping):
-        return sum(_numbers_in(each) for each in value.values())
+        return sum(_numbers_in(inside) for inside in value.values())
     if isinstance(value, list):
-        return sum(_numbers_in(each) for each in value)
+        return sum(_numbers_in(inside) for inside in value)
     return int(isinstance(value, float))
 
 
-READINGS: Mapping[str, Reading] = {
-    "energy": Reading("energy", LogSumExp(), "higher", -1.0),
-    "energy-t0.5": Reading("energy at temperature 0.5", LogSumExp(0.5), "higher", -0.5),
-    "energy-t2": Reading("energy at temperature 2", LogSumExp(2.0), "higher", -2.0),
-    "energy-t5": Reading("energy at temperature 5", LogSumExp(5.0), "higher", -5.0),
-    "centred-energy": Reading("centred energy", CentredEnergy(), "higher"),
-    "max-logit": Reading("largest logit", MaxLogit(), "lower"),
-    "logit-margin": Reading("logit margin", LogitMargin(), "lower"),
-    "max-probability": Reading("largest probability", LargestProbability(), "lower"),
-    "entropy": Reading("entropy", Entropy(), "higher"),
-    "nll": Reading("NLL of its own answer", Nll(), "higher"),
+TOKEN_SCORES: Mapping[str, TokenScore] = {
+    "energy": TokenScore("energy", LogSumExp(), "higher", -1.0),
+    "energy-t0.5": TokenScore("energy at temperature 0.5", LogSumExp(0.5), "higher", -0.5),
+    "energy-t2": TokenScore("energy at temperature 2", LogSumExp(2.0), "higher", -2.0),
+    "energy-t5": TokenScore("energy at temperature 5", LogSumExp(5.0), "higher", -5.0),
+    "centred-energy": TokenScore("centred energy", CentredEnergy(), "higher"),
+    "max-logit": TokenScore("largest logit", MaxLogit(), "lower"),
+    "logit-margin": TokenScore("logit margin", LogitMargin(), "lower"),
+    "max-probability": TokenScore("largest probability", LargestProbability(), "lower"),
+    "entropy": TokenScore("entropy", Entropy(), "higher"),
+    "nll": TokenScore("NLL of its own answer", Nll(), "higher"),
 }
-"""What is read at a position. The first is the paper's index; the temperatures are its own parameter."""
+"""What is read at a token. The first is the paper's index; the temperatures are its own parameter."""
 
-POOLS: Mapping[str, Pool] = {
-    "prompt": Pool("at the prompt's end", FirstTokens(1), 1),
-    "mean": Pool("mean of the answer", mean),
-    "highest-2": Pool("two most suspicious tokens", Highest(2)),
+AGGREGATIONS: Mapping[str, Aggregation] = {
+    "prompt": Aggregation("at the prompt's end", FirstTokens(1), 1),
+    "mean": Aggregation("mean of the answer", _mean),
+    "highest-2": Aggregation("two most suspicious tokens", Highest(2)),
 }
-"""How every reading is pooled, so that none is at a disadvantage by its pool."""
+"""How every token score is aggregated, so that none is at a disadvantage by it."""
 
-GATE_POOLS: Mapping[str, Pool] = {
-    name: Pool(f"the gate's {name}", score, score.count if isinstance(score, FirstTokens) else None)
+GATE_AGGREGATIONS: Mapping[str, Aggregation] = {
+    name: Aggregation(f"the gate's {name}", score, score.count if isinstance(score, FirstTokens) else None)
     for name, score in CANDIDATES.items()
-    if name not in POOLS
+    if name not in AGGREGATIONS
 }
-"""The gate's other scores."""
+"""The gate's other scores, of energies alone."""
 
-INDICES: Mapping[str, Index] = {
+_NLL = TOKEN_SCORES["nll"]
+DETECTORS: Mapping[str, Detector] = {
     **{
-        f"{reading}/{pool}": AnswerIndex(READINGS[reading], each)
-        for reading, pools in (
-            ("energy", {**POOLS, **GATE_POOLS}),
-            ("energy-t0.5", POOLS),
-            ("energy-t2", POOLS),
-            ("energy-t5", POOLS),
-            ("centred-energy", POOLS),
-            ("max-logit", POOLS),
-            ("logit-margin", POOLS),
-            ("max-probability", POOLS),
-            ("entropy", POOLS),
-            ("nll", POOLS),
-        )
-        for pool, each in pools.items()
+        f"{name}/{by}": TokenDetector(token_score, aggregation)
+        for name, token_score in TOKEN_SCORES.items()
+        for by, aggregation in ({**AGGREGATIONS, **GATE_AGGREGATIONS} if name == "energy" else AGGREGATIONS).items()
     },
-    "nll/min-k-20": AnswerIndex(READINGS["nll"], Pool("least likely 20% (Min-K%)", highest_fifth)),
-    "nll/min-k-40": AnswerIndex(READINGS["nll"], Pool("least likely 40% (Min-K%)", min_k)),
-    "perplexity": AnswerIndex(replace(READINGS["nll"], label="perplexity"), Pool("of its own answer", exponential_of_mean)),
-    "mahalanobis/prompt": StateIndex("Mahalanobis distance", "prompt", Mahalanobis()),
-    "mahalanobis/answer": StateIndex("Mahalanobis distance", "answer", Mahalanobis()),
-    "neighbours/prompt": StateIndex("distance to the 10th neighbour", "prompt", Neighbours()),
-    "neighbours/answer": StateIndex("distance to the 10th neighbour", "answer", Neighbours()),
+    "nll/min-k-20": TokenDetector(_NLL, Aggregation("least likely 20% (Min-K%)", _highest_fifth)),
+    "nll/min-k-40": TokenDetector(_NLL, Aggregation("least likely 40% (Min-K%)", min_k)),
+    "perplexity": TokenDetector(replace(_NLL, label="perplexity"), Aggregation("of its own answer", _exponential_of_mean)),
+    "mahalanobis/prompt": StateDetector("Mahalanobis distance", "prompt", Mahalanobis()),
+    "mahalanobis/answer": StateDetector("Mahalanobis distance", "answer", Mahalanobis()),
+    "neighbours/prompt": StateDetector("distance to the 10th neighbour", "prompt", Neighbours()),
+    "neighbours/answer": StateDetector("distance to the 10th neighbour", "answer", Neighbours()),
 }
-"""Every index on trial: what it reads of a request and where forgotten requests lie."""
+"""Every detector on trial: what it reads of a request and where forgotten requests lie."""
 
-REFERENCE = f"energy/{DEFAULT}"
+BASE_DETECTOR = f"energy/{DEFAULT}"
 """What the others are compared with where no gate says which score it uses."""
 
-QUANTITIES: tuple[Quantity, ...] = tuple(reading.quantity for reading in READINGS.values())
-"""All that one generation pass has to read at each position."""
+QUANTITIES: tuple[Quantity, ...] = tuple(token_score.quantity for token_score in TOKEN_SCORES.values())
+"""All that one generation pass has to read at each token."""

@@ -1,6 +1,6 @@
 """The pictures of an analysis as inline SVG in the page's colours: numbers in, drawings with a description out.
 
-No text of a user's is drawn here, and no index's name: what a line is stands in the page's legend.
+No text of a user's is drawn here, and no detector's name: what a line is stands in the page's legend.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from d2unlearn.analysis.records import CurvePoint, Estimate, ModelRole, Spread, Told
-from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, SERIES, STYLE, Panel, Values, plain_axes, render, shares, stairs
+from d2unlearn.analysis.records import AnswerEnergies, CurvePoint, Estimate, ModelRole, Spread
+from d2unlearn.analysis.roc import Roc
+from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, SERIES, STYLE, Panel, plain_axes, render, shares, stairs
 from d2unlearn.report.notation import fixed, percent, stated
 from d2unlearn.schema import Kind
+from d2unlearn.stats import Floats
 
 KIND_COLOURS: Mapping[Kind, str] = {"forget": FORGET, "retain": RETAIN}
 DASHED, DOTTED = (0, (4, 2.4)), (0, (1.2, 1.6))
@@ -28,104 +30,88 @@ LINES: tuple[dict[str, Any], ...] = tuple(
         (INK, *SERIES), ("solid", DASHED, DOTTED, "solid", DASHED, DOTTED), (2.4, 1.8, 2.2, 1.6, 1.8, 2.2), strict=True
     )
 )
-"""How the indices of one picture are told apart, in their order; the page's legend has the same in CSS."""
-BINS = 44
+"""How the detectors of one picture are told apart, in their order; the page's legend has the same in CSS."""
+_BINS = 44
 WIDE, NARROW = 5.2, 4.0
 """Inches, for two and for three pictures side by side: at the width of a phone the text is still to be read."""
 
 
 @dataclass(frozen=True)
-class Sample:
+class DrawnSet:
     """One set's values. `drawn`: filled, as a dashed outline, or as a dotted one."""
 
     kind: Kind
     drawn: str
-    values: Values
+    values: Floats
 
 
-@dataclass(frozen=True)
-class Roc:
-    """Shares at every threshold from the highest down: retained requests refused, forgotten ones caught."""
-
-    refused: Values
-    caught: Values
-
-
-def distributions(title: str, samples: Sequence[Sample], threshold: float, key: str) -> Panel | None:
-    """Histograms of one index, as shares of each set. The outermost bars hold what lies beyond. None without a number."""
-    samples = [Sample(each.kind, each.drawn, each.values[np.isfinite(each.values)]) for each in samples]
-    samples = [each for each in samples if len(each.values)]
-    if not samples:
+def distributions(title: str, sets: Sequence[DrawnSet], threshold: float, key: str) -> Panel | None:
+    """Histograms of one detector, as shares of each set. The outermost bars hold what lies beyond. None without a number."""
+    sets = [DrawnSet(one.kind, one.drawn, one.values[np.isfinite(one.values)]) for one in sets]
+    sets = [one for one in sets if len(one.values)]
+    if not sets:
         return None
-    edges = _edges(np.concatenate([each.values for each in samples]), threshold)
+    edges = _edges(np.concatenate([one.values for one in sets]), threshold)
     with rc_context(STYLE):
         figure, axes = _canvas(2.3, width=NARROW, left=0.14, bottom=0.14)
-        for each in samples:
-            _outlined(axes, shares(np.clip(each.values, edges[0], edges[-1]), edges), edges, each)
+        for one in sets:
+            _outlined(axes, shares(np.clip(one.values, edges[0], edges[-1]), edges), edges, one)
         if np.isfinite(threshold):
             axes.axvline(threshold, color=INK, linewidth=1.3, linestyle=DASHED)
         axes.set_xlim(edges[0], edges[-1])
         axes.set_ylim(bottom=0)
         plain_axes(axes)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        return Panel(title, render(figure, key), f"{title}. {_medians(samples)}.")
-
-
-def roc_of(retain: Values, forget: Values) -> Roc:
-    """The curve of two samples of evidence, higher for forgotten ones; what is not a number is left out."""
-    low, high = np.sort(retain[~np.isnan(retain)]), np.sort(forget[~np.isnan(forget)])
-    thresholds = np.unique(np.concatenate([low, high]))[::-1]
-    refused = 1 - np.searchsorted(low, thresholds, side="left") / max(len(low), 1)
-    caught = 1 - np.searchsorted(high, thresholds, side="left") / max(len(high), 1)
-    return Roc(np.concatenate([[0.0], refused]), np.concatenate([[0.0], caught]))
+        return Panel(title, render(figure, key), f"{title}. {_medians(sets)}.")
 
 
 def roc_panel(title: str, curves: Sequence[Roc], n_retain: int, key: str) -> Panel:
     """ROC curves over the share of false refusals on a log scale; at its left end, none is refused wrongly."""
     floor = 0.5 / n_retain
-    starts = [float(each.caught[each.refused <= 0].max()) for each in curves]
+    starts = [float(curve.tpr[0][curve.fpr[0] <= 0].max(initial=0.0)) for curve in curves]
     bottom = 0.05 * np.floor(20 * min([0.95, *starts]))
     with rc_context(STYLE):
         figure, axes = _canvas(3.1, left=0.125, bottom=0.19)
-        for line, curve in reversed(list(zip(LINES, curves, strict=False))):
-            some, start = curve.refused > 0, float(curve.caught[curve.refused <= 0].max())
-            along, up = [floor, *curve.refused[some]], [start, *curve.caught[some]]
+        for line, curve, start in reversed(list(zip(LINES, curves, starts, strict=False))):
+            refused, caught = curve.fpr[0, ::-1], curve.tpr[0, ::-1]
+            along, up = [floor, *refused[refused > 0]], [start, *caught[refused > 0]]
             axes.plot(along, up, drawstyle="steps-post", clip_on=False, **line)
         ticks = [floor, *(tick for tick in (0.01, 0.05, 0.2, 1.0) if tick > 1.6 * floor)]
         _shares_over_log(axes, ticks, lambda x: "none" if x <= floor else stated(x))
         axes.set_xlim(floor, 1)
         axes.set_ylim(bottom, 1)
         axes.set_xlabel("retained requests refused")
-        return Panel(title, render(figure, key), f"{title}. Caught with no false refusal: {_listed(starts)}.")
+        caught = ", ".join(percent(start) for start in starts)
+        return Panel(title, render(figure, key), f"{title}. Caught with no false refusal: {caught}.")
 
 
-def layers_panel(
-    title: str, spread: Mapping[tuple[Kind, str], Sequence[Spread]], limits: tuple[float, float], key: str
-) -> Panel:
+Spreads = Mapping[tuple[Kind, str], Sequence[Spread]]
+"""Energies of a model's sets from the embeddings on, layer by layer: by kind and how they are drawn."""
+
+
+def layers_panel(title: str, spreads: Spreads, limits: tuple[float, float], key: str) -> Panel:
     """Energies after each layer: medians, and where 80% lie for what is drawn filled. The embeddings are left out.
 
     limits: of the energies drawn.
     """
     with rc_context(STYLE):
         figure, axes = _canvas(2.5, width=NARROW, left=0.125, bottom=0.22)
-        draw_layers(axes, spread)
+        draw_layers(axes, spreads)
         axes.set_ylim(limits)
-        last = "; ".join(f"{kind}, {drawn}: {fixed(each[-1].middle, 1)}" for (kind, drawn), each in spread.items())
+        last = "; ".join(f"{kind}, {drawn}: {fixed(layers[-1].middle, 1)}" for (kind, drawn), layers in spreads.items())
         return Panel(title, render(figure, key), f"{title}. Median energy after the last layer, nats: {last}.")
 
 
-def draw_layers(axes: Axes, spread: Mapping[tuple[Kind, str], Sequence[Spread]]) -> None:
-    """One model's energies after each layer. spread: by kind and how it is drawn, from the embeddings on."""
-    for (kind, drawn), each in spread.items():
-        places, colour = np.arange(1, len(each)), KIND_COLOURS[kind]
+def draw_layers(axes: Axes, spreads: Spreads) -> None:
+    """One model's energies after each layer."""
+    for (kind, drawn), (_embeddings, *layers) in spreads.items():
+        places, colour = np.arange(1, len(layers) + 1), KIND_COLOURS[kind]
         if drawn == "filled":
-            axes.fill_between(
-                places, [s.low for s in each[1:]], [s.high for s in each[1:]], color=colour, alpha=0.2, linewidth=0
-            )
+            axes.fill_between(places, [s.low for s in layers], [s.high for s in layers], color=colour, alpha=0.2, linewidth=0)
         dash, width = ("solid", 2.2) if drawn == "filled" else (DASHED, 1.6)
-        axes.plot(places, [s.middle for s in each[1:]], color=colour, linestyle=dash, linewidth=width)
+        axes.plot(places, [s.middle for s in layers], color=colour, linestyle=dash, linewidth=width)
     plain_axes(axes)
-    _layer_axis(axes, max(len(each) for each in spread.values()) - 1)
+    _layer_axis(axes, max(len(layers) for layers in spreads.values()) - 1)
     _signed_axis(axes)
 
 
@@ -159,7 +145,7 @@ def draw_separation(axes: Axes, auroc: Mapping[ModelRole, Sequence[Estimate]]) -
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
 
 
-def tokens_panel(title: str, told: Sequence[Told], key: str) -> Panel:
+def tokens_panel(title: str, told: Sequence[AnswerEnergies], key: str) -> Panel:
     """The energy that each token of an answer was chosen from, position by position, one line a model."""
     with rc_context(STYLE):
         figure, axes = _canvas(2.4, bottom=0.21)
@@ -174,7 +160,7 @@ def tokens_panel(title: str, told: Sequence[Told], key: str) -> Panel:
 
 
 def sizes_panel(title: str, curves: Sequence[Sequence[tuple[CurvePoint, Estimate]]], rate: float | None, key: str) -> Panel:
-    """A share over the number of calibration requests; the band (of the first index) holds 80% of the draws.
+    """A share over the number of calibration requests; the band (of the first detector) holds 80% of the draws.
 
     Open circles: too few requests for the rate's guarantee. rate: drawn as the line that should not be passed, None for none.
     """
@@ -211,25 +197,25 @@ def _canvas(height: float, *, width: float = WIDE, left: float = 0.105, bottom: 
     return figure, figure.add_axes((left, bottom, 0.97 - left, 0.96 - bottom))
 
 
-def _edges(values: Values, threshold: float) -> Values:
+def _edges(values: Floats, threshold: float) -> Floats:
     """Edges of equal bins between the 0.5% and the 99.5% quantile, so far that the threshold is in sight."""
     marks = [*np.quantile(values, [0.005, 0.995]), *([threshold] if np.isfinite(threshold) else [])]
     low, high = float(min(marks)), float(max(marks))
-    width = (high - low) / (BINS - 2) or 1.0
-    return np.linspace(low - width, high + width, BINS + 1)
+    width = (high - low) / (_BINS - 2) or 1.0
+    return np.linspace(low - width, high + width, _BINS + 1)
 
 
-def _outlined(axes: Axes, heights: Values, edges: Values, sample: Sample) -> None:
-    colour = KIND_COLOURS[sample.kind]
-    if sample.drawn == "filled":
+def _outlined(axes: Axes, heights: Floats, edges: Floats, drawn_set: DrawnSet) -> None:
+    colour = KIND_COLOURS[drawn_set.kind]
+    if drawn_set.drawn == "filled":
         stairs(axes, heights, edges, colour)
     else:
-        dash = DASHED if sample.drawn == "dashed" else DOTTED
+        dash = DASHED if drawn_set.drawn == "dashed" else DOTTED
         axes.stairs(heights, edges, color=colour, linewidth=1.4, linestyle=dash)
 
 
-def _medians(samples: Sequence[Sample]) -> str:
-    return "; ".join(f"{s.kind}, {s.drawn}: n = {len(s.values)}, median {np.median(s.values):.4g}" for s in samples)
+def _medians(sets: Sequence[DrawnSet]) -> str:
+    return "; ".join(f"{s.kind}, {s.drawn}: n = {len(s.values)}, median {np.median(s.values):.4g}" for s in sets)
 
 
 def _shares_over_log(axes: Axes, ticks: Sequence[float], label: Callable[[float], str]) -> None:
@@ -250,7 +236,3 @@ def _layer_axis(axes: Axes, n_layers: int, first: int = 1) -> None:
     step = max(1, (n_layers + 7) // 8)
     axes.xaxis.set_major_locator(FixedLocator([float(place) for place in range(first, n_layers + 1, step)]))
     axes.set_xlabel("after layer" if first else "after layer (0: the embeddings)")
-
-
-def _listed(caught: Sequence[float]) -> str:
-    return ", ".join(percent(share) for share in caught)

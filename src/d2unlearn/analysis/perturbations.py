@@ -1,22 +1,26 @@
 """What may change between calibration and use without anything being unlearned: each as a context in which answers are read.
 
 A threshold that was set before has to mean the same afterwards. A constant added to all logits changes no probability, so a
-sound index should not notice it; the others change probabilities, and most of them the answers.
+sound detector should not notice it; the others change probabilities, and most of them the answers.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from d2unlearn.analysis.detectors import QUANTITIES
+from d2unlearn.analysis.recorder import Answering, AnswerTraces, read_answers
+from d2unlearn.data.template import Template
 from d2unlearn.observation import causal_model
+from d2unlearn.schema import Example
 
 SHIFT = 10.0
 """nats, added to every logit."""
@@ -34,36 +38,44 @@ OTHER_TEMPLATE = (
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What answers: a model, the tokenizer that renders its prompts, and whether tokens are sampled."""
+class ModelUnderTest:
+    """What answers, the tokenizer that renders its prompts, and how it answers."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    sampled: bool = False
+    how: Answering
+
+    def traces(self, examples: Sequence[Example], name: str = "") -> AnswerTraces:
+        """What every detector needs of the answers to the examples' prompts. `name`: of the progress bar, none without."""
+        return read_answers(self.model, self.prompts(examples), QUANTITIES, self.how, name=name)
+
+    def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
+        template = Template(self.tokenizer)
+        return [template.prompt_ids(example.prompt) for example in examples]
 
 
 @dataclass(frozen=True)
-class Disturbance:
-    """What was done, in words, and the context in which the subject is so disturbed; the model is as before afterwards."""
+class Perturbation:
+    """What was done, in words, and the context in which a model is so perturbed; it is as before afterwards."""
 
     label: str
-    applied: Callable[[Subject], Any]
+    applied: Callable[[ModelUnderTest], Any]
 
 
 @contextmanager
-def unchanged(subject: Subject) -> Iterator[Subject]:
-    yield subject
+def unchanged(given: ModelUnderTest) -> Iterator[ModelUnderTest]:
+    yield given
 
 
 @contextmanager
-def shifted(subject: Subject, constant: float = SHIFT) -> Iterator[Subject]:
+def shifted(given: ModelUnderTest, constant: float = SHIFT) -> Iterator[ModelUnderTest]:
     """A constant added to every logit: the same probabilities, another energy."""
-    with _logits_through(subject.model, lambda logits: logits + constant):
-        yield subject
+    with _logits_through(given.model, lambda logits: logits + constant):
+        yield given
 
 
 @contextmanager
-def unlevelled(subject: Subject, spread: float = LEVEL_SPREAD, seed: int = 0) -> Iterator[Subject]:
+def unlevelled(given: ModelUnderTest, spread: float = LEVEL_SPREAD, seed: int = 0) -> Iterator[ModelUnderTest]:
     """At each position another constant added to every logit: the same probabilities, energies that say nothing."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -71,47 +83,47 @@ def unlevelled(subject: Subject, spread: float = LEVEL_SPREAD, seed: int = 0) ->
         constants = spread * torch.randn(*logits.shape[:-1], 1, generator=generator)
         return logits + constants.to(logits)
 
-    with _logits_through(subject.model, moved):
-        yield subject
+    with _logits_through(given.model, moved):
+        yield given
 
 
 @contextmanager
-def heated(subject: Subject, factor: float = HEAT) -> Iterator[Subject]:
+def heated(given: ModelUnderTest, factor: float = HEAT) -> Iterator[ModelUnderTest]:
     """Every logit divided by a temperature; greedy answers stay the same."""
-    with _logits_through(subject.model, lambda logits: logits / factor):
-        yield subject
+    with _logits_through(given.model, lambda logits: logits / factor):
+        yield given
 
 
 @contextmanager
-def sampled(subject: Subject) -> Iterator[Subject]:
+def sampled(given: ModelUnderTest) -> Iterator[ModelUnderTest]:
     """Answers drawn at temperature 1 instead of the most likely ones."""
-    yield Subject(subject.model, subject.tokenizer, sampled=True)
+    yield replace(given, how=replace(given.how, sampled=True))
 
 
 @contextmanager
-def quantised(subject: Subject) -> Iterator[Subject]:
+def quantised(given: ModelUnderTest) -> Iterator[ModelUnderTest]:
     """The layers' linear weights rounded to int8 with one scale an output row and multiplied back: what int8 weights compute.
 
     The LM head and embeddings stay, as common int8 formats leave them. Holds a copy of those weights meanwhile.
     """
-    causal = causal_model(subject.model)
+    causal = causal_model(given.model)
     head = causal.get_output_embeddings()  # type: ignore[operator]
     before = {part: part.weight.data for part in causal.modules() if isinstance(part, nn.Linear) and part is not head}
     try:
         for part, weight in before.items():
             part.weight.data = rounded_to_int8(weight)
-        yield subject
+        yield given
     finally:
         for part, weight in before.items():
             part.weight.data = weight
 
 
 @contextmanager
-def rendered_otherwise(subject: Subject) -> Iterator[Subject]:
+def rendered_otherwise(given: ModelUnderTest) -> Iterator[ModelUnderTest]:
     """Prompts in another template than the one that the model was trained with."""
-    tokenizer = copy.deepcopy(subject.tokenizer)
+    tokenizer = copy.deepcopy(given.tokenizer)
     tokenizer.chat_template = None if tokenizer.chat_template is not None else OTHER_TEMPLATE
-    yield Subject(subject.model, tokenizer)
+    yield replace(given, tokenizer=tokenizer)
 
 
 def rounded_to_int8(weight: Tensor) -> Tensor:
@@ -135,13 +147,13 @@ def _logits_through(model: PreTrainedModel, change: Callable[[Tensor], Tensor]) 
         handle.remove()
 
 
-DISTURBANCES: Mapping[str, Disturbance] = {
-    "as calibrated": Disturbance("nothing changed", unchanged),
-    "constant shift": Disturbance(f"{SHIFT:g} added to every logit", shifted),
-    "noisy level": Disturbance(f"at each position a constant (s.d. {LEVEL_SPREAD:g}) added to all its logits", unlevelled),
-    "temperature": Disturbance(f"every logit divided by {HEAT:g}", heated),
-    "sampled": Disturbance("answers sampled at temperature 1", sampled),
-    "int8": Disturbance("the layers' weights rounded to int8, one scale a row", quantised),
-    "other template": Disturbance("prompts in another template", rendered_otherwise),
+PERTURBATIONS: Mapping[str, Perturbation] = {
+    "as calibrated": Perturbation("nothing changed", unchanged),
+    "constant shift": Perturbation(f"{SHIFT:g} added to every logit", shifted),
+    "noisy level": Perturbation(f"at each position a constant (s.d. {LEVEL_SPREAD:g}) added to all its logits", unlevelled),
+    "temperature": Perturbation(f"every logit divided by {HEAT:g}", heated),
+    "sampled": Perturbation("answers sampled at temperature 1", sampled),
+    "int8": Perturbation("the layers' weights rounded to int8, one scale a row", quantised),
+    "other template": Perturbation("prompts in another template", rendered_otherwise),
 }
-"""Every disturbance, the undisturbed first."""
+"""Every perturbation, none first."""

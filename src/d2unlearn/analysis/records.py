@@ -1,6 +1,7 @@
 """What `analyze` found: the records of `analysis.json`, and the file itself. Imports no torch.
 
-Evidence is what an index says of a request, turned so that higher means forgotten. Values are in the index's own unit and sign.
+A score is what a detector says of a request, turned so that higher means forgotten. Values are in the detector's own unit and
+sign.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ModelRole = Literal["original", "model", "oracle"]
 Direction = Literal["higher", "lower"]
 Placement = Literal["conformal", "raised"]
 """Where a threshold lies: where calibration alone puts it, or raised into the gap to forget requests, as the gate does."""
-ADVICE = "give the analysis.json that `d2unlearn analyze` wrote"
+_ADVICE = "give the analysis.json that `d2unlearn analyze` wrote"
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class TriedSet:
-    """A named set of requests. `unscored`: how many had no prompt, so that no index could be read."""
+class SetSummary:
+    """A named set of requests. `unscored`: how many had no prompt, so that no detector could be read."""
 
     name: str
     kind: Kind
@@ -43,7 +44,7 @@ class TriedSet:
 
 
 @dataclass(frozen=True)
-class TriedIndex:
+class DetectorSummary:
     """`label` and `reads` say in words what it is; `forgotten`: where its values go for forgotten requests.
 
     `fitted`: it needs retained examples to be computed at all, beside those that set a threshold.
@@ -58,9 +59,9 @@ class TriedIndex:
 
 @dataclass(frozen=True)
 class Separation:
-    """How well one index tells a forget set from a retained one.
+    """How well one detector tells a forget set from a retained one.
 
-    `statistics`: by the names of `trial.STATISTICS`. `ahead`: its AUROC less the reference index's, on the same draws.
+    `statistics`: by the names of `roc.ROC_STATISTICS`. `ahead`: its AUROC less the reference detector's, on the same draws.
     """
 
     index: str
@@ -75,8 +76,8 @@ class Refusals:
     """What a threshold at `rate` false refusals, set on calibration requests, refuses of each set.
 
     A raised threshold has seen the main forget set, so that what it refuses of that one is too good. `threshold`: of the
-    evidence, above which a request is refused; intervals take it as given. `more`: by set, how much more of it is refused than
-    by the reference index, on the same draws.
+    score, above which a request is refused; intervals take it as given. `more`: by set, how much more of it is refused than
+    by the reference detector, on the same draws.
     """
 
     index: str
@@ -110,7 +111,7 @@ class LayerEnergies:
 
 @dataclass(frozen=True)
 class ModelTrial:
-    """One model under every index. `values`: index, then set, then one value a request.
+    """One model under every detector. `values`: detector, then set, then one value a request.
 
     `layers` is empty with a reason in `no_layers` where the model's layers cannot be read one by one.
     """
@@ -125,7 +126,7 @@ class ModelTrial:
 
 
 @dataclass(frozen=True)
-class Told:
+class AnswerEnergies:
     """One model's greedy answer, token by token, with the free energy (nats) that each was chosen from."""
 
     role: ModelRole
@@ -134,22 +135,22 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AnsweredQuestion:
     """One question of a set, and what each model answered.
 
-    `choice`: the set's typical request (its evidence of the reference index is the median), or its most misleading one.
+    `choice`: the set's typical request (its reference score is the median), or its most misleading one.
     """
 
     set_name: str
     kind: Kind
     choice: Literal["typical", "most misleading"]
     question: str
-    told: tuple[Told, ...]
+    told: tuple[AnswerEnergies, ...]
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What an index costs beyond plain generation of the answer.
+class DetectorCost:
+    """What a detector costs beyond plain generation of the answer.
 
     `microseconds`: of processor time a request; `share`: of the time that generating the answer takes; `positions`: how many it
     reads of an answer, on average; `working_bytes`: held for a moment at each position of a request, beside its logits;
@@ -168,7 +169,7 @@ class Cost:
 class CurvePoint:
     """With n calibration requests drawn at random again and again: mean, and where 80% of the draws lie (low, high).
 
-    `guaranteed`: n suffices for the rate; if not, the threshold is the largest score seen. A fitted index is fitted on half.
+    `guaranteed`: n suffices for the rate; if not, the threshold is the largest score seen. A fitted detector is fitted on half.
     """
 
     index: str
@@ -180,8 +181,8 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
-class Disturbed:
-    """An index after something changed that has nothing to do with unlearning.
+class PerturbationResult:
+    """A detector after something changed that has nothing to do with unlearning.
 
     `auroc`: forget against retain. `false_refusals`, `missed`: with the threshold as calibrated before the change.
     """
@@ -197,26 +198,26 @@ class Disturbed:
 class Analysis:
     """The result file of `d2unlearn analyze`.
 
-    `reference`: the index that the others are compared with, `gate_score`: the one that the model's gate uses (None: no gate).
+    `reference`: the detector that the others are compared with; `gate_score`: the score that the model's gate uses, if any.
     The first set of kind forget and the first of kind retain are the main ones. `disturbances`: name and what was done.
     `generation_ms`: processor time of generating an answer, `answer_tokens`: its mean length. `n_fit`, `n_calibration`:
-    retained requests that indices were fitted on, and others that set the thresholds.
+    retained requests that detectors were fitted on, and others that set the thresholds.
     """
 
     model: str
     label: str
     reference: str
     gate_score: str | None
-    sets: tuple[TriedSet, ...]
-    indices: tuple[TriedIndex, ...]
+    sets: tuple[SetSummary, ...]
+    indices: tuple[DetectorSummary, ...]
     models: tuple[ModelTrial, ...]
-    asked: tuple[Asked, ...]
-    costs: tuple[Cost, ...]
+    asked: tuple[AnsweredQuestion, ...]
+    costs: tuple[DetectorCost, ...]
     generation_ms: float
     answer_tokens: float
     curves: tuple[CurvePoint, ...]
     disturbances: Mapping[str, str]
-    disturbed: tuple[Disturbed, ...]
+    disturbed: tuple[PerturbationResult, ...]
     n_fit: int
     n_calibration: int
     settings: Mapping[str, object]
@@ -233,5 +234,5 @@ def read_analysis(path: str | Path) -> Analysis:
     try:
         value = read_json(Path(path))
     except ArtifactError as error:
-        raise DataError(f"{error}; {ADVICE}") from None
-    return record_from_json(Analysis, value, str(path), "an analysis", ADVICE)
+        raise DataError(f"{error}; {_ADVICE}") from None
+    return record_from_json(Analysis, value, str(path), "an analysis", _ADVICE)

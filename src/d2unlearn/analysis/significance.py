@@ -1,4 +1,4 @@
-"""Which index is clearly better than the one that the others are compared with: said by paired intervals alone."""
+"""Which detector is clearly better than the one that the others are compared with: said by paired intervals alone."""
 
 from __future__ import annotations
 
@@ -6,30 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from d2unlearn.analysis.records import (
-    Analysis,
-    Estimate,
-    ModelRole,
-    ModelTrial,
-    Placement,
-    Refusals,
-    Separation,
-    TriedSet,
-)
+from d2unlearn.analysis.records import Analysis, Estimate, ModelRole, ModelTrial, Placement, Refusals, Separation, SetSummary
+from d2unlearn.schema import Kind
 
-Standing = Literal["ahead", "level", "behind"]
+Significance = Literal["better", "worse", ""]
+"""Of a difference to the base detector; empty where it may be chance. Also the CSS classes of the page."""
 ROLES: Mapping[ModelRole, str] = {"original": "original", "model": "on trial", "oracle": "never knew"}
 """What the models are called."""
 
 
 @dataclass(frozen=True)
 class Rival:
-    """An index's decisions beside the reference's, at one rate. `better`, `worse`: the sets on which it is clearly so.
+    """A detector's decisions beside the base detector's, at one rate. `better`, `worse`: the sets on which it is clearly so."""
 
-    Better is to refuse more of a forget set or less of a retained one.
-    """
-
-    index: str
+    detector: str
     better: tuple[str, ...]
     worse: tuple[str, ...]
 
@@ -39,44 +29,48 @@ class Rival:
         return bool(self.better) and not self.worse
 
 
-def standing(difference: Estimate) -> Standing:
-    """Ahead or behind where the interval leaves 0 out, level where it holds it (or is not a number)."""
+def significance(difference: Estimate) -> Significance:
+    """Better or worse, where more is better and the interval leaves 0 out; neither where it holds it (or is not a number)."""
     if difference.low > 0:
-        return "ahead"
-    return "behind" if difference.high < 0 else "level"
+        return "better"
+    return "worse" if difference.high < 0 else ""
 
 
-def rivals(trial: ModelTrial, sets: Sequence[TriedSet], rate: float, placement: Placement = "conformal") -> tuple[Rival, ...]:
-    """Every index of the trial by what its threshold for `rate` decides. The reference itself is level on all sets."""
-    return tuple(_rival(each, sets) for each in refusals_of(trial, rate, placement).values())
+def refusal_significance(more: Estimate, kind: Kind) -> Significance:
+    """Of how much more of a set is refused: better is to refuse more of a forget set or less of a retained one."""
+    return significance(more if kind == "forget" else Estimate(-more.value, -more.high, -more.low))
 
 
-def _rival(refusals: Refusals, sets: Sequence[TriedSet]) -> Rival:
-    found = {each.name: standing(refusals.more[each.name]) for each in sets}
-    good = {each.name: "ahead" if each.kind == "forget" else "behind" for each in sets}
-    better = tuple(name for name, stands in found.items() if stands == good[name])
-    return Rival(refusals.index, better, tuple(name for name, s in found.items() if s != "level" and name not in better))
+def rivals(trial: ModelTrial, sets: Sequence[SetSummary], rate: float, placement: Placement = "conformal") -> tuple[Rival, ...]:
+    """Every detector of the trial by what its threshold for `rate` decides. The base detector itself differs on no set."""
+    return tuple(_rival(refusals, sets) for refusals in refusals_of(trial, rate, placement).values())
+
+
+def _rival(refusals: Refusals, sets: Sequence[SetSummary]) -> Rival:
+    by_set = {one.name: refusal_significance(refusals.more[one.name], one.kind) for one in sets}
+    better, worse = (tuple(name for name, found in by_set.items() if found == wanted) for wanted in ("better", "worse"))
+    return Rival(refusals.index, better, worse)
 
 
 def trial_of(analysis: Analysis, role: ModelRole = "model") -> ModelTrial:
     """The trial of the model in that role."""
-    return next(each for each in analysis.models if each.role == role)
+    return next(trial for trial in analysis.models if trial.role == role)
 
 
 def pair_of(trial: ModelTrial, forget: str, retain: str) -> dict[str, Separation]:
-    """Every index's separation of one forget set from one retained set."""
-    return {each.index: each for each in trial.separations if (each.forget, each.retain) == (forget, retain)}
+    """Every detector's separation of one forget set from one retained set."""
+    return {one.index: one for one in trial.separations if (one.forget, one.retain) == (forget, retain)}
 
 
 def refusals_of(trial: ModelTrial, rate: float, placement: Placement = "conformal") -> dict[str, Refusals]:
-    """What each index would refuse at a rate, by where its threshold lies."""
-    return {each.index: each for each in trial.refusals if (each.rate, each.placement) == (rate, placement)}
+    """What each detector would refuse at a rate, by where its threshold lies."""
+    return {one.index: one for one in trial.refusals if (one.rate, one.placement) == (rate, placement)}
 
 
-def wordings(sets: Sequence[TriedSet]) -> tuple[tuple[str, str], ...]:
+def wordings(sets: Sequence[SetSummary]) -> tuple[tuple[str, str], ...]:
     """Forget sets, each with the retained set of the same wording: `forget_X` with `retain_X`, others with the main one."""
-    retained = [each.name for each in sets if each.kind == "retain"]
-    return tuple((name, _partner(name, retained)) for name in (each.name for each in sets if each.kind == "forget"))
+    retained = [one.name for one in sets if one.kind == "retain"]
+    return tuple((one.name, _partner(one.name, retained)) for one in sets if one.kind == "forget")
 
 
 def _partner(forget: str, retained: Sequence[str]) -> str:
