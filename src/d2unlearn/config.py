@@ -38,7 +38,7 @@ from d2unlearn.fields import (
 
 Settings = TypeVar("Settings")
 
-FILE, NAMED_FILE = Metavar("FILE"), Metavar("NAME=FILE")
+FILE, FOLDER, JSONL, NAMED_FILE = (Metavar(text) for text in ("FILE", "FOLDER", "FILE.jsonl", "NAME=FILE"))
 ITS_FOLDER = Default("its folder")
 BENCHMARK = Group("A benchmark of the field")
 TRAINING = Group("How all of them are trained")
@@ -48,20 +48,15 @@ Seed = Annotated[int, SEED, "Seed of everything that is drawn."]
 Dtype = Annotated[str, "float32, bfloat16, float16, or auto: as the weights were saved."]
 RowLimit = Annotated[int | None, COUNT, "At most so many rows of each set."]
 GroupSize = Annotated[
-    int | None,
-    COUNT,
-    Metavar("N"),
-    "Rows come in blocks of N that belong together (TOFU: 20), where no column `group` says so.",
+    int | None, COUNT, Metavar("N"), "Blocks of N rows belong together (TOFU: 20), where no column `group` says so."
 ]
 AnswerLength = Annotated[int | None, COUNT, Default("what the gate was calibrated for; raw 128"), "Longest answer."]
 AlsoForget = Annotated[dict[str, str], INCIDENTAL, NAMED_FILE, "A further set that should be gone; repeatable."]
 AlsoRetain = Annotated[dict[str, str], INCIDENTAL, NAMED_FILE, "A further set to keep; repeatable."]
-LearningRate = Annotated[float | str, POSITIVE.or_auto, "A number, or auto: from the model's size."]
 Epochs = Annotated[float | str, POSITIVE.or_auto, "Passes over the forget rows, or auto: 10, more for few."]
 Accumulation = Annotated[int | str, COUNT.or_auto, "Batches that make one update, or auto: 1 to 4 by size."]
 MaxLength = Annotated[int, AT_LEAST_TWO, "Rows are cut there, in tokens, or at the model's context."]
 Lora = Annotated[bool, Flag("--lora/--full"), "Train a low-rank adapter; its merged weights are written too."]
-LoraRank = Annotated[int, COUNT, "Rank of the adapter."]
 Bf16 = Annotated[bool, Flag("--bf16/--no-bf16"), "Mixed precision."]
 Checkpointing = Annotated[bool, Flag("--gradient-checkpointing/--no-gradient-checkpointing"), "Less memory, more time."]
 
@@ -75,25 +70,23 @@ class UnlearnSettings:
     retain: Annotated[str, INCIDENTAL, "What to keep; some rows are set aside: a tenth, at least 400, at most half."]
     output: Annotated[str, INCIDENTAL, "Folder for the artifact."]
     alternate: Annotated[
-        str | None,
-        INCIDENTAL,
-        "Other answers, for methods that train them: refusals as .txt, or rows with the same questions.",
+        str | None, INCIDENTAL, "Other answers, where a method trains them: refusals as .txt, or rows of the same questions."
     ] = None
     method: Annotated[str, "Unlearning method (docs/methods.md)."] = "eua"
     method_parameters: Annotated[
         dict[str, Any],
         Flag("--set"),
         Metavar("KEY=VALUE"),
-        "A parameter of the method (in a file: method_parameters); repeatable.",
+        "A parameter of the method; in a file `method_parameters`; repeatable.",
     ] = field(default_factory=dict)
-    learning_rate: LearningRate = "auto"
+    learning_rate: Annotated[float | str, POSITIVE.or_auto, "A number, or auto: from the model's size."] = "auto"
     epochs: Epochs = "auto"
     batch_size: Annotated[int, COUNT, "Forget rows a step and device, with as many retained."] = 8
     accumulation: Accumulation = "auto"
     max_length: MaxLength = 512
     seed: Seed = 0
     lora: Lora = False
-    lora_rank: LoraRank = 16
+    lora_rank: Annotated[int, COUNT, "Rank of the adapter."] = 16
     dtype: Dtype = "auto"
     bf16: Bf16 = False
     gradient_checkpointing: Checkpointing = False
@@ -101,9 +94,7 @@ class UnlearnSettings:
         bool, Flag("--exclude-padded-rows/--all-rows"), "Leave vocabulary rows the tokenizer lacks out of energies."
     ] = False
     keep: Annotated[
-        str,
-        one_of("best", "last"),
-        "best: the epoch that erased and kept most, by rows set aside; last: as training ends.",
+        str, one_of("best", "last"), "best: the epoch that erased and kept most, by rows set aside; last: as training ends."
     ] = "best"
     report_to: Annotated[str, INCIDENTAL, "wandb, tensorboard, ..., as in transformers."] = "none"
     group_size: GroupSize = None
@@ -120,9 +111,7 @@ class CalibrateSettings:
     ] = None
     max_false_refusal: Annotated[float, PROPER_SHARE, "The largest share of legitimate requests that may be refused."] = 0.01
     confidence: Annotated[
-        float | None,
-        PROPER_SHARE,
-        "Hold the share with this confidence over calibrations, e.g. 0.9, instead of on average.",
+        float | None, PROPER_SHARE, "Hold the share with this confidence, e.g. 0.9, over calibrations, not on average."
     ] = None
     max_new_tokens: Annotated[int, COUNT, "Tokens of each answer that the gate watches."] = 64
     batch_size: Annotated[int, COUNT, INCIDENTAL, "Prompts at once."] = 32
@@ -140,15 +129,8 @@ class GenerateSettings:
 
     model: Annotated[str, INCIDENTAL, "An artifact with a calibrated gate."]
     prompt: Annotated[str | None, INCIDENTAL, "One request; its answer goes to the standard output."] = None
-    input: Annotated[
-        str | None, INCIDENTAL, Metavar("FILE.jsonl"), "Rows with a `prompt` to answer; other fields are kept."
-    ] = None
-    output: Annotated[
-        str | None,
-        INCIDENTAL,
-        Metavar("FILE.jsonl"),
-        "Adds text, refused, energy and threshold to each row.",
-    ] = None
+    input: Annotated[str | None, INCIDENTAL, JSONL, "Rows with a `prompt` to answer; other fields are kept."] = None
+    output: Annotated[str | None, INCIDENTAL, JSONL, "Adds text, refused, energy and threshold to each row."] = None
     max_new_tokens: AnswerLength = None
     raw: Annotated[bool, "Answer without the gate."] = False
     show_energy: Annotated[bool, INCIDENTAL, "Print energy, threshold and decision too."] = False
@@ -192,10 +174,7 @@ class PlaySettings:
     original: Annotated[str | None, Default("what the artifact was made from"), "The model before unlearning."] = None
     port: Annotated[int, PORT, "Port on this machine; 0: any that is free."] = 7860
     samples: Annotated[
-        dict[str, str],
-        Metavar("NAME=FILE"),
-        Default("the artifact's own rows"),
-        "Questions to choose from; repeatable.",
+        dict[str, str], NAMED_FILE, Default("the artifact's own rows"), "Questions to choose from; repeatable."
     ] = field(default_factory=dict)
     max_new_tokens: Annotated[AnswerLength, Default("what the gate was calibrated for")] = None
     dtype: Dtype = "auto"
@@ -227,7 +206,7 @@ class BenchmarkSettings:
     model: Annotated[str, INCIDENTAL, "Model folder or hub name."]
     benchmark: Annotated[str, one_of("tofu", "muse", "wmdp"), BENCHMARK, "tofu, muse or wmdp, instead of rows."]
     output: Annotated[str, INCIDENTAL, "Folder for evaluation.json."]
-    data: Annotated[str | None, INCIDENTAL, BENCHMARK, Metavar("FOLDER"), Default("from the hub"), "Its files."] = None
+    data: Annotated[str | None, INCIDENTAL, BENCHMARK, FOLDER, Default("from the hub"), "Its files."] = None
     convention: Annotated[
         str, one_of("d2unlearn", "open-unlearning"), BENCHMARK, "How to count: d2unlearn or open-unlearning."
     ] = "d2unlearn"
@@ -235,7 +214,7 @@ class BenchmarkSettings:
         str | None,
         INCIDENTAL,
         BENCHMARK,
-        Metavar("FILE"),
+        FILE,
         "TOFU_EVAL.json (MUSE_EVAL.json) of a model that never saw the forget set, ours or open-unlearning's.",
     ] = None
     forget_split: Annotated[str, BENCHMARK, "TOFU: forget01, 05 or 10."] = "forget10"
@@ -243,11 +222,7 @@ class BenchmarkSettings:
     corpus: Annotated[str, one_of("news", "books"), BENCHMARK, "MUSE: news or books."] = "news"
     parts: Annotated[list[str], BENCHMARK, Flag("--part"), "MUSE: scal or sust, too; repeatable."] = field(default_factory=list)
     tasks: Annotated[
-        list[str],
-        BENCHMARK,
-        Flag("--task"),
-        Default("the three of WMDP"),
-        "WMDP: any task of lm-eval; repeatable.",
+        list[str], BENCHMARK, Flag("--task"), Default("the three of WMDP"), "WMDP: any task of lm-eval; repeatable."
     ] = field(default_factory=list)
     question_key: Annotated[
         str, one_of("question", "paraphrased_question"), BENCHMARK, "TOFU: question or paraphrased_question."
@@ -317,7 +292,7 @@ class CompareSettings:
         "What is forgotten and kept; repeatable.",
     ]
     output: Annotated[str, "Folder for work, tables and pages."]
-    results: Annotated[str | None, Metavar("FOLDER"), Default("results in the output"), "One JSON file a run, kept."] = None
+    results: Annotated[str | None, FOLDER, Default("results in the output"), "One JSON file a run, kept."] = None
     methods: Annotated[list[str], Flag("--method"), Default("all of them"), "A method to compare; repeatable."] = field(
         default_factory=list
     )
@@ -336,7 +311,7 @@ class CompareSettings:
         Metavar("NAME={beta: [0.1, 1], gamma: 2}"),
         "Other ranges, or fixed values, of a contestant; repeatable.",
     ] = field(default_factory=dict)
-    learning_rate: Annotated[LearningRate, TRAINING, "The rate that the search's factors are of."] = "auto"
+    learning_rate: Annotated[float | str, POSITIVE.or_auto, TRAINING, "The rate that the search's factors are of."] = "auto"
     epochs: Annotated[Epochs, TRAINING] = 5.0
     batch_size: Annotated[int, COUNT, TRAINING, "Forget rows a step and device."] = 8
     accumulation: Annotated[Accumulation, TRAINING] = "auto"

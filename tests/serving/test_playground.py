@@ -22,7 +22,7 @@ from d2unlearn.gate.traces import Trace, collect_traces
 from d2unlearn.serving.batch import Asked, Outcome
 from d2unlearn.serving.playground import (
     Playground,
-    Sample,
+    QuestionSet,
     add_playground,
     given_samples,
     histogram,
@@ -48,7 +48,7 @@ def playground(split: Halves) -> Playground:
 def played(split: Halves, playground: Playground) -> Iterator[Served]:
     refused = [p for p, r in zip(split.prompts, split.refused, strict=True) if r]
     answered = [p for p, r in zip(split.prompts, split.refused, strict=True) if not r]
-    samples = [Sample("forget", "forget", tuple(refused[:2])), Sample("<b>retain", "retain", tuple(answered[:2]))]
+    samples = [QuestionSet("forget", "forget", tuple(refused[:2])), QuestionSet("<b>retain", "retain", tuple(answered[:2]))]
     with serving(
         split.guarded, with_app=lambda app, service: add_playground(app, service, playground, samples, "original")
     ) as running:

@@ -23,7 +23,7 @@ from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.runtime import say
 from d2unlearn.serving.batch import Asked, Outcome, Piece, Reader, generate_rows, refusal_of
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 
@@ -103,9 +103,9 @@ class Engine:
         """Queue requests, all of them or none. Raises `Busy` or `Stopping`."""
         self._add(jobs)
 
-    def run(self, work: Callable[[], T]) -> Future[T]:
+    def run(self, work: Callable[[], _T]) -> Future[_T]:
         """Queue something else to be done with the model, alone. Raises `Busy` or `Stopping`."""
-        future: Future[T] = Future()
+        future: Future[_T] = Future()
 
         def do() -> None:
             try:

@@ -48,42 +48,42 @@ def key_digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-class Door:
-    """ASGI middleware. `note` is told path, status and seconds of every request; `crowded`: too many connections are open."""
+class LimitsMiddleware:
+    """ASGI middleware. `note` is told path, status and seconds of every request."""
 
     def __init__(
-        self, app: ASGIApp, rules: Rules, note: Callable[[str, int, float], None], crowded: Callable[[], bool]
+        self, app: ASGIApp, rules: Rules, note: Callable[[str, int, float], None], too_many_connections: Callable[[], bool]
     ) -> None:
         self._app = app
         self._rules = rules
         self._note = note
-        self._crowded = crowded
+        self._too_many_connections = too_many_connections
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        visit = _Visit(send, self._rules.gate)
+        exchange = _Exchange(send, self._rules.gate)
         try:
             problem = self._problem(scope)
             if problem is not None:
-                await error_response(problem)(scope, receive, visit.send)
+                await error_response(problem)(scope, receive, exchange.send)
             else:
-                await self._let_in(scope, receive, visit)
+                await self._pass_on(scope, receive, exchange)
         finally:
-            seconds = time.perf_counter() - visit.began
-            self._note(scope["path"], visit.status, seconds)
+            seconds = time.perf_counter() - exchange.began
+            self._note(scope["path"], exchange.status, seconds)
             if self._rules.log:
-                say(f"{scope['method']} {json.dumps(scope['path'])} {visit.status} {seconds:.3f} s")
+                say(f"{scope['method']} {json.dumps(scope['path'])} {exchange.status} {seconds:.3f} s")
 
-    async def _let_in(self, scope: Scope, receive: Receive, visit: _Visit) -> None:
+    async def _pass_on(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
         """Run the application; a response that takes too long is an error, or cut off where it has begun."""
         try:
             async with asyncio.timeout(self._rules.request_seconds):
-                await self._app(scope, _measured(receive, self._rules), visit.send)
+                await self._app(scope, _measured(receive, self._rules), exchange.send)
         except TimeoutError:
-            if not visit.status:
-                await error_response(ApiError(504, "this took too long", code="timeout"))(scope, receive, visit.send)
+            if not exchange.status:
+                await error_response(ApiError(504, "this took too long", code="timeout"))(scope, receive, exchange.send)
 
     def _problem(self, scope: Scope) -> ApiError | None:
         headers, rules = Headers(scope=scope), self._rules
@@ -92,7 +92,7 @@ class Door:
             return ApiError(421, "this server is not reached by that host name", code="wrong_host")
         if scope["path"] == "/health":
             return None
-        if self._crowded():
+        if self._too_many_connections():
             return ApiError(503, "too many connections are open; try again in a moment", code="overloaded", retry_after=1)
         if rules.keys and not self._has_key(headers.get("authorization", "")):
             return ApiError(401, "give a valid API key: Authorization: Bearer KEY", code="invalid_api_key")
@@ -114,7 +114,7 @@ class Door:
         return any(matches) and scheme.lower() == "bearer"
 
 
-class _Visit:
+class _Exchange:
     """One request: when it began, and the status that was answered (0: none yet)."""
 
     def __init__(self, send: Send, gate: str) -> None:

@@ -20,7 +20,7 @@ from d2unlearn.serving.batch import Outcome, Sampling
 
 MAX_PROMPTS = 64
 """Prompts of one text completion request."""
-SHOWN = 200
+_SHOWN = 200
 """Characters of a client's own words in an error."""
 
 
@@ -63,7 +63,7 @@ def error_response(error: HTTPException) -> JSONResponse:
 def unreadable(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     """What pydantic found wrong with a body, the first of it, without the value that was sent."""
     first = problems[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body").encode(errors="replace").decode()[:SHOWN]
+    place = ".".join(str(part) for part in first["loc"] if part != "body").encode(errors="replace").decode()[:_SHOWN]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
     if first["type"] == "extra_forbidden":

@@ -36,23 +36,15 @@ from d2unlearn.serving.app import Service, make_app
 from d2unlearn.serving.batch import Asked, Outcome, Piece, generate_rows
 from d2unlearn.serving.engine import Busy, Stopping
 from d2unlearn.serving.openai_api import ApiError, ChatRequest
-from d2unlearn.serving.run import BACKLOG, listen, load, make_service, run
+from d2unlearn.serving.run import BACKLOG, listen, load, make_service, serve_app
 
-BINS = 44
+_BINS = 44
 SHOWN_SAMPLES = 4
 IN_NATS = (FirstTokens, Highest, TrailingWindow)
 """Scores that are means of energies, so that a token's energy can be held against the threshold."""
-POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "style-src 'self'",
-        "script-src 'self'",
-        "connect-src 'self'",
-        "img-src data:",
-        "form-action 'self'",
-        "base-uri 'none'",
-        "frame-ancestors 'none'",
-    )
+POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
 )
 
 
@@ -80,7 +72,7 @@ class ShownAnswer:
 
 
 @dataclass(frozen=True)
-class Sample:
+class QuestionSet:
     """Questions to choose from. `kind`: `forget` or `retain`, which gives the colour."""
 
     name: str
@@ -90,7 +82,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Shares of calibration scores in equal bins, [BINS] each, and the range of the axis."""
+    """Shares of calibration scores in equal bins, [_BINS] each, and the range of the axis."""
 
     low: float
     high: float
@@ -189,7 +181,7 @@ def sentence(outcome: Outcome, gate: EnergyGate) -> str:
     """Why the request was refused or answered."""
     if outcome.score is None:
         return "Refused: its energy could not be computed, and what cannot be judged is not answered."
-    score, threshold = number(outcome.score), number(gate.threshold)
+    score, threshold = _number(outcome.score), _number(gate.threshold)
     scores = gate.calibration.calibration_scores
     higher = sum(each > outcome.score for each in scores)
     beside = f"{higher or 'none'} of the {len(scores)} retained calibration prompts scored higher"
@@ -200,7 +192,7 @@ def sentence(outcome: Outcome, gate: EnergyGate) -> str:
     return f"Refused {when}: its score reached {score}, above the threshold of {threshold}; {beside}."
 
 
-def number(value: float) -> str:
+def _number(value: float) -> str:
     """Two decimals and a true minus sign."""
     return f"{value:.2f}".replace("-", "−")
 
@@ -209,15 +201,15 @@ def histogram(gate: EnergyGate) -> Histogram:
     """The gate's calibration scores; the axis holds the threshold, too."""
     retain, forget = (np.array(each) for each in (gate.calibration.calibration_scores, gate.calibration.forget_scores))
     everything = np.concatenate([retain, forget, [gate.threshold]])
-    margin = (float(np.ptp(everything)) or 1.0) / (BINS - 2)
-    edges = np.linspace(everything.min() - margin, everything.max() + margin, BINS + 1)
+    margin = (float(np.ptp(everything)) or 1.0) / (_BINS - 2)
+    edges = np.linspace(everything.min() - margin, everything.max() + margin, _BINS + 1)
     retain_shares, forget_shares = (
         tuple((np.histogram(each, edges)[0] / max(len(each), 1)).tolist()) for each in (retain, forget)
     )
     return Histogram(float(edges[0]), float(edges[-1]), retain_shares, forget_shares)
 
 
-def read_samples(sources: Mapping[str, str], *, seed: int = 0) -> list[Sample]:
+def read_samples(sources: Mapping[str, str], *, seed: int = 0) -> list[QuestionSet]:
     """A few questions of each file, drawn by the seed. Names that begin with `forget` get that colour.
 
     Raises `DataError` for a file without a question.
@@ -228,7 +220,7 @@ def read_samples(sources: Mapping[str, str], *, seed: int = 0) -> list[Sample]:
         if not rows:
             raise DataError(f"{source} has no row that is a single question, so there is nothing to choose from")
         drawn = random.Random(f"{name}-{seed}").sample(rows, min(SHOWN_SAMPLES, len(rows)))
-        samples.append(Sample(name, "forget" if name.startswith("forget") else "retain", tuple(drawn)))
+        samples.append(QuestionSet(name, "forget" if name.startswith("forget") else "retain", tuple(drawn)))
     return samples
 
 
@@ -274,14 +266,14 @@ def run_play(settings: PlaySettings) -> None:
         add_playground(app, service, Playground(guarded, original), samples, name)
         listener.listen(BACKLOG)
         say(f"open http://{serving.host}:{listener.getsockname()[1]}/ ; Ctrl-C stops")
-        run(app, service, serving, listener)
+        serve_app(app, service, serving, listener)
 
 
 def add_playground(
-    app: FastAPI, service: Service, playground: Playground, samples: Sequence[Sample], original: str = ""
+    app: FastAPI, service: Service, playground: Playground, samples: Sequence[QuestionSet], original: str = ""
 ) -> None:
     """The page, its style and script, and the question that it asks."""
-    page = render(playground.gate, service.name, original, samples)
+    page = page_of(playground.gate, service.name, original, samples)
 
     @app.get("/")
     async def home() -> Response:
@@ -308,7 +300,7 @@ def add_playground(
         return await asyncio.wait_for(asyncio.wrap_future(future), service.limits.timeout)
 
 
-def render(gate: EnergyGate, name: str, original: str, samples: Sequence[Sample]) -> str:
+def page_of(gate: EnergyGate, name: str, original: str, samples: Sequence[QuestionSet]) -> str:
     """The page as HTML, with everything that it shows before a question is asked."""
     shown = {
         "threshold": gate.threshold,

@@ -16,12 +16,13 @@ from fastapi import FastAPI
 from d2unlearn.config import ServeSettings
 from d2unlearn.errors import ConfigError
 from d2unlearn.generation.guarded import RAW_MAX_NEW_TOKENS, GuardedModel
+from d2unlearn.models import context_length
 from d2unlearn.runtime import say, torch_dtype
 from d2unlearn.schema import Message
 from d2unlearn.serving.app import Service, ServiceLimits, make_app
 from d2unlearn.serving.engine import Engine, EngineLimits
 from d2unlearn.serving.metrics import Metrics
-from d2unlearn.serving.middleware import LOOPBACK, Door, PatientProtocol, Rules, key_digest
+from d2unlearn.serving.middleware import LOOPBACK, LimitsMiddleware, PatientProtocol, Rules, key_digest
 
 MOST_PROMPT_TOKENS = 4096
 """Where the settings name no limit."""
@@ -47,7 +48,7 @@ def run_serve(settings: ServeSettings) -> None:
             say("note: other machines can reach this server, and it asks for no API key (--api-keys FILE)")
         listener.listen(BACKLOG)
         say(f"listening on {address}/v1; Ctrl-C stops")
-        run(make_app(service), service, settings, listener, keys)
+        serve_app(make_app(service), service, settings, listener, keys)
 
 
 def load(settings: ServeSettings) -> GuardedModel:
@@ -87,8 +88,8 @@ def service_limits(guarded: GuardedModel, settings: ServeSettings) -> ServiceLim
     """What fits the model's context. Raises `ConfigError` for settings that do not."""
     default = guarded.gate.max_new_tokens if guarded.gate is not None else RAW_MAX_NEW_TOKENS
     longest = settings.max_new_tokens or default
-    context = getattr(guarded.model.config.get_text_config(), "max_position_embeddings", None)
-    room = MOST_PROMPT_TOKENS if context is None else int(context) - longest
+    context = context_length(guarded.model)
+    room = MOST_PROMPT_TOKENS if context is None else context - longest
     if room < 1 or (context is not None and (settings.max_prompt_tokens or 0) > room):
         asked = f"prompts of {settings.max_prompt_tokens or 1} and answers of {longest} tokens"
         raise ConfigError([f"{asked} do not fit the model's context of {context}"])
@@ -132,7 +133,9 @@ def shown_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def run(app: FastAPI, service: Service, settings: ServeSettings, listener: socket.socket, keys: Sequence[bytes] = ()) -> None:
+def serve_app(
+    app: FastAPI, service: Service, settings: ServeSettings, listener: socket.socket, keys: Sequence[bytes] = ()
+) -> None:
     """Serve the application until a signal."""
     allow_files(settings.connections)
     make_server(app, service, settings, keys).run(sockets=[listener])
@@ -175,13 +178,13 @@ def make_server(app: FastAPI, service: Service, settings: ServeSettings, keys: S
 
 
 class Server(uvicorn.Server):
-    """uvicorn behind the door, which told to stop lets running requests finish for a while and then ends them with an error."""
+    """uvicorn with limits in front; told to stop, it lets requests finish for a while, then ends them with an error."""
 
     def __init__(self, app: FastAPI, service: Service, settings: ServeSettings, rules: Rules) -> None:
         self._service = service
         self._settings = settings
         config = uvicorn.Config(
-            Door(app, rules, service.metrics.note_request, self._crowded),
+            LimitsMiddleware(app, rules, service.metrics.note_request, self._too_many_connections),
             http=PatientProtocol,
             ws="none",
             lifespan="off",
@@ -194,7 +197,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
 
-    def _crowded(self) -> bool:
+    def _too_many_connections(self) -> bool:
         return len(self.server_state.connections) > self._settings.connections
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
