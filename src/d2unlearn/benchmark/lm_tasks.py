@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,10 @@ def _files(settings: BenchmarkSettings) -> dict[str, Path]:
 def _results(task: str, file: Path | None, guarded: GuardedModel, settings: BenchmarkSettings, context: str) -> Results:
     """Run one task or group. Answers to its requests are kept by lm-eval beside our findings until the result is there."""
     from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
 
     from d2unlearn.evaluation.lm_model import GuardedLM
 
-    manager = TaskManager()
+    manager = _manager()
     spec = task if file is None else _local(task, file)
     generates = _generates(manager, task, spec)
     cache = Path(settings.output).with_name(f"{Path(settings.output).name}.partial") / "requests"
@@ -134,6 +134,14 @@ def _results(task: str, file: Path | None, guarded: GuardedModel, settings: Benc
 
     behind = run(False)["samples"] if generates and guarded.gate is not None else {}
     return Results(task, run(True), behind)
+
+
+@cache
+def _manager() -> Any:
+    """lm-eval's index of its thousands of tasks, which takes seconds to read."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _generates(manager: Any, task: str, spec: str | dict[str, Any]) -> bool:
