@@ -14,7 +14,7 @@ from torch import Tensor
 
 from d2unlearn.config import UnlearnSettings
 from d2unlearn.methods import METHODS, Method, Needs
-from d2unlearn.methods.base import check_parameters
+from d2unlearn.methods.base import NotNegative, Positive
 from d2unlearn.observation import Observed
 from d2unlearn.quantities import Nll
 from d2unlearn.schema import Role
@@ -32,11 +32,8 @@ class ProbabilityCeiling(Method):
         alpha     weight of the retained likelihood
     """
 
-    ceiling: float = 0.01
-    alpha: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_parameters(self, positive=("ceiling",), not_negative=("alpha",))
+    ceiling: Positive = 0.01
+    alpha: NotNegative = 1.0
 
     @property
     def needs(self) -> Mapping[Role, Needs]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
-from d2unlearn.methods.base import SelfWritten, check_parameters
-from d2unlearn.methods.dpo import DPO
+from torch import Tensor
+
+from d2unlearn.methods.base import POSITIVE, ConventionName, Needs, NotNegative, Positive, SelfWritten
+from d2unlearn.methods.dpo import PREFERENCE_NEEDS, preference_loss
+from d2unlearn.methods.forget_retain import ForgetRetain, RetainLoss
+from d2unlearn.observation import Observed
+from d2unlearn.schema import Role
 
 
 @dataclass(frozen=True, kw_only=True)
-class AltPO(DPO):
+class AltPO(ForgetRetain):
     """The loss of `DPO`, with alternate answers in place of refusals.
 
     Parameters (defaults: those of `DPO`; 4 samples at temperature 1.5, no instruction)
@@ -21,13 +28,21 @@ class AltPO(DPO):
     Source: Mekala et al. 2024, arXiv 2409.13474 (five answers a question, written by instruction).
     """
 
-    alternate_samples: int = 4
-    alternate_temperature: float = 1.5
+    gamma: NotNegative = 1.0
+    alpha: NotNegative = 1.0
+    retain_loss_type: RetainLoss = "NLL"
+    convention: ConventionName = "d2unlearn"
+    beta: Positive = 0.1
+    alternate_samples: Annotated[int, POSITIVE] = 4
+    alternate_temperature: Positive = 1.5
     alternate_instruction: str | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_parameters(self, positive=("alternate_samples", "alternate_temperature"))
+    @property
+    def forget_needs(self) -> Mapping[Role, Needs]:
+        return PREFERENCE_NEEDS
+
+    def forget_loss(self, batch: Mapping[Role, Observed]) -> Tensor:
+        return preference_loss(batch, self.beta)
 
     @property
     def self_written(self) -> SelfWritten:

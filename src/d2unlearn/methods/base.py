@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
@@ -34,8 +35,29 @@ class SelfWritten(NamedTuple):
     instruction: str | None
 
 
+class Range(NamedTuple):
+    """Where a parameter must lie, in words and as a test. NaN passes none of the tests."""
+
+    said: str
+    holds: Callable[[float], bool]
+
+
+POSITIVE = Range("be positive", lambda value: value > 0)
+NOT_NEGATIVE = Range("not be negative", lambda value: value >= 0)
+INSIDE_UNIT = Range("lie between 0 and 1", lambda value: 0 < value < 1)
+FINITE = Range("be a positive number", lambda value: 0 < value < math.inf)
+RANGES = (POSITIVE, NOT_NEGATIVE, INSIDE_UNIT, FINITE)
+Positive = Annotated[float, POSITIVE]
+NotNegative = Annotated[float, NOT_NEGATIVE]
+ConventionName = Literal["d2unlearn", "open-unlearning"]
+"""Whose values a loss has where the two differ. docs/methods.md says what the differences are and measures them."""
+
+
 class Method(ABC):
-    """An unlearning method. Subclasses are frozen dataclasses; their fields are the method's parameters."""
+    """An unlearning method. Subclasses are frozen dataclasses; their fields, with their ranges, are the method's parameters."""
+
+    def __post_init__(self) -> None:
+        check_parameters(self)
 
     @property
     @abstractmethod
@@ -84,17 +106,19 @@ class AdaptiveMethod(Method):
         """The method for the next epoch. `epochs_done` counts the one that ends."""
 
 
-def check_parameters(method: Method, *, positive: Sequence[str] = (), not_negative: Sequence[str] = ()) -> None:
-    """Raises `ConfigError` naming every number out of range and every choice that its field does not offer."""
-    values = vars(method)
-    mistakes = [f"{name} must be positive, not {values[name]}" for name in positive if not values[name] > 0]
-    mistakes += [f"{name} must not be negative, not {values[name]}" for name in not_negative if not values[name] >= 0]
-    for name, offered in _choices(type(method)).items():
-        if values[name] not in offered:
-            mistakes.append(f"{name} should be {' or '.join(offered)}, not {values[name]!r}")
+def check_parameters(method: Method) -> None:
+    """Raises `ConfigError` naming every number out of its field's range and every choice that its field does not offer."""
+    values, hints = vars(method), get_type_hints(type(method), include_extras=True)
+    mistakes = [
+        f"{name} must {allowed.said}, not {values[name]}"
+        for allowed in RANGES
+        for name, hint in hints.items()
+        if allowed in get_args(hint) and not allowed.holds(values[name])
+    ]
+    mistakes += [
+        f"{name} should be {' or '.join(get_args(hint))}, not {values[name]!r}"
+        for name, hint in hints.items()
+        if get_origin(hint) is Literal and values[name] not in get_args(hint)
+    ]
     if mistakes:
         raise ConfigError(mistakes)
-
-
-def _choices(kind: type[Any]) -> dict[str, tuple[str, ...]]:
-    return {name: get_args(hint) for name, hint in get_type_hints(kind).items() if get_origin(hint) is Literal}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
-from d2unlearn.methods.base import Method, Needs, check_parameters
-from d2unlearn.methods.forget_retain import Convention
+from d2unlearn.methods.base import NOT_NEGATIVE, ConventionName, Method, Needs
 from d2unlearn.observation import Observed
 from d2unlearn.positions import Predicting
 from d2unlearn.quantities import TargetlessCrossEntropy
@@ -26,11 +26,8 @@ class CEU(Method):
     Source: Yang 2025, arXiv 2503.01224; open-unlearning, src/trainer/unlearn/ceu.py.
     """
 
-    ignore_first_n_answer_tokens: int = 1
-    convention: Convention = "d2unlearn"
-
-    def __post_init__(self) -> None:
-        check_parameters(self, not_negative=("ignore_first_n_answer_tokens",))
+    ignore_first_n_answer_tokens: Annotated[int, NOT_NEGATIVE] = 1
+    convention: ConventionName = "d2unlearn"
 
     @property
     def needs(self) -> Mapping[Role, Needs]:

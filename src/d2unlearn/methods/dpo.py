@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from d2unlearn.methods.base import Needs, check_parameters
-from d2unlearn.methods.forget_retain import ForgetRetain
+from d2unlearn.methods.base import ConventionName, Needs, NotNegative, Positive
+from d2unlearn.methods.forget_retain import ForgetRetain, RetainLoss
 from d2unlearn.observation import Observed
 from d2unlearn.quantities import Nll
 from d2unlearn.schema import Role
+
+_LIKELIHOOD = Needs(policy=(Nll(),), reference=(Nll(),))
+PREFERENCE_NEEDS: Mapping[Role, Needs] = {"forget": _LIKELIHOOD, "alternate": _LIKELIHOOD}
+"""What `preference_loss` reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,20 +32,24 @@ class DPO(ForgetRetain):
     Source: Rafailov et al. 2023, arXiv 2305.18290; open-unlearning, src/trainer/unlearn/dpo.py.
     """
 
-    beta: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_parameters(self, positive=("beta",))
+    gamma: NotNegative = 1.0
+    alpha: NotNegative = 1.0
+    retain_loss_type: RetainLoss = "NLL"
+    convention: ConventionName = "d2unlearn"
+    beta: Positive = 0.1
 
     @property
     def forget_needs(self) -> Mapping[Role, Needs]:
-        likelihood = Needs(policy=(Nll(),), reference=(Nll(),))
-        return {"forget": likelihood, "alternate": likelihood}
+        return PREFERENCE_NEEDS
 
     def forget_loss(self, batch: Mapping[Role, Observed]) -> Tensor:
-        preferred = _risen(batch["forget"]) - _risen(batch["alternate"])
-        return -2 / self.beta * batch["forget"].mean_rows(logsigmoid(self.beta * preferred))
+        return preference_loss(batch, self.beta)
+
+
+def preference_loss(batch: Mapping[Role, Observed], beta: float) -> Tensor:
+    """L_forget of `DPO`, a scalar."""
+    preferred = _risen(batch["forget"]) - _risen(batch["alternate"])
+    return -2 / beta * batch["forget"].mean_rows(logsigmoid(beta * preferred))
 
 
 def _risen(seen: Observed) -> Tensor:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
-from d2unlearn.energy import check_temperature
-from d2unlearn.errors import ConfigError
-from d2unlearn.methods.base import Method, Needs
+from d2unlearn.methods.base import FINITE, INSIDE_UNIT, Method, Needs, NotNegative
 from d2unlearn.observation import Observed
 from d2unlearn.quantities import BottomLogSumExp, LogSumExp, Nll, TopLogSumExp
 from d2unlearn.schema import Role
@@ -33,18 +32,10 @@ class EUA(Method):
     Source: D2, arXiv 2605.16776; reference code at commit 67cc8f5 (its beta1 = ratio, beta2 = temperature).
     """
 
-    ratio: float = 0.1
-    temperature: float = 1.0
-    gamma: float = 0.05
-    alpha: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_temperature(self.temperature)
-        mistakes = [f"{name} must not be negative" for name in ("gamma", "alpha") if not getattr(self, name) >= 0]
-        if not 0 < self.ratio < 1:
-            mistakes.append(f"ratio must lie between 0 and 1, not {self.ratio}")
-        if mistakes:
-            raise ConfigError(mistakes)
+    ratio: Annotated[float, INSIDE_UNIT] = 0.1
+    temperature: Annotated[float, FINITE] = 1.0
+    gamma: NotNegative = 0.05
+    alpha: NotNegative = 1.0
 
     @property
     def needs(self) -> Mapping[Role, Needs]:

@@ -1,50 +1,27 @@
-"""What most methods share: a forget term, a retain term, and which convention their values follow."""
+"""What most methods share: a forget term and a retain term, each with its weight."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
-from d2unlearn.methods.base import Method, Needs, check_parameters
+from d2unlearn.methods.base import ConventionName, Method, Needs
 from d2unlearn.observation import Observed
-from d2unlearn.positions import Every, Predicting
+from d2unlearn.positions import Every, Labelled, Predicting
 from d2unlearn.quantities import HiddenState, KlFromReference, Nll
 from d2unlearn.schema import Role
 
-Convention = Literal["d2unlearn", "open-unlearning"]
-"""Whose values a loss has where the two differ. docs/methods.md says what the differences are and measures them."""
 RetainLoss = Literal["NLL", "KL"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ForgetRetain(Method):
-    """L = gamma * L_forget + alpha * L_retain, with L_forget the subclass's own.
+class TwoTerms(Method):
+    """L = gamma * L_forget + alpha * L_retain. With alpha = 0 no retained row is read."""
 
-        L_retain = NLL                              `retain_loss_type` NLL
-                 = KL(softmax(z_ref) || softmax(z)) `retain_loss_type` KL; z_ref from the reference pass
-
-    each a mean over the retained answer positions of the effective batch. With alpha = 0 no retained row is read.
-
-    Parameters
-        gamma             weight of the forget term
-        alpha             weight of the retain term
-        retain_loss_type  NLL or KL
-        convention        "open-unlearning" averages KL over every position of the batch, prompt and padding included
-
-    Source: open-unlearning, src/trainer/unlearn/grad_diff.py.
-    """
-
-    gamma: float = 1.0
-    alpha: float = 1.0
-    retain_loss_type: RetainLoss = "NLL"
-    convention: Convention = "d2unlearn"
-
-    def __post_init__(self) -> None:
-        check_parameters(self, not_negative=("gamma", "alpha"))
+    gamma: float
+    alpha: float
 
     @property
     @abstractmethod
@@ -56,37 +33,69 @@ class ForgetRetain(Method):
         """The forget term without its weight, a scalar."""
 
     @property
-    def retain_needs(self) -> Mapping[Role, Needs]:
-        """What the retain term reads."""
-        if self.retain_loss_type == "NLL":
-            return {"retain": Needs(policy=(Nll(),))}
-        places = Every() if self.as_published else Predicting()
-        return {"retain": Needs(policy=(KlFromReference(),), reference=(HiddenState(),), positions=places)}
+    @abstractmethod
+    def retain_needs(self) -> Needs:
+        """What the retain term reads of the retained rows."""
 
-    def retain_loss(self, batch: Mapping[Role, Observed]) -> Tensor:
+    @abstractmethod
+    def retain_loss(self, retain: Observed) -> Tensor:
         """The retain term without its weight, a scalar."""
-        retain = batch["retain"]
-        return retain.mean(retain.policy[Nll() if self.retain_loss_type == "NLL" else KlFromReference()])
 
     @property
     def needs(self) -> Mapping[Role, Needs]:
-        return {**self.forget_needs, **(self.retain_needs if self.reads_retain else {})}
+        return {**self.forget_needs, "retain": self.retain_needs} if self.alpha > 0 else self.forget_needs
 
     def loss(self, batch: Mapping[Role, Observed]) -> Tensor:
         forget = self.gamma * self.forget_loss(batch)
-        return forget + self.alpha * self.retain_loss(batch) if self.reads_retain else forget
+        return forget + self.alpha * self.retain_loss(batch["retain"]) if self.alpha > 0 else forget
 
     def monitor(self, batch: Mapping[Role, Observed]) -> Mapping[str, Tensor]:
         """Both terms without their weights."""
         terms = {"forget_loss": self.forget_loss(batch)}
-        return {**terms, "retain_loss": self.retain_loss(batch)} if self.reads_retain else terms
+        return {**terms, "retain_loss": self.retain_loss(batch["retain"])} if self.alpha > 0 else terms
+
+
+class ForgetRetain(TwoTerms):
+    """`TwoTerms` whose second keeps the retained answers likely, or the retained distributions as they were.
+
+        L_retain = NLL                              `retain_loss_type` NLL
+                 = KL(softmax(z_ref) || softmax(z)) `retain_loss_type` KL; z_ref from the reference pass
+
+    each a mean over the retained answer positions of the effective batch.
+
+    Parameters
+        gamma             weight of the forget term
+        alpha             weight of the retain term
+        retain_loss_type  NLL or KL
+        convention        "open-unlearning" averages KL over every position of the batch, prompt and padding included
+
+    Source: open-unlearning, src/trainer/unlearn/grad_diff.py.
+    """
+
+    retain_loss_type: RetainLoss
+    convention: ConventionName
 
     @property
-    def reads_retain(self) -> bool:
-        """Whether there is a retain term."""
-        return self.alpha > 0
+    def retain_needs(self) -> Needs:
+        return retain_needs(self.retain_loss_type, self.convention)
 
-    @property
-    def as_published(self) -> bool:
-        """Whether open-unlearning's values are wanted, its mistakes included."""
-        return self.convention == "open-unlearning"
+    def retain_loss(self, retain: Observed) -> Tensor:
+        return retain_loss(self.retain_loss_type, retain)
+
+
+def retain_needs(kind: RetainLoss, convention: ConventionName) -> Needs:
+    """What the retain term of `ForgetRetain` reads of the retained rows."""
+    if kind == "NLL":
+        return Needs(policy=(Nll(),))
+    places = Every() if convention == "open-unlearning" else Predicting()
+    return Needs(policy=(KlFromReference(),), reference=(HiddenState(),), positions=places)
+
+
+def retain_loss(kind: RetainLoss, retain: Observed) -> Tensor:
+    """The retain term of `ForgetRetain` without its weight, a scalar."""
+    return retain.mean(retain.policy[Nll() if kind == "NLL" else KlFromReference()])
+
+
+def answer_positions(convention: ConventionName) -> Labelled | Predicting:
+    """Those that predict the answer; the answer tokens' own, one to the right, where open-unlearning takes these."""
+    return Labelled() if convention == "open-unlearning" else Predicting()

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from d2unlearn.methods.base import Method, Needs, check_parameters
-from d2unlearn.methods.forget_retain import Convention
+from d2unlearn.methods.base import ConventionName, Method, Needs
 from d2unlearn.observation import Observed
 from d2unlearn.quantities import Nll
 from d2unlearn.schema import Role
@@ -24,10 +23,7 @@ class GradientAscent(Method):
     Source: Jang et al. 2022, arXiv 2210.01504; open-unlearning, src/trainer/unlearn/grad_ascent.py.
     """
 
-    convention: Convention = "d2unlearn"
-
-    def __post_init__(self) -> None:
-        check_parameters(self)
+    convention: ConventionName = "d2unlearn"
 
     @property
     def needs(self) -> Mapping[Role, Needs]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from d2unlearn.methods.base import Needs
-from d2unlearn.methods.forget_retain import ForgetRetain
+from d2unlearn.methods.base import ConventionName, Needs, NotNegative
+from d2unlearn.methods.forget_retain import ForgetRetain, RetainLoss
 from d2unlearn.observation import Observed
 from d2unlearn.quantities import Nll
 from d2unlearn.schema import Role
@@ -23,6 +23,11 @@ class GradientDifference(ForgetRetain):
 
     Source: Liu et al. 2022, arXiv 2203.12817; open-unlearning, src/trainer/unlearn/grad_diff.py.
     """
+
+    gamma: NotNegative = 1.0
+    alpha: NotNegative = 1.0
+    retain_loss_type: RetainLoss = "NLL"
+    convention: ConventionName = "d2unlearn"
 
     @property
     def forget_needs(self) -> Mapping[Role, Needs]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from d2unlearn.methods.base import Needs
-from d2unlearn.methods.forget_retain import ForgetRetain
+from d2unlearn.methods.base import ConventionName, Needs, NotNegative
+from d2unlearn.methods.forget_retain import ForgetRetain, RetainLoss
 from d2unlearn.observation import Observed
 from d2unlearn.quantities import Nll
 from d2unlearn.schema import Role
@@ -23,6 +23,11 @@ class IDK(ForgetRetain):
 
     Source: Maini et al. 2024, arXiv 2401.06121 ("I don't know" tuning); Yuan et al. 2024, arXiv 2410.08109 (IDK+GD).
     """
+
+    gamma: NotNegative = 1.0
+    alpha: NotNegative = 1.0
+    retain_loss_type: RetainLoss = "NLL"
+    convention: ConventionName = "d2unlearn"
 
     @property
     def forget_needs(self) -> Mapping[Role, Needs]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from d2unlearn.methods.base import Method, Needs, check_parameters
-from d2unlearn.methods.forget_retain import Convention
+from d2unlearn.methods.base import ConventionName, Method, Needs, NotNegative, Positive
 from d2unlearn.observation import Observed
 from d2unlearn.quantities import Nll
 from d2unlearn.schema import Role
@@ -32,13 +31,10 @@ class IDKAP(Method):
     Source: Yuan et al. 2024, arXiv 2410.08109.
     """
 
-    beta: float = 0.1
-    gamma: float = 1.0
-    alpha: float = 1.0
-    convention: Convention = "d2unlearn"
-
-    def __post_init__(self) -> None:
-        check_parameters(self, positive=("beta",), not_negative=("gamma", "alpha"))
+    beta: Positive = 0.1
+    gamma: NotNegative = 1.0
+    alpha: NotNegative = 1.0
+    convention: ConventionName = "d2unlearn"
 
     @property
     def needs(self) -> Mapping[Role, Needs]:

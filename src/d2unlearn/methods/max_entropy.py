@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from d2unlearn.methods.base import Needs
-from d2unlearn.methods.forget_retain import ForgetRetain
+from d2unlearn.methods.base import ConventionName, Needs, NotNegative
+from d2unlearn.methods.forget_retain import ForgetRetain, RetainLoss
 from d2unlearn.observation import Observed
 from d2unlearn.quantities import KlFromUniform
 from d2unlearn.schema import Role
@@ -24,7 +24,10 @@ class MaxEntropy(ForgetRetain):
     Source: Yuan et al. 2024, arXiv 2410.08109 (their code also counts the prompt's positions by default).
     """
 
-    gamma: float = 0.1
+    gamma: NotNegative = 0.1
+    alpha: NotNegative = 1.0
+    retain_loss_type: RetainLoss = "NLL"
+    convention: ConventionName = "d2unlearn"
 
     @property
     def forget_needs(self) -> Mapping[Role, Needs]:

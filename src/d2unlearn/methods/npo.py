@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from d2unlearn.methods.base import Needs, check_parameters
-from d2unlearn.methods.forget_retain import ForgetRetain
+from d2unlearn.methods.base import ConventionName, Needs, NotNegative, Positive
+from d2unlearn.methods.forget_retain import ForgetRetain, RetainLoss
 from d2unlearn.observation import Observed
 from d2unlearn.quantities import Nll
 from d2unlearn.schema import Role
@@ -28,11 +28,11 @@ class NPO(ForgetRetain):
     Source: Zhang et al. 2024, arXiv 2404.05868; open-unlearning, src/trainer/unlearn/npo.py.
     """
 
-    beta: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_parameters(self, positive=("beta",))
+    gamma: NotNegative = 1.0
+    alpha: NotNegative = 1.0
+    retain_loss_type: RetainLoss = "NLL"
+    convention: ConventionName = "d2unlearn"
+    beta: Positive = 0.1
 
     @property
     def forget_needs(self) -> Mapping[Role, Needs]:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from torch import Tensor
 
-from d2unlearn.methods.base import AdaptiveMethod, Needs, check_parameters
-from d2unlearn.methods.forget_retain import ForgetRetain
+from d2unlearn.methods.base import NOT_NEGATIVE, AdaptiveMethod, ConventionName, Needs, NotNegative
+from d2unlearn.methods.forget_retain import RetainLoss, answer_positions, retain_loss, retain_needs
 from d2unlearn.observation import Observed
-from d2unlearn.positions import Labelled, Predicting
 from d2unlearn.quantities import MaxLogit, MeanLogit
 from d2unlearn.schema import Role
 
 
 @dataclass(frozen=True, kw_only=True)
-class PDU(ForgetRetain, AdaptiveMethod):
+class PDU(AdaptiveMethod):
     """L = gamma mean (max z - mean z)^2 + alpha (L_retain - eps), the first mean over forgotten answer positions.
 
     alpha is the dual variable of the constraint L_retain <= eps. After each step or epoch beyond the warm-up
@@ -38,32 +37,31 @@ class PDU(ForgetRetain, AdaptiveMethod):
     Source: Entesari et al. 2025, arXiv 2506.05314 (eps 0.3 for TOFU); open-unlearning, src/trainer/unlearn/pdu.py.
     """
 
-    retain_loss_eps: float = 0.3
+    gamma: NotNegative = 1.0
+    alpha: NotNegative = 1.0
+    retain_loss_type: RetainLoss = "NLL"
+    convention: ConventionName = "d2unlearn"
+    retain_loss_eps: NotNegative = 0.3
     primal_dual: bool = True
-    dual_step_size: float = 1.0
+    dual_step_size: NotNegative = 1.0
     dual_update_upon: Literal["step", "epoch"] = "step"
-    dual_warmup_epochs: int = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_parameters(self, not_negative=("retain_loss_eps", "dual_step_size", "dual_warmup_epochs"))
+    dual_warmup_epochs: Annotated[int, NOT_NEGATIVE] = 5
 
     @property
-    def forget_needs(self) -> Mapping[Role, Needs]:
-        return {"forget": Needs(policy=(MaxLogit(), MeanLogit()), positions=Labelled() if self.as_published else Predicting())}
-
-    def forget_loss(self, batch: Mapping[Role, Observed]) -> Tensor:
-        forget = batch["forget"]
-        return forget.mean((forget.policy[MaxLogit()] - forget.policy[MeanLogit()]) ** 2)
+    def needs(self) -> Mapping[Role, Needs]:
+        forget = Needs(policy=(MaxLogit(), MeanLogit()), positions=answer_positions(self.convention))
+        return {"forget": forget, "retain": retain_needs(self.retain_loss_type, self.convention)}
 
     def loss(self, batch: Mapping[Role, Observed]) -> Tensor:
-        retain = batch["retain"]
-        share = retain.mean(retain.rows.new_ones(len(retain.rows)))
-        return super().loss(batch) - self.alpha * self.retain_loss_eps * share
+        terms = self.monitor(batch)
+        share = len(batch["retain"].rows) / max(batch["retain"].total_positions, 1.0)
+        return self.gamma * terms["forget_loss"] + self.alpha * (terms["retain_loss"] - self.retain_loss_eps * share)
 
-    @property
-    def reads_retain(self) -> bool:
-        return True
+    def monitor(self, batch: Mapping[Role, Observed]) -> Mapping[str, Tensor]:
+        """Both means without their weights."""
+        forget = batch["forget"]
+        flatness = forget.mean((forget.policy[MaxLogit()] - forget.policy[MeanLogit()]) ** 2)
+        return {"forget_loss": flatness, "retain_loss": retain_loss(self.retain_loss_type, batch["retain"])}
 
     def after_step(self, means: Mapping[str, float], epochs_done: int) -> Self:
         return self._updated(means, epochs_done) if self.dual_update_upon == "step" else self

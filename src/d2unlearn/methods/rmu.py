@@ -7,17 +7,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from d2unlearn.energy import at_least_float32
 from d2unlearn.errors import ConfigError
-from d2unlearn.methods.base import Needs, check_parameters
-from d2unlearn.methods.forget_retain import ForgetRetain
+from d2unlearn.methods.base import NOT_NEGATIVE, ConventionName, Needs, NotNegative, check_parameters
+from d2unlearn.methods.forget_retain import TwoTerms, answer_positions, retain_loss, retain_needs
 from d2unlearn.observation import Observed, causal_model
-from d2unlearn.positions import Labelled, Predicting
 from d2unlearn.quantities import HiddenState
 from d2unlearn.schema import Role
 
@@ -28,7 +27,7 @@ LAYERS_TRAINED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class RMU(ForgetRetain):
+class RMU(TwoTerms):
     """L = gamma D(forget, steering_coeff u) + alpha D(retain, h_ref), with h the output of the layer named.
 
         D(x, target) = mean_rows mean_positions mean_H (h - target)^2       over answer positions
@@ -50,16 +49,18 @@ class RMU(ForgetRetain):
     authors do, only `mlp.down_proj.weight` of layers 5 to 7).
     """
 
+    gamma: NotNegative = 1.0
+    alpha: NotNegative = 1.0
+    retain_loss_type: Literal["EMBED_DIFF", "NLL", "KL"] = "EMBED_DIFF"
+    convention: ConventionName = "d2unlearn"
     module_regex: str | None = None
     trainable_params_regex: list[str] | None = None
     steering_coeff: float = 2.0
     control_direction: list[float] | None = None
-    control_seed: int = 0
-    retain_loss_type: Literal["EMBED_DIFF", "NLL", "KL"] = "EMBED_DIFF"  # type: ignore[assignment]
+    control_seed: Annotated[int, NOT_NEGATIVE] = 0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_parameters(self, not_negative=("control_seed",))
+        check_parameters(self)
         given = self.control_direction
         if given is not None and not 0 < math.hypot(*given) < math.inf:
             raise ConfigError(["control_direction should be finite numbers that are not all zero"])
@@ -82,7 +83,7 @@ class RMU(ForgetRetain):
 
     @property
     def forget_needs(self) -> Mapping[Role, Needs]:
-        return {"forget": Needs(policy=(self._state,), positions=self._places)}
+        return {"forget": Needs(policy=(self._state,), positions=answer_positions(self.convention))}
 
     def forget_loss(self, batch: Mapping[Role, Observed]) -> Tensor:
         forget = batch["forget"]
@@ -92,22 +93,21 @@ class RMU(ForgetRetain):
         return self._distance(forget, states, target)
 
     @property
-    def retain_needs(self) -> Mapping[Role, Needs]:
+    def retain_needs(self) -> Needs:
         if self.retain_loss_type != "EMBED_DIFF":
-            return super().retain_needs
-        return {"retain": Needs(policy=(self._state,), reference=(self._state,), positions=self._places)}
+            return retain_needs(self.retain_loss_type, self.convention)
+        return Needs(policy=(self._state,), reference=(self._state,), positions=answer_positions(self.convention))
 
-    def retain_loss(self, batch: Mapping[Role, Observed]) -> Tensor:
+    def retain_loss(self, retain: Observed) -> Tensor:
         if self.retain_loss_type != "EMBED_DIFF":
-            return super().retain_loss(batch)
-        retain = batch["retain"]
+            return retain_loss(self.retain_loss_type, retain)
         return self._distance(retain, retain.policy[self._state], retain.reference[self._state])
 
     def _distance(self, seen: Observed, states: Tensor, target: Tensor) -> Tensor:
         """D. states: [N, H]; target: [N, H] or [H]. Returns this batch's share, a scalar."""
         states = at_least_float32(states)
         squares = ((states - target.to(states)) ** 2).mean(dim=1)
-        if not self.as_published:
+        if self.convention != "open-unlearning":
             return seen.mean_rows(seen.mean_by_row(squares))
         lengths = seen.lengths[seen.lengths > 0]
         return squares.sum() * (1 / lengths).sum() / (max(len(lengths), 1) * max(seen.total_rows, 1.0))
@@ -115,10 +115,6 @@ class RMU(ForgetRetain):
     @property
     def _state(self) -> HiddenState:
         return HiddenState(self.module_regex or "")
-
-    @property
-    def _places(self) -> Labelled | Predicting:
-        return Labelled() if self.as_published else Predicting()
 
 
 @lru_cache(maxsize=8)

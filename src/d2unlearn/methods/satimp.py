@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from d2unlearn.methods.base import Needs, check_parameters
-from d2unlearn.methods.forget_retain import ForgetRetain
+from d2unlearn.methods.base import ConventionName, Needs, NotNegative
+from d2unlearn.methods.forget_retain import ForgetRetain, RetainLoss
 from d2unlearn.observation import Observed
 from d2unlearn.quantities import Nll
 from d2unlearn.schema import Role
@@ -26,13 +26,12 @@ class SatImp(ForgetRetain):
     Source: Yang et al. 2025, arXiv 2505.11953; open-unlearning, src/trainer/unlearn/satimp.py.
     """
 
-    beta1: float = 5.0
-    beta2: float = 1.0
-    gamma: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_parameters(self, not_negative=("beta1", "beta2"))
+    gamma: NotNegative = 0.1
+    alpha: NotNegative = 1.0
+    retain_loss_type: RetainLoss = "NLL"
+    convention: ConventionName = "d2unlearn"
+    beta1: NotNegative = 5.0
+    beta2: NotNegative = 1.0
 
     @property
     def forget_needs(self) -> Mapping[Role, Needs]:

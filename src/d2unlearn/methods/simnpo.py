@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from d2unlearn.methods.base import Needs, check_parameters
-from d2unlearn.methods.forget_retain import ForgetRetain
+from d2unlearn.methods.base import ConventionName, Needs, NotNegative, Positive
+from d2unlearn.methods.forget_retain import ForgetRetain, RetainLoss
 from d2unlearn.observation import Observed
 from d2unlearn.quantities import Nll
 from d2unlearn.schema import Role
@@ -27,13 +27,12 @@ class SimNPO(ForgetRetain):
     Source: Fan et al. 2024, arXiv 2410.07163; open-unlearning, src/trainer/unlearn/simnpo.py.
     """
 
-    beta: float = 4.5
+    gamma: NotNegative = 0.125
+    alpha: NotNegative = 1.0
+    retain_loss_type: RetainLoss = "NLL"
+    convention: ConventionName = "d2unlearn"
+    beta: Positive = 4.5
     delta: float = 0.0
-    gamma: float = 0.125
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_parameters(self, positive=("beta",))
 
     @property
     def forget_needs(self) -> Mapping[Role, Needs]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from d2unlearn.methods.base import Needs, check_parameters
-from d2unlearn.methods.forget_retain import ForgetRetain
+from d2unlearn.methods.base import ConventionName, Needs, NotNegative
+from d2unlearn.methods.forget_retain import ForgetRetain, RetainLoss
 from d2unlearn.observation import Observed
 from d2unlearn.positions import Every, Predicting
 from d2unlearn.quantities import HiddenState, LoweredReferenceCrossEntropy
@@ -29,16 +29,15 @@ class UNDIAL(ForgetRetain):
     Source: Dong et al. 2024, arXiv 2402.10052; open-unlearning, src/trainer/unlearn/undial.py.
     """
 
-    beta: float = 10.0
-    alpha: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_parameters(self, not_negative=("beta",))
+    gamma: NotNegative = 1.0
+    alpha: NotNegative = 0.0
+    retain_loss_type: RetainLoss = "NLL"
+    convention: ConventionName = "d2unlearn"
+    beta: NotNegative = 10.0
 
     @property
     def forget_needs(self) -> Mapping[Role, Needs]:
-        places = Every(but_last=True) if self.as_published else Predicting()
+        places = Every(but_last=True) if self.convention == "open-unlearning" else Predicting()
         return {"forget": Needs(policy=(self._distance,), reference=(HiddenState(),), positions=places)}
 
     def forget_loss(self, batch: Mapping[Role, Observed]) -> Tensor:

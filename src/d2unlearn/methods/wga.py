@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from d2unlearn.methods.base import Needs, check_parameters
-from d2unlearn.methods.forget_retain import ForgetRetain
+from d2unlearn.methods.base import ConventionName, Needs, NotNegative
+from d2unlearn.methods.forget_retain import ForgetRetain, RetainLoss
 from d2unlearn.observation import Observed
 from d2unlearn.quantities import Nll
 from d2unlearn.schema import Role
@@ -25,11 +25,11 @@ class WGA(ForgetRetain):
     Source: Wang et al. 2025, arXiv 2502.19301; open-unlearning, src/trainer/unlearn/wga.py.
     """
 
-    beta: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_parameters(self, not_negative=("beta",))
+    gamma: NotNegative = 1.0
+    alpha: NotNegative = 1.0
+    retain_loss_type: RetainLoss = "NLL"
+    convention: ConventionName = "d2unlearn"
+    beta: NotNegative = 1.0
 
     @property
     def forget_needs(self) -> Mapping[Role, Needs]:
