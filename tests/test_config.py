@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import pytest
 
@@ -19,7 +19,7 @@ from d2unlearn.config import (
     load_settings,
 )
 from d2unlearn.errors import ConfigError
-from d2unlearn.fields import Flag, Limit, bare, flag_of, marked, typed
+from d2unlearn.fields import Flag, Limit, bare, flag_of, marker_of, typed
 
 NEEDED = {"model": "m", "forget": "f", "retain": "r", "output": "o"}
 
@@ -184,8 +184,9 @@ def hints_of(kind: type[Any]) -> dict[str, Any]:
 def test_every_number_has_a_bound_and_every_default_keeps_to_it(kind: type[Any]) -> None:
     hints = hints_of(kind)
     numbers = [name for name, hint in hints.items() if {int, float} & {bare(hint), *get_args(bare(hint))}]
-    assert [name for name in numbers if marked(hints[name], Limit) is None and get_origin(bare(hints[name])) is not list] == []
-    bounded = [(f.default, marked(hints[f.name], Limit)) for f in fields(kind)]
+    unbounded = [name for name in numbers if marker_of(hints[name], Limit) is None]
+    assert unbounded == (["seeds"] if kind is config.CompareSettings else [])
+    bounded = [(f.default, marker_of(hints[f.name], Limit)) for f in fields(kind)]
     given = [(value, limit) for value, limit in bounded if limit is not None and value is not None and value is not MISSING]
     assert [value for value, limit in given if not limit.holds(value)] == []
 
@@ -194,7 +195,7 @@ def test_a_setting_of_one_name_has_one_bound_wherever_it_stands() -> None:
     said: dict[str, set[str | None]] = {}
     for kind in KINDS:
         for name, hint in hints_of(kind).items():
-            limit = marked(hint, Limit)
+            limit = marker_of(hint, Limit)
             said.setdefault(name, set()).add(None if limit is None else limit.said)
     assert {name: words for name, words in said.items() if len(words) > 1} == {}
 
@@ -208,8 +209,8 @@ def test_markers_are_read_from_a_hint() -> None:
     count, share = Limit("at least 1", lambda value: value >= 1), Limit("below 1", lambda value: value < 1)
     hint = Annotated[Annotated[float | str, count.or_auto, "first"], share, Flag("--much/--little")]
     assert (bare(hint), bare(int)) == (float | str, int)
-    assert (marked(hint, Limit), marked(hint, str), marked(hint, Flag)) == (share, "first", "--much/--little")
-    assert (marked(int, Limit), marked(Annotated[int, "help"], Flag)) == (None, None)
+    assert (marker_of(hint, Limit), marker_of(hint, str), marker_of(hint, Flag)) == (share, "first", "--much/--little")
+    assert (marker_of(int, Limit), marker_of(Annotated[int, "help"], Flag)) == (None, None)
     assert (flag_of("much", hint), flag_of("batch_size", int)) == ("--much/--little", "--batch-size")
     assert [count.or_auto.holds(value) for value in ("auto", "fast", 1, 0, float("nan"))] == [True, False, True, False, False]
 

@@ -19,7 +19,7 @@ from d2unlearn.analysis.page_figures import draw_layers, draw_separation
 from d2unlearn.analysis.page_panels import layer_limits, spreads_of
 from d2unlearn.analysis.records import Analysis, Estimate
 from d2unlearn.analysis.significance import trial_of
-from d2unlearn.report.figures import AXIS, FORGET, RETAIN, STYLE, plain_axes, render
+from d2unlearn.report.figures import AXIS, FORGET, RETAIN, STYLE, plain_axes, svg_of
 from d2unlearn.report.notation import readable, stated
 from energy_seeds import ROLES, pairs_of, read_trials, wrong
 
@@ -41,7 +41,7 @@ def energy_figures(results: Path) -> dict[Path, str]:
             files |= {path: path.read_text(encoding="utf-8") for path in paths}
             continue
         with rc_context(STYLE):
-            svg = render(draw(trials), name).replace(
+            svg = svg_of(draw(trials), name).replace(
                 "<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" font-family="{FONT}" ', 1
             )
         for place, path in enumerate(paths):

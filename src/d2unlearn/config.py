@@ -31,7 +31,7 @@ from d2unlearn.fields import (
     Limit,
     Metavar,
     flag_of,
-    marked,
+    marker_of,
     one_of,
     typed,
 )
@@ -397,9 +397,9 @@ def load_settings(kind: type[Settings], file: str | Path | None, overrides: Mapp
 
 
 def identity(settings: Any) -> dict[str, Any]:
-    """What a result depends on: the settings without the fields marked `INCIDENTAL`."""
+    """What a result depends on: the settings without the fields marker_of `INCIDENTAL`."""
     hints = get_type_hints(type(settings), include_extras=True)
-    return {name: value for name, value in asdict(settings).items() if marked(hints[name], Incidental) is None}
+    return {name: value for name, value in asdict(settings).items() if marker_of(hints[name], Incidental) is None}
 
 
 def read_yaml(file: str | Path | None) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def bare(hint: Any) -> Any:
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
-def marked(hint: Any, kind: type[Marker]) -> Marker | None:
+def marker_of(hint: Any, kind: type[Marker]) -> Marker | None:
     """The last marker of exactly this kind in a type hint; None where there is none."""
     markers = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
     return next((marker for marker in reversed(markers) if type(marker) is kind), None)
@@ -73,7 +73,7 @@ def marked(hint: Any, kind: type[Marker]) -> Marker | None:
 
 def flag_of(name: str, hint: Any) -> str:
     """How a field is given on the command line: `--batch-size`, or as its marker says."""
-    return marked(hint, Flag) or f"--{name.replace('_', '-')}"
+    return marker_of(hint, Flag) or f"--{name.replace('_', '-')}"
 
 
 def typed(values: Mapping[str, Any], hints: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -102,7 +102,7 @@ def _coerced(key: str, value: Any, hint: Any) -> tuple[Any, str | None]:
     if found is None:
         names = " or ".join("nothing" if o is type(None) else _name(o) for o in options)
         return None, f"{key} should be {names}, not {value!r}"
-    limit = marked(hint, Limit)
+    limit = marker_of(hint, Limit)
     if limit is not None and not limit.holds(found):
         return None, f"{key} should be {limit.said}, not {value}"
     return found, None

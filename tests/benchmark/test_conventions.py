@@ -17,7 +17,7 @@ from d2unlearn.benchmark.loglikelihood import Asked, answer_scores, score_answer
 from d2unlearn.benchmark.rendering import ChatFormat, Renderer
 from d2unlearn.config import BenchmarkSettings
 from d2unlearn.errors import ConfigError
-from d2unlearn.fields import Limit, marked
+from d2unlearn.fields import Limit, marker_of
 from d2unlearn.metrics.memorization import (
     TRUTH_AGGREGATORS,
     extraction_strength,
@@ -48,7 +48,7 @@ def test_every_switch_that_differs_is_explained_once_and_nothing_else_is() -> No
 
 def test_ours_is_the_default_and_the_settings_offer_both() -> None:
     assert convention_named("d2unlearn") is OURS
-    offered = marked(get_type_hints(BenchmarkSettings, include_extras=True)["convention"], Limit)
+    offered = marker_of(get_type_hints(BenchmarkSettings, include_extras=True)["convention"], Limit)
     assert offered is not None
     assert [name for name in CONVENTIONS if offered.holds(name)] == ["d2unlearn", "open-unlearning"]
     with pytest.raises(ConfigError, match="convention 'mine' is not known; choose one of d2unlearn, open-unlearning"):

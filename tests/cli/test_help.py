@@ -17,7 +17,7 @@ import typer
 from d2unlearn import __version__, config
 from d2unlearn.cli import main
 from d2unlearn.cli.main import app
-from d2unlearn.fields import Default, marked, typed
+from d2unlearn.fields import Default, marker_of, typed
 
 from .command import d2, refused
 
@@ -97,7 +97,7 @@ def test_a_file_takes_what_the_command_line_takes(verb: str) -> None:
 def test_the_default_shown_is_the_field_s(option: Any, setting: Field[Any], hint: Any) -> None:
     """Read back as a value, or the words that stand at the field; nothing is shown where leaving out means none or no."""
     value = setting.default if setting.default_factory is MISSING else setting.default_factory()
-    found, words = SHOWN.search(option.help), marked(hint, Default)
+    found, words = SHOWN.search(option.help), marker_of(hint, Default)
     assert option.default is None
     if found is None:
         assert value in (MISSING, None, [], {}) or value is False
@@ -112,7 +112,7 @@ def test_the_default_shown_is_the_field_s(option: Any, setting: Field[Any], hint
 def test_no_field_s_own_text_shows_a_default() -> None:
     kinds = [kind for kinds in SETTINGS.values() for kind in kinds]
     hints = [hint for kind in kinds for hint in get_type_hints(kind, include_extras=True).values()]
-    assert [hint for hint in hints if "[default" in (marked(hint, str) or "[default")] == []
+    assert [hint for hint in hints if "[default" in (marker_of(hint, str) or "[default")] == []
 
 
 def test_version_and_nothing() -> None:

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 
 from d2unlearn.report import build
-from d2unlearn.report.html import compare_settings, describe, gate_entries, plain
+from d2unlearn.report.html import compare_settings, gate_entries, plain, run_sections
 from d2unlearn.schema import Evaluation, GateSummary, MetricResult
 from d2unlearn.serialization import evaluation_from_json, evaluation_to_json
 
@@ -198,7 +198,7 @@ def test_drawing_it_imports_no_torch() -> None:
 
 
 def test_run_becomes_sections(run: dict[str, object]) -> None:
-    sections = describe(run)
+    sections = run_sections(run)
     assert [s.title for s in sections] == ["run", "parameters", "seconds", "versions", "data"]
     assert sections[0].entries[1:4] == (
         ("learning rate", "0.001"),
@@ -207,8 +207,8 @@ def test_run_becomes_sections(run: dict[str, object]) -> None:
     )
     assert sections[4].columns == ("role", "file", "rows", "sha256", "held out")
     assert sections[4].rows[0] == ("forget", "forget10.jsonl", "400", "9f2c…e1", "–")
-    assert describe({}) == ()
-    assert describe({"a": {"b": {"c": 1}}})[0].entries == (("b: c", "1"),)
+    assert run_sections({}) == ()
+    assert run_sections({"a": {"b": {"c": 1}}})[0].entries == (("b: c", "1"),)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from d2unlearn.report import figures, notation
 from d2unlearn.report.samples import FALSE_REFUSAL, MISSED, WORST_LEAK, choose_samples
-from d2unlearn.report.tables import Cell, Mark, metric_rows, set_table, set_tables
+from d2unlearn.report.tables import ScaleMark, WrittenNumber, metric_rows, set_table, set_tables
 from d2unlearn.schema import Evaluation, GateSummary, MetricResult
 
 from .synthetic import THRESHOLD, evaluated, evaluation, example, metric
@@ -46,8 +46,8 @@ def test_a_folder_is_named_by_its_last_part_and_a_model_on_a_hub_in_full(place: 
 
 
 def test_labels() -> None:
-    assert notation.words_of("auroc_world_facts").label == "AUROC, world facts"
-    assert notation.words_of("perplexity").label == "perplexity"
+    assert notation.metric_words("auroc_world_facts").label == "AUROC, world facts"
+    assert notation.metric_words("perplexity").label == "perplexity"
 
 
 @pytest.mark.parametrize(
@@ -81,16 +81,17 @@ def test_rows_pair_before_after_and_guarded() -> None:
     assert [r.label for r in rows] == ["Extraction strength", "ROUGE-L recall", "Refusal rate", "odd"]
     strength, rouge, refusal, odd = rows
     assert strength.before is None
-    assert (rouge.before, rouge.after) == (Cell("0.900", "0.890 to 0.910"), Cell("0.200", "0.190 to 0.210"))
-    assert rouge.guarded == Cell("0.100", "0.090 to 0.110")
+    assert (rouge.before, rouge.after) == (WrittenNumber("0.900", "0.890 to 0.910"), WrittenNumber("0.200", "0.190 to 0.210"))
+    assert rouge.guarded == WrittenNumber("0.100", "0.090 to 0.110")
     assert (rouge.n, rouge.unscored, rouge.arrow) == ("400 / 398", "0 / 2", "↓")
-    assert (refusal.after, refusal.guarded, refusal.n, refusal.arrow) == (None, Cell("50.0%", "49.0% to 51.0%"), "40", "↑")
-    assert odd.marks == (Mark("before", 75.0, 50.0, 100.0),)
+    assert refusal.guarded == WrittenNumber("50.0%", "49.0% to 51.0%")
+    assert (refusal.after, refusal.n, refusal.arrow) == (None, "40", "↑")
+    assert odd.marks == (ScaleMark("before", 75.0, 50.0, 100.0),)
 
 
 def test_a_metric_without_a_value_has_a_dash_no_interval_and_no_mark() -> None:
     (row,) = metric_rows([], [MetricResult("odd", math.nan, math.nan, math.nan, 0, 9, "neither")])
-    assert (row.after, row.marks, row.arrow_text, row.unscored) == (Cell("–", ""), (), "neither is better", "9")
+    assert (row.after, row.marks, row.arrow_text, row.unscored) == (WrittenNumber("–", ""), (), "neither is better", "9")
 
 
 def test_sets_of_either_side_have_a_table() -> None:
@@ -161,7 +162,7 @@ def test_panels_share_their_axes_and_count_what_was_scored(before: Evaluation, a
     assert [p.title for p in panels] == ["Before", "After"]
     texts = [[t for t in p.svg.split("</text>") if "−" in t or "%" in t] for p in panels]
     assert [t.rsplit(">", 1)[1] for t in texts[0]] == [t.rsplit(">", 1)[1] for t in texts[1]]
-    middle = float(np.median(figures.prompt_energies(after, "forget")))
+    middle = float(np.median(figures.question_energies(after, "forget")))
     assert f"forget: n = 800, median −{abs(middle):.1f}" in panels[1].description
 
 
@@ -169,7 +170,7 @@ def test_figures_follow_the_page_s_colours_and_carry_no_font(before: Evaluation,
     for panel in figures.energy_panels(before, after):
         assert "var(--forget)" in panel.svg
         assert "var(--retain)" in panel.svg
-        assert not set(figures.COLOURS) & set(panel.svg.split())
+        assert not set(figures.PAGE_COLOURS) & set(panel.svg.split())
         assert "#000000" not in panel.svg
         assert "font-family" not in panel.svg
         assert "xmlns" not in panel.svg

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from d2unlearn.report.summary import RULES, Comparison, concerns, pooled, retention, verdict
+from d2unlearn.report.concerns import RULES, BeforeAfter, concerns, pooled, retention
+from d2unlearn.report.summary import summarize
 from d2unlearn.schema import Evaluation, GateSummary, MetricResult
 
 from .synthetic import evaluated, evaluation, example, metric
@@ -36,11 +37,11 @@ def before_after(
 
 
 def fired(before: Evaluation, after: Evaluation, gate: GateSummary | None = None) -> list[tuple[str, str]]:
-    return [(c.rule, c.level) for c in concerns(before, after, gate)]
+    return [(c.rule, c.level) for c in concerns(BeforeAfter(before, after, gate))]
 
 
 def test_a_good_run_in_words_and_numbers() -> None:
-    found = verdict(*before_after(), None)
+    found = summarize(BeforeAfter(*before_after(), None))
     assert found.headline == "It worked: the knowledge is gone, requests for it are refused, the rest is kept."
     assert found.sentence == (
         "Forget: extraction strength 0.98 → 0.00; retained knowledge 0.99 of the original; "
@@ -84,7 +85,7 @@ def test_a_good_run_in_words_and_numbers() -> None:
     ],
 )
 def test_the_headline_of_each_case(change: dict[str, tuple[float, float] | None], headline: str, rules: list[str]) -> None:
-    found = verdict(*before_after(**change), None)  # type: ignore[arg-type]
+    found = summarize(BeforeAfter(*before_after(**change), None))  # type: ignore[arg-type]
     assert found.headline == headline
     assert [c.rule for c in found.concerns] == rules
 
@@ -95,7 +96,7 @@ def test_tiles_of_several_sets_say_so_and_concerns_of_one_rule_stand_together() 
         replace(a, sets=(*a.sets, *(replace(s, name=f"{s.name}_reworded") for s in b.sets)))
         for a, b in zip(first, second, strict=True)
     )
-    found = verdict(before, after, None)
+    found = summarize(BeforeAfter(before, after, None))
     assert [(box[0].rule, len(box)) for box in found.boxes] == [("false_refusals", 2), ("retain_lost", 1)]
     assert [concern for box in found.boxes for concern in box] == list(found.concerns)
     assert [tile.detail for tile in found.tiles] == [
@@ -107,7 +108,7 @@ def test_tiles_of_several_sets_say_so_and_concerns_of_one_rule_stand_together() 
 
 
 def test_nothing_scored_is_said_and_not_shown_as_zero() -> None:
-    found = verdict(evaluation(), evaluation(), None)
+    found = summarize(BeforeAfter(evaluation(), evaluation(), None))
     assert [t.value for t in found.tiles] == ["–"] * 4
     assert [t.state for t in found.tiles] == ["unknown"] * 4
     assert found.sentence == "No number was scored."
@@ -178,7 +179,7 @@ def test_missed_at_its_limits(rate: float, expected: list[tuple[str, str]]) -> N
 def test_a_leak_passed_the_gate_and_is_close_to_the_truth(refused: bool | None, rouge: float, count: int) -> None:
     shown = example(refused=refused, scores={"guarded_rouge_l_recall": rouge})
     one = evaluation(evaluated("f", "forget", metric("guarded_refusal_rate", 1.0), examples=(shown,)))
-    found = [c for c in concerns(one, one, None) if c.rule == "leaks"]
+    found = [c for c in concerns(BeforeAfter(one, one, None)) if c.rule == "leaks"]
     assert [c.text for c in found] == [
         "1 of 1 forget questions pass the gate with an answer close to the true one (ROUGE-L recall of 0.5 or more)."
     ] * count
@@ -198,7 +199,7 @@ def test_energy_that_separates_while_answers_come_out_is_pointed_at() -> None:
 
 def test_a_forget_set_that_was_never_known_proves_little() -> None:
     assert fired(*before_after(forget=(0.05, 0.0))) == [("unknown_before", "note")]
-    assert verdict(*before_after(forget=(0.05, 0.0)), None).state == "good"
+    assert summarize(BeforeAfter(*before_after(forget=(0.05, 0.0)), None)).state == "good"
 
 
 @pytest.mark.parametrize(("left_out", "expected"), [(5, []), (6, [("unscored", "warn")])])
@@ -219,7 +220,7 @@ def test_other_questions_before_and_after_are_not_comparable() -> None:
 def test_a_gate_given_but_not_measured_is_unknown_and_not_missing(gate: GateSummary) -> None:
     pair = before_after(refused=None)
     assert fired(*pair, gate) == []
-    assert [t.state for t in verdict(*pair, gate).tiles[2:]] == ["unknown", "unknown"]
+    assert [t.state for t in summarize(BeforeAfter(*pair, gate)).tiles[2:]] == ["unknown", "unknown"]
 
 
 def test_concerns_stand_worst_first() -> None:
@@ -228,5 +229,5 @@ def test_concerns_stand_worst_first() -> None:
 
 
 def test_no_rule_fires_on_the_synthetic_good_run(before: Evaluation, after: Evaluation, gate: GateSummary) -> None:
-    comparison = Comparison(before, after, gate)
-    assert {rule.__name__: rule(comparison) for rule in RULES} == {rule.__name__: [] for rule in RULES}
+    run = BeforeAfter(before, after, gate)
+    assert {name: list(rule(run)) for name, rule in RULES.items()} == {name: [] for name in RULES}

@@ -11,7 +11,7 @@ from d2unlearn.analysis import page_panels as panels
 from d2unlearn.analysis import page_tables as tables
 from d2unlearn.analysis.records import Analysis, DetectorSummary, Estimate, ModelTrial, Placement, read_analysis
 from d2unlearn.analysis.significance import ROLES, pair_of, refusals_of, rivals, significance, trial_of, wordings
-from d2unlearn.report.html import describe, template
+from d2unlearn.report.html import run_sections, template
 from d2unlearn.report.notation import fixed, percent, readable, stated
 from d2unlearn.runtime import atomic_write
 from d2unlearn.schema import Kind
@@ -84,7 +84,7 @@ def build_page(analysis: Analysis) -> str:
         all_disturbed=tables.perturbation_table(analysis, analysis.indices),
         costs=tables.cost_table(analysis, drawn),
         all_costs=tables.cost_table(analysis, analysis.indices),
-        sections=describe(
+        sections=run_sections(
             {"models": {trial.role: trial.model for trial in analysis.models}, "settings": dict(analysis.settings)}
         ),
     )

@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from d2unlearn.analysis.records import AnswerEnergies, CurvePoint, Estimate, ModelRole, Spread
 from d2unlearn.analysis.roc import Roc
-from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, SERIES, STYLE, Panel, plain_axes, render, shares, stairs
+from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, SERIES, STYLE, Panel, plain_axes, shares, stairs, svg_of
 from d2unlearn.report.notation import fixed, percent, stated
 from d2unlearn.schema import Kind
 from d2unlearn.stats import Floats
@@ -62,7 +62,7 @@ def distributions(title: str, sets: Sequence[DrawnSet], threshold: float, key: s
         axes.set_ylim(bottom=0)
         plain_axes(axes)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        return Panel(title, render(figure, key), f"{title}. {_medians(sets)}.")
+        return Panel(title, svg_of(figure, key), f"{title}. {_medians(sets)}.")
 
 
 def roc_panel(title: str, curves: Sequence[Roc], n_retain: int, key: str) -> Panel:
@@ -82,7 +82,7 @@ def roc_panel(title: str, curves: Sequence[Roc], n_retain: int, key: str) -> Pan
         axes.set_ylim(bottom, 1)
         axes.set_xlabel("retained requests refused")
         caught = ", ".join(percent(start) for start in starts)
-        return Panel(title, render(figure, key), f"{title}. Caught with no false refusal: {caught}.")
+        return Panel(title, svg_of(figure, key), f"{title}. Caught with no false refusal: {caught}.")
 
 
 Spreads = Mapping[tuple[Kind, str], Sequence[Spread]]
@@ -99,7 +99,7 @@ def layers_panel(title: str, spreads: Spreads, limits: tuple[float, float], key:
         draw_layers(axes, spreads)
         axes.set_ylim(limits)
         last = "; ".join(f"{kind}, {drawn}: {fixed(layers[-1].middle, 1)}" for (kind, drawn), layers in spreads.items())
-        return Panel(title, render(figure, key), f"{title}. Median energy after the last layer, nats: {last}.")
+        return Panel(title, svg_of(figure, key), f"{title}. Median energy after the last layer, nats: {last}.")
 
 
 def draw_layers(axes: Axes, spreads: Spreads) -> None:
@@ -129,7 +129,7 @@ def separation_panel(title: str, auroc: Mapping[ModelRole, Sequence[Estimate]], 
         figure, axes = _canvas(2.9, bottom=0.19)
         draw_separation(axes, auroc)
         last = "; ".join(f"{role}: {fixed(each[-1].value)}" for role, each in auroc.items())
-        return Panel(title, render(figure, key), f"{title}. After the last layer {last}.")
+        return Panel(title, svg_of(figure, key), f"{title}. After the last layer {last}.")
 
 
 def draw_separation(axes: Axes, auroc: Mapping[ModelRole, Sequence[Estimate]]) -> None:
@@ -156,7 +156,7 @@ def tokens_panel(title: str, told: Sequence[AnswerEnergies], key: str) -> Panel:
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
         axes.set_xlabel("token of the answer")
         middle = "; ".join(f"{each.role}: median {fixed(float(np.median(each.energies)), 1)}" for each in told)
-        return Panel(title, render(figure, key), f"{title}. Energy in nats, {middle}.")
+        return Panel(title, svg_of(figure, key), f"{title}. Energy in nats, {middle}.")
 
 
 def sizes_panel(title: str, curves: Sequence[Sequence[tuple[CurvePoint, Estimate]]], rate: float | None, key: str) -> Panel:
@@ -175,7 +175,7 @@ def sizes_panel(title: str, curves: Sequence[Sequence[tuple[CurvePoint, Estimate
         axes.set_ylim(bottom=0)
         axes.set_xlabel("retained requests to calibrate with")
         said = "; ".join(f"{point.n}: {percent(share.value)}" for point, share in (curves[0] if curves else ()))
-        return Panel(title, render(figure, key), f"{title}. The first index, by number of requests: {said}.")
+        return Panel(title, svg_of(figure, key), f"{title}. The first index, by number of requests: {said}.")
 
 
 def _size_line(axes: Axes, line: Mapping[str, Any], curve: Sequence[tuple[CurvePoint, Estimate]], *, banded: bool) -> None:

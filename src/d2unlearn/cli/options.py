@@ -14,7 +14,7 @@ import yaml
 
 from d2unlearn.config import load_settings, read_yaml
 from d2unlearn.errors import ConfigError
-from d2unlearn.fields import Default, Group, Metavar, bare, flag_of, marked
+from d2unlearn.fields import Default, Group, Metavar, bare, flag_of, marker_of
 
 Verb = Callable[[Any], None]
 CONFIG = typer.Option(None, "--config", metavar="FILE", help="YAML file with any of these options; the command line wins.")
@@ -60,7 +60,7 @@ def takes(
 def shown_default(setting: Field[Any], hint: Any) -> str:
     """What leaving a setting out means, as its help says it: the field's default, or its marker; empty for none or no."""
     value = setting.default if setting.default_factory is MISSING else setting.default_factory()
-    words = marked(hint, Default)
+    words = marker_of(hint, Default)
     if words is not None or value is None or value is MISSING or value is False:
         return words or ""
     if isinstance(value, list | dict):
@@ -85,9 +85,9 @@ def _option(setting: Field[Any], hint: Any) -> Any:
     return typer.Option(
         None,
         *flag_of(setting.name, hint).split(),
-        help=f"{marked(hint, str)}  [default: {default}]" if default else marked(hint, str),
-        metavar=marked(hint, Metavar),
-        rich_help_panel=marked(hint, Group),
+        help=f"{marker_of(hint, str)}  [default: {default}]" if default else marker_of(hint, str),
+        metavar=marker_of(hint, Metavar),
+        rich_help_panel=marker_of(hint, Group),
         show_default=False,
     )
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from d2unlearn.comparison.outcomes import COMEBACK
 from d2unlearn.comparison.records import BASELINE, ORACLE, ORIGINAL
 from d2unlearn.comparison.table import Cell, Row, SplitTable
-from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, STYLE, Drawing, render
+from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, STYLE, Drawing, svg_of
 
 KEPT = "retain.extraction_strength"
 ASKED = (
@@ -61,7 +61,7 @@ def tradeoff(table: SplitTable, key: str = "tradeoff", everybody: Sequence[str] 
             bottom = 1 - (place + 1) * height
             _panel(figure.add_axes((0.085, bottom + 0.15 * height, 0.62, 0.78 * height)), label, points, marks)
         described = "; ".join(f"{each.name}: left {each.x:.3f}, kept {each.y:.3f}" for each in panels[0][1])
-        return Drawing(render(figure, key), f"Forgetting against keeping on {table.split}. {described}.")
+        return Drawing(svg_of(figure, key), f"Forgetting against keeping on {table.split}. {described}.")
 
 
 def points_of(rows: Sequence[Row], asked: str) -> list[Point]:

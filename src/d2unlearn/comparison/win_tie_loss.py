@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from d2unlearn.comparison.outcomes import ATTACKED, COMEBACK, REFUSED, TOLD, Outcome, Result
 from d2unlearn.comparison.records import BASELINE
 from d2unlearn.comparison.table import SplitTable
-from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, STYLE, Drawing, render
+from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, STYLE, Drawing, svg_of
 
 GROUPS = {"extraction_strength": "in the weights", TOLD: "told", REFUSED: "gate refuses", COMEBACK: "relearned"}
 """What the columns are of, by metric; within a group a column a set of questions."""
@@ -51,7 +51,7 @@ def duels(table: SplitTable, key: str = "duels") -> Drawing | None:
         _legend(axes, len(names) + 0.95)
         results = [each.result for each in table.outcomes]
         counted = ", ".join(f"{words} {results.count(result)}" for result, words in WORDS.items())
-        return Drawing(render(figure, key), f"{BASELINE} against everybody else on {table.split}: {counted}.")
+        return Drawing(svg_of(figure, key), f"{BASELINE} against everybody else on {table.split}: {counted}.")
 
 
 def columns_of(outcomes: Sequence[Outcome]) -> list[str]:

@@ -16,19 +16,19 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from numpy.typing import NDArray
 
 from d2unlearn.schema import EvaluatedSet, Evaluation, GateSummary, Kind
+from d2unlearn.stats import Floats
 
-COLOURS = {
+PAGE_COLOURS = {
     "#f00001": "var(--forget)",
     "#0000f1": "var(--retain)",
     "#808081": "var(--axis)",
     "#010101": "var(--ink)",
-    **{f"#{place}0a00{place}": f"var(--series{place})" for place in range(1, 6)},
+    **{f"#{number}0a00{number}": f"var(--series{number})" for number in range(1, 6)},
 }
 """What is drawn with, and what the page makes of it."""
-FORGET, RETAIN, AXIS, INK, *SERIES = COLOURS
+FORGET, RETAIN, AXIS, INK, *SERIES = PAGE_COLOURS
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 12.5,
@@ -40,11 +40,8 @@ STYLE: dict[Any, Any] = {
     "ytick.labelcolor": INK,
     "grid.color": AXIS,
 }
-BINS = 48
 STROKES = 30
 """Scores on the wrong side of the threshold are drawn one by one up to this many; beyond, the histogram shows them."""
-
-Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -85,15 +82,15 @@ class Ridges:
     threshold: tuple[str, float] | None
 
 
-def finite(values: Sequence[float | None]) -> Values:
+def _numbers(values: Sequence[float | None]) -> Floats:
     """The numbers among the values, as a float64 vector."""
     array = np.asarray([np.nan if v is None else v for v in values], dtype=np.float64)
     return array[np.isfinite(array)]
 
 
-def prompt_energies(evaluation: Evaluation, kind: Kind) -> Values:
+def question_energies(evaluation: Evaluation, kind: Kind) -> Floats:
     """The prompt energies of every example of that kind."""
-    return finite([e.prompt_energy for s in evaluation.sets if s.kind == kind for e in s.examples])
+    return _numbers([e.prompt_energy for s in evaluation.sets if s.kind == kind for e in s.examples])
 
 
 def energy_panels(before: Evaluation, after: Evaluation) -> tuple[Panel, ...]:
@@ -102,7 +99,7 @@ def energy_panels(before: Evaluation, after: Evaluation) -> tuple[Panel, ...]:
     Heights are shares of the questions of a kind. Empty when no energy was scored.
     """
     sides = [
-        (title, prompt_energies(e, "forget"), prompt_energies(e, "retain"))
+        (title, question_energies(e, "forget"), question_energies(e, "retain"))
         for title, e in (("Before", before), ("After", after))
     ]
     everything = np.concatenate([values for _, *kinds in sides for values in kinds])
@@ -121,31 +118,31 @@ def gate_ridges(after: Evaluation, gate: GateSummary | None) -> Ridges | None:
     """
     rows = [row for s in after.sets if len((row := _scores(s))[2])]
     if gate is not None:
-        rows += [("calibration, retained", "retain", finite(gate.retain_scores))] if gate.retain_scores else []
-        rows += [("calibration, forget", "forget", finite(gate.forget_scores))] if gate.forget_scores else []
+        rows += [("calibration, retained", "retain", _numbers(gate.retain_scores))] if gate.retain_scores else []
+        rows += [("calibration, forget", "forget", _numbers(gate.forget_scores))] if gate.forget_scores else []
     if not rows:
         return None
     threshold = gate.threshold if gate is not None else after.threshold
-    edges = bin_edges(np.concatenate([values for *_, values in rows] + [finite([threshold])]), bins=90)
+    edges = bin_edges(np.concatenate([values for *_, values in rows] + [_numbers([threshold])]), bins=90)
     with rc_context(STYLE):
         drawn = tuple(_ridge(*row, edges, threshold, f"ridge{i}") for i, row in enumerate(rows))
-    return Ridges(drawn, _ticks(edges), _place(threshold, edges))
+    return Ridges(drawn, _ticks(edges), _placed(threshold, edges))
 
 
-def bin_edges(values: Values, bins: int = BINS) -> Values:
+def bin_edges(values: Floats, bins: int = 48) -> Floats:
     """Edges of equal bins over the whole range of the values, with a margin of a bin on either side."""
     low, high = float(values.min()), float(values.max())
     width = (high - low) / (bins - 2) or 1.0
     return np.linspace(low - width, high + width, bins + 1)
 
 
-def shares(values: Values, edges: Values) -> Values:
+def shares(values: Floats, edges: Floats) -> Floats:
     """The share of the values in each bin; zeros when there are none."""
     counts = np.histogram(values, edges)[0].astype(np.float64)
     return counts / max(len(values), 1)
 
 
-def _energy_panel(title: str, forget: Values, retain: Values, edges: Values, top: float) -> Panel:
+def _energy_panel(title: str, forget: Floats, retain: Floats, edges: Floats, top: float) -> Panel:
     figure = Figure(figsize=(5.2, 2.9))
     axes = figure.add_axes((0.105, 0.175, 0.875, 0.8))
     for values, colour in ((retain, RETAIN), (forget, FORGET)):
@@ -155,17 +152,17 @@ def _energy_panel(title: str, forget: Values, retain: Values, edges: Values, top
     axes.set_xlabel("energy of the question (nats)")
     plain_axes(axes)
     described = "; ".join(f"{kind}: {spread_text(values)}" for kind, values in (("forget", forget), ("retained", retain)))
-    return Panel(title, render(figure, title.lower()), f"{title}: energy of the question in nats. {described}.")
+    return Panel(title, svg_of(figure, title.lower()), f"{title}: energy of the question in nats. {described}.")
 
 
-def stairs(axes: Axes, heights: Values, edges: Values, colour: str) -> None:
+def stairs(axes: Axes, heights: Floats, edges: Floats, colour: str) -> None:
     """A filled histogram with an outline; nothing is drawn where it is empty."""
     occupied = np.where(heights > 0, heights, np.nan)
     axes.stairs(occupied, edges, fill=True, color=colour, alpha=0.34, linewidth=0, clip_on=False)
     axes.stairs(occupied, edges, color=colour, linewidth=1.5, clip_on=False)
 
 
-def spread_text(values: Values) -> str:
+def spread_text(values: Floats) -> str:
     """How many, the median and where 90% lie, in words."""
     if not len(values):
         return "not scored"
@@ -184,11 +181,11 @@ def plain_axes(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _scores(evaluated: EvaluatedSet) -> tuple[str, str, Values]:
-    return evaluated.name, evaluated.kind, finite([e.gate_score for e in evaluated.examples])
+def _scores(evaluated: EvaluatedSet) -> tuple[str, str, Floats]:
+    return evaluated.name, evaluated.kind, _numbers([e.gate_score for e in evaluated.examples])
 
 
-def _ridge(name: str, kind: str, values: Values, edges: Values, threshold: float | None, key: str) -> Ridge:
+def _ridge(name: str, kind: str, values: Floats, edges: Floats, threshold: float | None, key: str) -> Ridge:
     """One row: the histogram in its own height, and a stroke for each of few scores on the wrong side of the threshold."""
     colour = FORGET if kind == "forget" else RETAIN
     figure = Figure(figsize=(8, 0.6))
@@ -202,17 +199,17 @@ def _ridge(name: str, kind: str, values: Values, edges: Values, threshold: float
         wrong = values[values <= threshold] if kind == "forget" else values[values > threshold]
         if len(wrong) <= STROKES:
             axes.vlines(wrong, 0, heights.max() * 0.5, color=colour, linewidth=2, clip_on=False)
-    svg = render(figure, key).replace("<svg ", '<svg preserveAspectRatio="none" ', 1)
+    svg = svg_of(figure, key).replace("<svg ", '<svg preserveAspectRatio="none" ', 1)
     return Ridge(name, kind, svg, above, len(values), f"{above} of {len(values)} scores above the threshold")
 
 
-def _ticks(edges: Values) -> tuple[tuple[str, float], ...]:
+def _ticks(edges: Floats) -> tuple[tuple[str, float], ...]:
     ticks = MaxNLocator(6).tick_values(float(edges[0]), float(edges[-1]))
-    placed = (_place(float(tick), edges) for tick in ticks)
+    placed = (_placed(float(tick), edges) for tick in ticks)
     return tuple(tick for tick in placed if tick is not None and 3 < tick[1] < 97)
 
 
-def _place(value: float | None, edges: Values) -> tuple[str, float] | None:
+def _placed(value: float | None, edges: Floats) -> tuple[str, float] | None:
     """A value as text, and where it lies on the scale in percent of the width."""
     if value is None or not np.isfinite(value):
         return None
@@ -220,7 +217,7 @@ def _place(value: float | None, edges: Values) -> tuple[str, float] | None:
     return f"{value:.3g}".replace("-", "−"), round(100 * float(share), 2)
 
 
-def render(figure: Figure, key: str) -> str:
+def svg_of(figure: Figure, key: str) -> str:
     """The figure as one SVG element: the page's colours and font, no names of its own, no reference to anything.
 
     The same figure and key give the same text. `key` keeps the ids of several drawings in one page apart.
@@ -239,6 +236,6 @@ def _inline(svg: str, key: str) -> str:
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{key}-", svg)
     svg = re.sub(r"font-family:[^;\"]*;?", "", svg)
-    for drawn, shown in COLOURS.items():
+    for drawn, shown in PAGE_COLOURS.items():
         svg = svg.replace(drawn, shown)
     return re.sub(r"\s*\n\s*", " ", svg).strip()

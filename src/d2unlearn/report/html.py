@@ -15,6 +15,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Te
 from markupsafe import Markup
 
 from d2unlearn.report import figures, notation, samples, summary, tables
+from d2unlearn.report.concerns import BeforeAfter
 from d2unlearn.schema import Evaluation, GateSummary, Interval
 
 LEVEL_WORDS = {"bad": "Problem", "warn": "Caution", "note": "Note"}
@@ -23,7 +24,7 @@ FALLBACK_SECTION = "run"
 
 
 @dataclass(frozen=True)
-class Section:
+class RunSection:
     """A part of `run`: names with their values, or a table where it was a list of mappings."""
 
     title: str
@@ -46,14 +47,14 @@ def build(before: Evaluation, after: Evaluation, gate: GateSummary | None, run: 
         after=after,
         gate=gate,
         gate_entries=gate_entries(gate),
-        verdict=summary.verdict(before, after, gate),
+        summary=summary.summarize(BeforeAfter(before, after, gate)),
         panels=figures.energy_panels(before, after),
         ridges=figures.gate_ridges(after, gate),
         score_name=score_name(after, gate),
         tables=tables.set_tables(before, after),
         separation=tables.metric_rows(before.separation, after.separation),
         samples=samples.choose_samples(before, after, abs(seed) if isinstance(seed, int) else 0),
-        sections=describe(run),
+        sections=run_sections(run),
         settings=compare_settings(before.settings, after.settings),
     )
 
@@ -86,23 +87,23 @@ def interval_text(interval: Interval | None) -> str:
     return f"{notation.percent(interval.value)} ({low} to {high}, n = {interval.n:,})"
 
 
-def describe(run: Mapping[str, object]) -> tuple[Section, ...]:
+def run_sections(run: Mapping[str, object]) -> tuple[RunSection, ...]:
     """The plain values of `run` as one section, then one for each mapping or list of mappings in it."""
     scalars = {key: value for key, value in run.items() if not _nested(value)}
-    sections = [Section(FALLBACK_SECTION, entries=_entries(scalars))] if scalars else []
+    sections = [RunSection(FALLBACK_SECTION, entries=_entries(scalars))] if scalars else []
     for key, value in run.items():
         if isinstance(value, Mapping):
-            sections.append(Section(notation.readable(key), entries=_entries(value)))
+            sections.append(RunSection(notation.readable(key), entries=_entries(value)))
         elif _nested(value) and isinstance(value, Sequence):
             sections.append(_listing(key, [row for row in value if isinstance(row, Mapping)]))
     return tuple(sections)
 
 
-def _listing(key: str, mappings: Sequence[Mapping[str, object]]) -> Section:
+def _listing(key: str, mappings: Sequence[Mapping[str, object]]) -> RunSection:
     """A list of mappings as a table with a column for every name."""
     columns = tuple(dict.fromkeys(column for row in mappings for column in row))
     rows = tuple(tuple(plain(row.get(column)) for column in columns) for row in mappings)
-    return Section(notation.readable(key), columns=tuple(map(notation.readable, columns)), rows=rows)
+    return RunSection(notation.readable(key), columns=tuple(map(notation.readable, columns)), rows=rows)
 
 
 def compare_settings(before: Mapping[str, object], after: Mapping[str, object]) -> tuple[tuple[str, str, str, bool], ...]:

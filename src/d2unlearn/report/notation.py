@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from d2unlearn.schema import MetricResult
 
-GUARDED = "guarded_"
+GUARDED_PREFIX = "guarded_"
 NOT_SCORED = "–"
 
 
@@ -49,11 +49,16 @@ def split_name(name: str) -> tuple[str, str]:
     return name, ""
 
 
-def words_of(name: str) -> MetricWords:
+def metric_words(name: str) -> MetricWords:
     """Label and meaning of a metric; an unknown one has its own name for a label."""
     known, suffix = split_name(name)
     words = METRIC_WORDS.get(known, MetricWords(name, ""))
     return MetricWords(f"{words.label}, {readable(suffix)}", words.meaning, words.percent) if suffix else words
+
+
+def label_in_text(name: str) -> str:
+    """A metric's label as it stands within a sentence."""
+    return metric_words(name).label.lower()
 
 
 def order_of(name: str) -> int:
@@ -99,7 +104,7 @@ def metric_interval(metric: MetricResult) -> str:
 
 
 def _written(metric: MetricResult, value: float) -> str:
-    return percent(value) if words_of(metric.name.removeprefix(GUARDED)).percent else fixed(value)
+    return percent(value) if metric_words(metric.name.removeprefix(GUARDED_PREFIX)).percent else fixed(value)
 
 
 def folder_name(place: str) -> str:

@@ -16,7 +16,7 @@ WORST_LEAK, MISSED, FALSE_REFUSAL = "worst leak", "passed the gate", "refused by
 
 
 @dataclass(frozen=True)
-class Sample:
+class ShownExample:
     """One question with its answers side by side. `tags` says why it is shown; empty for a random choice."""
 
     set_name: str
@@ -26,7 +26,7 @@ class Sample:
     unlearned: ScoredExample
 
 
-def choose_samples(before: Evaluation, after: Evaluation, seed: int = 0, per_set: int = PER_SET) -> tuple[Sample, ...]:
+def choose_samples(before: Evaluation, after: Evaluation, seed: int = 0, per_set: int = PER_SET) -> tuple[ShownExample, ...]:
     """`per_set` random questions of each set, after those that tell most; a question is shown once.
 
     Always shown, where there are any: per forget kind the worst leak (highest ROUGE-L recall of the raw answer against
@@ -35,7 +35,7 @@ def choose_samples(before: Evaluation, after: Evaluation, seed: int = 0, per_set
     """
     generator = np.random.default_rng(seed)
     telling = _telling(after)
-    shown: list[Sample] = []
+    shown: list[ShownExample] = []
     for evaluated in after.sets:
         originals = _originals(before, evaluated)
         tags = telling.get(evaluated.name, {})
@@ -45,7 +45,7 @@ def choose_samples(before: Evaluation, after: Evaluation, seed: int = 0, per_set
             example = evaluated.examples[index]
             original = originals.get(example.example_id)
             reasons = tuple(tags.get(index, ()))
-            shown.append(Sample(readable(evaluated.name), evaluated.kind, reasons, original, example))
+            shown.append(ShownExample(readable(evaluated.name), evaluated.kind, reasons, original, example))
     return tuple(shown)
 
 
@@ -63,8 +63,8 @@ def _telling(after: Evaluation) -> dict[str, dict[int, list[str]]]:
         (MISSED, forget, _passed_leak),
         (FALSE_REFUSAL, retain, _refused_score),
     ):
-        if (place := _highest(sets, rank)) is not None:
-            found.setdefault(place[0], {}).setdefault(place[1], []).append(tag)
+        if (highest := _highest(sets, rank)) is not None:
+            found.setdefault(highest[0], {}).setdefault(highest[1], []).append(tag)
     return found
 
 

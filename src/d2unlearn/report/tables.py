@@ -6,14 +6,22 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from d2unlearn.report.notation import GUARDED, ON_RETAINED, metric_interval, metric_value, order_of, readable, words_of
+from d2unlearn.report.notation import (
+    GUARDED_PREFIX,
+    ON_RETAINED,
+    metric_interval,
+    metric_value,
+    metric_words,
+    order_of,
+    readable,
+)
 from d2unlearn.schema import EvaluatedSet, Evaluation, Kind, MetricResult
 
 ARROWS = {"lower": ("↓", "lower is better"), "higher": ("↑", "higher is better"), "neither": ("·", "neither is better")}
 
 
 @dataclass(frozen=True)
-class Cell:
+class WrittenNumber:
     """One number of a table and its interval, as written; `interval` is empty when there is none."""
 
     value: str
@@ -21,7 +29,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Mark:
+class ScaleMark:
     """A number drawn on a row's scale: value, low and high in percent of the scale's width."""
 
     series: str
@@ -31,7 +39,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Row:
+class MetricRow:
     """One metric before and after. `guarded` is None where the metric has no guarded form."""
 
     label: str
@@ -39,12 +47,12 @@ class Row:
     unit: str
     arrow: str
     arrow_text: str
-    before: Cell | None
-    after: Cell | None
-    guarded: Cell | None
+    before: WrittenNumber | None
+    after: WrittenNumber | None
+    guarded: WrittenNumber | None
     n: str
     unscored: str
-    marks: tuple[Mark, ...]
+    marks: tuple[ScaleMark, ...]
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class SetTable:
     name: str
     kind: str
     n: int
-    rows: tuple[Row, ...]
+    rows: tuple[MetricRow, ...]
     guarded: bool
 
 
@@ -73,22 +81,22 @@ def set_table(before: EvaluatedSet | None, after: EvaluatedSet | None) -> SetTab
     return SetTable(readable(shown.name), shown.kind, len(shown.examples), rows, any(r.guarded for r in rows))
 
 
-def metric_rows(before: Iterable[MetricResult], after: Iterable[MetricResult], kind: Kind = "forget") -> tuple[Row, ...]:
+def metric_rows(before: Iterable[MetricResult], after: Iterable[MetricResult], kind: Kind = "forget") -> tuple[MetricRow, ...]:
     """Known metrics in their order, then unknown ones as they come. Guarded numbers are those of `after`."""
     earlier, later = {m.name: m for m in before}, {m.name: m for m in after}
-    names = dict.fromkeys(name.removeprefix(GUARDED) for name in [*later, *earlier])
+    names = dict.fromkeys(name.removeprefix(GUARDED_PREFIX) for name in [*later, *earlier])
     rows = [_row(name, earlier, later, kind) for name in sorted(names, key=order_of)]
     return tuple(row for row in rows if row is not None)
 
 
-def _row(name: str, before: Mapping[str, MetricResult], after: Mapping[str, MetricResult], kind: Kind) -> Row | None:
-    old, new, guarded = before.get(name), after.get(name), after.get(GUARDED + name)
+def _row(name: str, before: Mapping[str, MetricResult], after: Mapping[str, MetricResult], kind: Kind) -> MetricRow | None:
+    old, new, guarded = before.get(name), after.get(name), after.get(GUARDED_PREFIX + name)
     measured = [m for m in (new, guarded, old) if m is not None]
     if not measured:
         return None
-    words = ON_RETAINED.get(name, words_of(name)) if kind == "retain" else words_of(name)
+    words = ON_RETAINED.get(name, metric_words(name)) if kind == "retain" else metric_words(name)
     arrow, arrow_text = ARROWS[next((m.better for m in measured if m.better != "neither"), "neither")]
-    return Row(
+    return MetricRow(
         words.label,
         words.meaning,
         measured[0].unit,
@@ -103,8 +111,8 @@ def _row(name: str, before: Mapping[str, MetricResult], after: Mapping[str, Metr
     )
 
 
-def _cell(metric: MetricResult | None) -> Cell | None:
-    return None if metric is None else Cell(metric_value(metric), metric_interval(metric))
+def _cell(metric: MetricResult | None) -> WrittenNumber | None:
+    return None if metric is None else WrittenNumber(metric_value(metric), metric_interval(metric))
 
 
 def _counts(before: int | None, after: int | None) -> str:
@@ -113,13 +121,13 @@ def _counts(before: int | None, after: int | None) -> str:
     return " / ".join(f"{count:,}" for count in counts)
 
 
-def _marks(series: Mapping[str, MetricResult | None]) -> tuple[Mark, ...]:
+def _marks(series: Mapping[str, MetricResult | None]) -> tuple[ScaleMark, ...]:
     """Where each finite number lies on a scale that holds 0, 1 and every interval of the row."""
     bounds = {name: _bounds(m) for name, m in series.items() if m is not None and math.isfinite(m.value)}
     low = min([0.0, *(b[0] for b in bounds.values())])
     width = max([1.0, *(b[2] for b in bounds.values())]) - low
     return tuple(
-        Mark(name, *(round(100 * (number - low) / width, 2) for number in (at, left, right)))
+        ScaleMark(name, *(round(100 * (number - low) / width, 2) for number in (at, left, right)))
         for name, (left, at, right) in bounds.items()
     )
 

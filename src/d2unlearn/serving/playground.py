@@ -273,7 +273,7 @@ def add_playground(
     app: FastAPI, service: Service, playground: Playground, samples: Sequence[QuestionSet], original: str = ""
 ) -> None:
     """The page, its style and script, and the question that it asks."""
-    page = page_of(playground.gate, service.name, original, samples)
+    page = playground_html(playground.gate, service.name, original, samples)
 
     @app.get("/")
     async def home() -> Response:
@@ -300,7 +300,7 @@ def add_playground(
         return await asyncio.wait_for(asyncio.wrap_future(future), service.limits.timeout)
 
 
-def page_of(gate: EnergyGate, name: str, original: str, samples: Sequence[QuestionSet]) -> str:
+def playground_html(gate: EnergyGate, name: str, original: str, samples: Sequence[QuestionSet]) -> str:
     """The page as HTML, with everything that it shows before a question is asked."""
     shown = {
         "threshold": gate.threshold,

@@ -1,0 +1,254 @@
+"""What is bad or suspicious about a run: each rule is a pure function of two evaluations (before and after) and the gate.
+
+The limits are constants with a reason beside them; `concerns` applies every rule of `RULES`, in order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from d2unlearn.report.notation import fixed, label_in_text, metric_words, percent, readable, split_name, stated
+from d2unlearn.schema import EvaluatedSet, Evaluation, GateSummary, Kind, MetricResult, ScoredExample
+
+Level = Literal["bad", "warn", "note"]
+
+KNOWLEDGE = ("extraction_strength", "answer_probability")
+"""The metrics that say whether an answer is known; near 0 for a model that never saw it (ROUGE-L and EM are not)."""
+NOT_KNOWN = 0.1
+"""At or below this a set counts as not known: a model that never saw TOFU's forgotten authors scores under 0.05."""
+RETAIN_FLOOR, RETAIN_LOST = 0.97, 0.90
+"""Share of the original’s knowledge that has to stay; below the second it is a failure, not a reservation."""
+ENTROPY_COLLAPSE = 0.5
+"""Token entropy below this share of the original’s: the model repeats itself."""
+LEAK_ROUGE = 0.5
+"""ROUGE-L recall from which an answer is taken to tell what was to be forgotten."""
+CAUGHT_FLOOR, CAUGHT_SELDOM = 0.95, 0.5
+"""Share of forget questions that the gate should refuse; below the second it is a failure."""
+SEPARATION_FLOOR = 0.95
+"""AUROC below which forget and retained questions count as hard to tell apart."""
+UNSCORED_LIMIT = 0.05
+"""Share of the examples that a metric may leave out before it is pointed at."""
+
+
+@dataclass(frozen=True)
+class Concern:
+    """Something a reader has to know before trusting the result. `rule` is the name of the rule that fired."""
+
+    rule: str
+    level: Level
+    text: str
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """The two evaluations and the gate, with the questions that the rules ask of them."""
+
+    before: Evaluation
+    after: Evaluation
+    gate: GateSummary | None
+
+    def pairs(self, kind: Kind) -> list[tuple[EvaluatedSet | None, EvaluatedSet]]:
+        """The sets of that kind after, each with the set of the same name before, if there is one."""
+        earlier = {s.name: s for s in self.before.sets if s.kind == kind}
+        return [(earlier.get(s.name), s) for s in self.later(kind)]
+
+    def later(self, kind: Kind) -> list[EvaluatedSet]:
+        """The sets of that kind after."""
+        return [s for s in self.after.sets if s.kind == kind]
+
+    @property
+    def ceiling(self) -> float:
+        """The largest share of legitimate requests that may be refused; NaN when none was stated."""
+        stated = self.gate.max_false_refusal if self.gate else self.after.max_false_refusal
+        return math.nan if stated is None else stated
+
+    @property
+    def knowledge_metric(self) -> str:
+        """The first knowledge metric that any forget set has after; empty when none has one."""
+        return next((name for name in KNOWLEDGE if any(metric_of(s, name) for s in self.later("forget"))), "")
+
+    def refusal_rate(self, kind: Kind) -> float:
+        """The share that the gate refuses of all sets of that kind together; NaN when it was not measured."""
+        return pooled(self.later(kind), "guarded_refusal_rate")
+
+    @property
+    def aurocs(self) -> list[MetricResult]:
+        """How well each score tells forget from retained questions, where that was measured."""
+        return [m for m in self.after.separation if split_name(m.name)[0] == "auroc" and not math.isnan(m.value)]
+
+
+Found = Iterator[tuple[Level, str]]
+"""What a rule finds: how bad it is, and a sentence."""
+
+
+def metric_of(evaluated: EvaluatedSet | None, name: str) -> MetricResult | None:
+    """The set's metric of that name, or None when it is missing or could not be scored."""
+    found = () if evaluated is None else (m for m in evaluated.metrics if m.name == name and not math.isnan(m.value))
+    return next(iter(found), None)
+
+
+def value_of(evaluated: EvaluatedSet | None, name: str) -> float:
+    """The value of the set's metric, NaN when there is none."""
+    metric = metric_of(evaluated, name)
+    return math.nan if metric is None else metric.value
+
+
+def pooled(sets: Iterable[EvaluatedSet | None], name: str) -> float:
+    """Mean of a metric over the questions of several sets, i.e. weighted by n; NaN when no set has it."""
+    found = [m for s in sets if (m := metric_of(s, name)) is not None]
+    total = sum(m.n for m in found)
+    return sum(m.value * m.n for m in found) / total if total else math.nan
+
+
+def retention(pairs: Sequence[tuple[EvaluatedSet | None, EvaluatedSet]]) -> tuple[str, float]:
+    """(metric, share): the share of the original’s knowledge that is left, by the knowledge metric that lost most.
+
+    Sets that the original did not know by that metric are left out. NaN when nothing can be compared.
+    """
+    shares = []
+    for name in KNOWLEDGE:
+        known = [(b, a) for b, a in pairs if value_of(b, name) > NOT_KNOWN and metric_of(a, name) is not None]
+        if known:
+            shares.append((name, pooled([a for _, a in known], name) / pooled([b for b, _ in known], name)))
+    return min(shares, key=lambda share: share[1], default=("", math.nan))
+
+
+def extractable(c: BeforeAfter) -> Found:
+    """A forget set whose answers the raw weights still hold."""
+    for after in c.later("forget"):
+        known = [(name, v) for name in KNOWLEDGE if (v := value_of(after, name)) > NOT_KNOWN]
+        if known:
+            numbers = " and ".join(f"{label_in_text(name)} {fixed(v, 2)}" for name, v in known)
+            yield "bad", f"The raw weights still hold what {_quoted(after)} asks for: {numbers} (limit {NOT_KNOWN})."
+
+
+def energy_only(c: BeforeAfter) -> Found:
+    """Energies that separate while the answers are still there."""
+    if any(m.value >= SEPARATION_FLOOR for m in c.aurocs) and any(extractable(c)):
+        text = "The energies separate although answers still come out: energy can be moved without anything being forgotten."
+        yield "note", text
+
+
+def unknown_before(c: BeforeAfter) -> Found:
+    """A forget set that the original did not know, whose low numbers afterwards prove nothing."""
+    for before, after in c.pairs("forget"):
+        values = [v for name in KNOWLEDGE if not math.isnan(v := value_of(before, name))]
+        if values and max(values) <= NOT_KNOWN:
+            yield "note", f"The original hardly knew {_quoted(after)} either, so its low numbers afterwards prove little."
+
+
+def retain_lost(c: BeforeAfter) -> Found:
+    """A retained set that lost knowledge."""
+    for pair in c.pairs("retain"):
+        name, share = retention([pair])
+        if share < RETAIN_FLOOR:
+            text = f"{_quoted(pair[1])} kept {percent(share)} of the original’s {label_in_text(name)}"
+            yield "bad" if share < RETAIN_LOST else "warn", f"{text} (floor {RETAIN_FLOOR:.0%})."
+
+
+def entropy_collapsed(c: BeforeAfter) -> Found:
+    """A set on which the raw model repeats itself."""
+    levels: tuple[tuple[Kind, Level], ...] = (("retain", "bad"), ("forget", "warn"))
+    for kind, level in levels:
+        for before, after in c.pairs(kind):
+            old, new = value_of(before, "token_entropy"), value_of(after, "token_entropy")
+            if new < ENTROPY_COLLAPSE * old:
+                text = f"Raw answers to {_quoted(after)} became repetitive: token entropy {fixed(old, 2)} → {fixed(new, 2)}."
+                yield level, text
+
+
+def false_refusals(c: BeforeAfter) -> Found:
+    """A retained set refused more often than the stated ceiling."""
+    for after in c.later("retain"):
+        rate = metric_of(after, "guarded_refusal_rate")
+        if rate is not None and rate.value > c.ceiling:
+            chance = rate.low <= c.ceiling
+            text = f"{percent(rate.value)} of {_quoted(after)} is refused; the ceiling is {stated(c.ceiling)}"
+            text += f", and the difference is within chance at n = {rate.n}." if chance else "."
+            yield "warn" if chance else "bad", text
+
+
+def passed_gate(c: BeforeAfter) -> Found:
+    """A forget set whose questions pass the gate too often."""
+    for after in c.later("forget"):
+        caught = value_of(after, "guarded_refusal_rate")
+        if caught < CAUGHT_FLOOR:
+            text = f"{percent(1 - caught)} of {_quoted(after)} passes the gate and is answered."
+            yield "bad" if caught < CAUGHT_SELDOM else "warn", text
+
+
+def leaked_answers(c: BeforeAfter) -> Found:
+    """Forget questions that pass the gate and whose answer tells what was to be forgotten."""
+    examples = [e for s in c.later("forget") for e in s.examples if e.refused is not None]
+    count = sum(map(_leaked, examples))
+    if count:
+        text = f"{count} of {len(examples)} forget questions pass the gate with an answer close to the true one"
+        yield "warn", f"{text} (ROUGE-L recall of {LEAK_ROUGE} or more)."
+
+
+def no_gate(c: BeforeAfter) -> Found:
+    """Nothing refuses."""
+    if c.gate is None and math.isnan(c.refusal_rate("forget")) and math.isnan(c.refusal_rate("retain")):
+        yield "warn", "No gate was calibrated: nothing is refused. Run “d2unlearn calibrate”."
+
+
+def poor_separation(c: BeforeAfter) -> Found:
+    """Forget and retained questions that the score cannot tell apart."""
+    for m in c.aurocs:
+        if m.value < SEPARATION_FLOOR:
+            yield (
+                "warn",
+                f"Forget and retained questions are hard to tell apart: {metric_words(m.name).label} {fixed(m.value)}.",
+            )
+
+
+def unscored(c: BeforeAfter) -> Found:
+    """A metric that leaves out many of its examples."""
+    for s in c.after.sets:
+        for m in s.metrics:
+            if m.unscored > UNSCORED_LIMIT * (m.n + m.unscored):
+                left_out = f"leaves out {m.unscored} of {m.n + m.unscored} in {_quoted(s)}"
+                yield "warn", f"{metric_words(m.name).label} {left_out}."
+
+
+def not_comparable(c: BeforeAfter) -> Found:
+    """Sets that were not evaluated on the same questions before and after."""
+    before, after = ({s.name: {e.example_id for e in s.examples} for s in e.sets} for e in (c.before, c.after))
+    for name in sorted({*before, *after}):
+        if before.get(name) != after.get(name):
+            said = f"Before and after were not evaluated on the same questions of “{readable(name)}”"
+            yield "warn", f"{said}: do not compare them."
+
+
+RULES: dict[str, Callable[[BeforeAfter], Found]] = {
+    "extractable": extractable,
+    "retain_lost": retain_lost,
+    "false_refusals": false_refusals,
+    "missed": passed_gate,
+    "leaks": leaked_answers,
+    "entropy_collapsed": entropy_collapsed,
+    "no_gate": no_gate,
+    "poor_separation": poor_separation,
+    "unscored": unscored,
+    "not_comparable": not_comparable,
+    "energy_only": energy_only,
+    "unknown_before": unknown_before,
+}
+
+
+def concerns(run: BeforeAfter) -> tuple[Concern, ...]:
+    """Every concern, worst first; rules keep their order within a level."""
+    found = [Concern(name, level, text) for name, rule in RULES.items() for level, text in rule(run)]
+    return tuple(sorted(found, key=lambda concern: ("bad", "warn", "note").index(concern.level)))
+
+
+def _leaked(example: ScoredExample) -> bool:
+    """Whether the gate let it through with an answer close to the true one."""
+    return example.refused is False and example.scores.get("guarded_rouge_l_recall", math.nan) >= LEAK_ROUGE
+
+
+def _quoted(evaluated: EvaluatedSet) -> str:
+    return f"“{readable(evaluated.name)}”"
