@@ -11,10 +11,12 @@ are the statistics; the whole of it, with every request's values and the page of
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +24,7 @@ from d2unlearn.analysis.page import write_page
 from d2unlearn.analysis.records import Analysis, read_analysis
 from d2unlearn.analysis.run import run_analyze
 from d2unlearn.config import AnalyzeSettings
-from energy_seeds import Kept, keep
+from d2unlearn.serialization import record_to_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "energy"
@@ -50,8 +52,7 @@ def run_seed(shared: Path, work: Path, seed: int, limit: int | None) -> None:
     path = run_analyze(settings_of(shared, work / "tofu" / "full" / f"seed-{seed}", output, seed, limit))
     seconds = {"processor": round(time.process_time() - processor), "clock": round(time.monotonic() - clock)}
     if limit is None and not done:
-        hardware = f"{platform.machine()} CPU, one thread, float32"
-        keep(Kept("full", seed, hardware, seconds, without_requests(read_analysis(path))), RESULTS / f"full-seed-{seed}.json")
+        keep(seed, seconds, without_requests(read_analysis(path)))
     print(path, write_page(path), sep="\n")
 
 
@@ -79,6 +80,29 @@ def without_requests(analysis: Analysis) -> Analysis:
     models = tuple(replace(each, model=each.role, values={}) for each in analysis.models)
     settings = {name: analysis.settings[name] for name in SETTINGS}
     return replace(analysis, model=analysis.label, models=models, asked=(), settings=settings)
+
+
+def keep(seed: int, seconds: dict[str, int], analysis: Analysis) -> None:
+    """Write the seed's file: estimates as [value, low, high], numbers to four digits."""
+    kept = {
+        "variant": "full",
+        "seed": seed,
+        "hardware": f"{platform.machine()} CPU, one thread, float32",
+        "seconds": seconds,
+        "analysis": packed(record_to_json(analysis, "analysis")),
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(kept, separators=(",", ":")).replace('},{"', '},\n{"')
+    (RESULTS / f"full-seed-{seed}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def packed(value: Any) -> Any:
+    if isinstance(value, dict):
+        inside = {key: packed(of) for key, of in value.items()}
+        return list(inside.values()) if tuple(inside) == ("value", "low", "high") else inside
+    if isinstance(value, list):
+        return [packed(of) for of in value]
+    return (float(f"{value:.4g}") if abs(value) >= 1 else round(value, 5)) if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from d2unlearn.report.figures import Drawing
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ROOT / "experiments" / "comparison.yaml"
-LIGHT = {"forget": "#bc4c00", "retain": "#0969da", "axis": "#59636e", "ink": "#1f2328"}
-DARK = {"forget": "#f0883e", "retain": "#58a6ff", "axis": "#9198a1", "ink": "#e6edf3"}
+LIGHT = {"forget": "#bc4c00", "retain": "#0969da", "axis": "#59636e", "ink": "#1f2328", "series1": "#8250df"}
+DARK = {"forget": "#f0883e", "retain": "#58a6ff", "axis": "#9198a1", "ink": "#e6edf3", "series1": "#bc8cff"}
 FONT = "-apple-system,'Segoe UI',Helvetica,Arial,sans-serif"
 DIGEST = {
     "Raw weights": (
