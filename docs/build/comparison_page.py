@@ -190,7 +190,7 @@ def state(comparison: Comparison, results: Path) -> str:
 
 
 def figures(table: SplitTable, everybody: list[str]) -> Iterator[tuple[str, Drawing, bytes]]:
-    """Name, drawing and what it was drawn from: the trade-off, and the baseline against everybody."""
+    """Name, drawing and what it was drawn from: the trade-off, and the proposed method against everybody."""
     for name, module, drawn, numbers in (
         (table.split, tradeoff, tradeoff.tradeoff(table, everybody=everybody), (table.rows, everybody)),
         (f"{table.split}-duels", win_tie_loss, win_tie_loss.duels(table), table.outcomes),

@@ -1,4 +1,4 @@
-"""The baseline, EUA, against every other contestant on the same questions: where it wins, ties and loses. Pure.
+"""The proposed method, EUA, against every other contestant on the same questions: where it wins, ties and loses. Pure.
 
 Other seeds and other authors might have given other numbers. A difference counts where chance of both kinds (after relearning,
 of seeds alone) explains it in fewer than one case of twenty, over all contestants of a respect together.
@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from d2unlearn.comparison.records import BASELINE, ORACLE, ORIGINAL, Judged, JudgedSet
+from d2unlearn.comparison.records import ORACLE, ORIGINAL, PROPOSED_METHOD, Judged, JudgedSet
 from d2unlearn.schema import Better, Kind
 from d2unlearn.stats import crossed_test, holm
 
@@ -36,10 +36,10 @@ COMEBACK = f"comeback.{'.'.join(ATTACKED)}"
 
 @dataclass(frozen=True)
 class Outcome:
-    """A contestant against the baseline in one respect, on the same questions. difference: contestant's minus baseline's mean.
+    """A contestant against the proposed method in one respect, on the same questions. difference: contestant's mean minus its.
 
     respect: `SET.METRIC`, or what comes back; `theme`: the same for all sets of a kind. `p`: of the difference being chance,
-    adjusted for all contestants of the respect. `result`: of the baseline. `n`: questions; seeds for what comes back.
+    adjusted for all contestants of the respect. `result`: of the proposed method. `n`: questions; seeds for what comes back.
     """
 
     contestant: str
@@ -53,7 +53,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Difference:
-    """Contestant minus baseline, and the p-value of its being chance, for this pair alone."""
+    """Contestant minus the proposed method, and the p-value of its being chance, for this pair alone."""
 
     value: float
     p: float
@@ -62,7 +62,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Pair:
-    """A contestant's runs and the baseline's, seed by seed."""
+    """A contestant's runs and the proposed method's, seed by seed."""
 
     contestant: str
     base: tuple[Judged, ...]
@@ -70,7 +70,7 @@ class Pair:
 
 
 def outcomes_of(runs: Sequence[Judged], names: Sequence[str], *, ungated: Collection[str] = ()) -> list[Outcome]:
-    """The baseline against every method and guard, in every respect, on the seeds that both were judged with.
+    """The proposed method against every method and guard, in every respect, on the seeds that both were judged with.
 
     ungated: contestants that refuse in words, or not at all; refusals are not compared with theirs.
     """
@@ -106,17 +106,17 @@ def difference_of(base: Floats, rival: Floats, groups: Sequence[str], floor: Flo
 
 
 def result_of(difference: float, p: float, better: Better) -> Result:
-    """Of the baseline, from rival minus baseline."""
+    """Of the proposed method, from rival minus own."""
     if not p < LEVEL:
         return "tie"
     return "win" if (difference > 0) == (better == "lower") else "loss"
 
 
 def _pairs(runs: Sequence[Judged], names: Sequence[str]) -> Iterator[Pair]:
-    by_seed = {run.seed: run for run in runs if run.contestant == BASELINE}
+    by_seed = {run.seed: run for run in runs if run.contestant == PROPOSED_METHOD}
     original = next((run for run in runs if run.contestant == ORIGINAL), None)
     for name in names:
-        if name in (BASELINE, ORACLE, ORIGINAL):
+        if name in (PROPOSED_METHOD, ORACLE, ORIGINAL):
             continue
         theirs = [run for run in runs if run.contestant == name and run.seed in by_seed]
         if theirs and theirs[0].kind == "guard":

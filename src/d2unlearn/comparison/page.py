@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from d2unlearn.comparison.markdown import cell_text, filled_columns, parameters_text, seeds_in_words
-from d2unlearn.comparison.records import BASELINE, ORIGINAL
+from d2unlearn.comparison.records import ORIGINAL, PROPOSED_METHOD
 from d2unlearn.comparison.table import Row, Section, SplitTable, everybody_in
 from d2unlearn.comparison.tradeoff import tradeoff
 from d2unlearn.comparison.win_tie_loss import duels
@@ -132,7 +132,7 @@ def _links(split: str, row: Row, links: Mapping[str, str]) -> tuple[tuple[str, s
 
 
 def _mark(row: Row) -> str:
-    return "own" if row.contestant == BASELINE else "as-is" if row.kind == "as_is" else ""
+    return "own" if row.contestant == PROPOSED_METHOD else "as-is" if row.kind == "as_is" else ""
 
 
 def _gate(folder: Path) -> GateSummary | None:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, get_type_hints
 
-from d2unlearn.comparison.records import BASELINE, ORACLE, ORIGINAL, ContestantKind
+from d2unlearn.comparison.records import ORACLE, ORIGINAL, PROPOSED_METHOD, ContestantKind
 from d2unlearn.comparison.search import Space, space_of
 from d2unlearn.config import CompareSettings
 from d2unlearn.errors import ConfigError
@@ -129,8 +129,8 @@ def runs_of(comparison: Comparison, scores: Mapping[str, float]) -> list[Run]:
 def contestants_of(comparison: Comparison, split: Split, scores: Mapping[str, float]) -> list[tuple[str, ContestantKind]]:
     """The split's methods and guards. Of the strongest methods of another split, none while any of those is not tuned.
 
-    Who is strongest is asked of all methods tuned there, also of those that are not in this comparison. The baseline is among
-    them in any case, since it is what they are compared with.
+    Who is strongest is asked of all methods tuned there, also of those that are not in this comparison. The proposed method
+    is among them in any case, since it is what they are compared with.
     """
     methods = list(comparison.methods if split.methods is None else split.methods)
     if split.strongest is not None:
@@ -139,7 +139,7 @@ def contestants_of(comparison: Comparison, split: Split, scores: Mapping[str, fl
         if any(key not in scores for name, key in known if name in (other.methods or comparison.methods)):
             return []
         ranked = sorted((-scores[key], place, name) for place, (name, key) in enumerate(known) if key in scores)
-        methods = [name for name in methods if name in {BASELINE, *(name for *_, name in ranked[: split.strongest])}]
+        methods = [name for name in methods if name in {PROPOSED_METHOD, *(name for *_, name in ranked[: split.strongest])}]
     guards = list(comparison.guards if split.guards is None else split.guards)
     kinds: tuple[tuple[ContestantKind, list[str]], ...] = (("method", methods), ("guard", guards))
     return [(name, kind) for kind, names in kinds for name in names]

@@ -12,7 +12,7 @@ from d2unlearn.schema import Kind, MetricResult, RelearningResult
 ContestantKind = Literal["as_is", "method", "guard"]
 """A model judged as it is (the original, the oracle), one that a method trained, or untouched weights behind a guard."""
 ORIGINAL, ORACLE = "original", "oracle"
-BASELINE = "eua"
+PROPOSED_METHOD = "eua"
 """What the others are compared with."""
 
 

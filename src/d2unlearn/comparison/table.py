@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from d2unlearn.comparison.outcomes import REFUSED, TOLD, Outcome, outcomes_of
-from d2unlearn.comparison.records import BASELINE, ORACLE, ORIGINAL, ContestantKind, Judged, JudgedSet, Tuned
+from d2unlearn.comparison.records import ORACLE, ORIGINAL, PROPOSED_METHOD, ContestantKind, Judged, JudgedSet, Tuned
 from d2unlearn.schema import Better
 
 CONFIDENCE = 0.95
@@ -107,7 +107,7 @@ def split_table(
     rank = defaultdict(lambda: len(order) + 2, {name: place for place, name in enumerate([ORIGINAL, ORACLE, *order])})
     names = sorted(dict.fromkeys(run.contestant for run in runs), key=rank.__getitem__)
     tunings = sorted((each for each in tuned if each.split == split), key=lambda each: rank[each.contestant])
-    base = _mean_cost([run for run in runs if run.contestant == BASELINE])
+    base = _mean_cost([run for run in runs if run.contestant == PROPOSED_METHOD])
     original = next((numbers_of(run, base) for run in runs if run.contestant == ORIGINAL), {})
     rows = [_row([run for run in runs if run.contestant == name], original, base) for name in names]
     rows += [Row(name, "guard", (), {}, reason) for name, reason in left_out.items()]
@@ -197,8 +197,8 @@ def sections_of(sets: Mapping[str, JudgedSet], suite: bool) -> tuple[Section, ..
     ]
     cost = [
         Column("cost.seconds", "seconds of training", "lower"),
-        Column("cost.time", f"time / {BASELINE}", "lower"),
-        Column("cost.memory", f"memory / {BASELINE}", "lower"),
+        Column("cost.time", f"time / {PROPOSED_METHOD}", "lower"),
+        Column("cost.memory", f"memory / {PROPOSED_METHOD}", "lower"),
     ]
     return (
         Section("Raw weights", (*raw[:2], *(own if suite else []), *raw[2:])),

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from d2unlearn.comparison.outcomes import COMEBACK
-from d2unlearn.comparison.records import BASELINE, ORACLE, ORIGINAL
+from d2unlearn.comparison.records import ORACLE, ORIGINAL, PROPOSED_METHOD
 from d2unlearn.comparison.table import Cell, Row, SplitTable
 from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, STYLE, Drawing, svg_of
 
@@ -27,7 +27,7 @@ GAP = 0.055
 """Between two labels, as a share of the height."""
 Mark = tuple[str, str, float]
 """Shape, colour and area in square points."""
-MARKS: dict[str, Mark] = {ORACLE: ("*", RETAIN, 170.0), ORIGINAL: ("s", AXIS, 42.0), BASELINE: ("D", FORGET, 52.0)}
+MARKS: dict[str, Mark] = {ORACLE: ("*", RETAIN, 170.0), ORIGINAL: ("s", AXIS, 42.0), PROPOSED_METHOD: ("D", FORGET, 52.0)}
 SHAPES = ("o", "^", "v", "P")
 COLOURS = ("#4c78a8", "#c98a14", "#4c9a43", "#a868a0", "#9d755d", "#2f9c95", "#7a7fd0")
 """Of everybody else, one after another: readable on light and on dark."""

@@ -1,4 +1,4 @@
-"""The baseline against every other contestant in every respect, at a glance: won, tied or lost, and by how much."""
+"""The proposed method against every other contestant in every respect, at a glance: won, tied or lost, and by how much."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from d2unlearn.comparison.outcomes import ATTACKED, COMEBACK, REFUSED, TOLD, Outcome, Result
-from d2unlearn.comparison.records import BASELINE
+from d2unlearn.comparison.records import PROPOSED_METHOD
 from d2unlearn.comparison.table import SplitTable
 from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, STYLE, Drawing, svg_of
 
@@ -51,7 +51,7 @@ def duels(table: SplitTable, key: str = "duels") -> Drawing | None:
         _legend(axes, len(names) + 0.95)
         results = [each.result for each in table.outcomes]
         counted = ", ".join(f"{words} {results.count(result)}" for result, words in WORDS.items())
-        return Drawing(svg_of(figure, key), f"{BASELINE} against everybody else on {table.split}: {counted}.")
+        return Drawing(svg_of(figure, key), f"{PROPOSED_METHOD} against everybody else on {table.split}: {counted}.")
 
 
 def columns_of(outcomes: Sequence[Outcome]) -> list[str]:
@@ -80,7 +80,7 @@ def _mark(axes: Axes, x: float, y: float, result: Result, area: float) -> None:
 def _legend(axes: Axes, y: float) -> None:
     for place, (result, words) in enumerate(WORDS.items()):
         _mark(axes, 3.4 * place, y, result, area_of(0.35))
-        axes.text(3.4 * place + 0.45, y, f"{BASELINE} {words}", va="center", fontsize=10.5, color=INK)
+        axes.text(3.4 * place + 0.45, y, f"{PROPOSED_METHOD} {words}", va="center", fontsize=10.5, color=INK)
     axes.text(3.4 * len(WORDS), y, "large: a large difference", va="center", fontsize=10.5, color=INK)
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from d2unlearn.comparison.outcomes import ATTACKED, COMEBACK, LEVEL, REFUSED, TOLD, Outcome, Result
-from d2unlearn.comparison.records import BASELINE, ORACLE
+from d2unlearn.comparison.records import ORACLE, PROPOSED_METHOD
 from d2unlearn.comparison.table import FORGET_QUALITY, UTILITY, Row, SplitTable
 from d2unlearn.schema import Better
 
@@ -36,9 +36,9 @@ LOST = 0.01
 
 
 def plain_words(table: SplitTable) -> str:
-    """The paragraph: theme by theme against whom the baseline wins, ties and loses, and how far from the oracle it is.
+    """The paragraph: theme by theme against whom the proposed method wins, ties and loses, and how far from the oracle it is.
 
-    Within a theme a rival is won against where the baseline wins on one of the sets and loses on none. Empty without a rival.
+    Within a theme a rival is won against where it wins on one of the sets and loses on none. Empty without a rival.
     """
     if not table.outcomes:
         return ""
@@ -51,7 +51,7 @@ def plain_words(table: SplitTable) -> str:
     standing = [each for each in table.outcomes if each.contestant not in lost]
     sentences = [
         f"In {len(table.outcomes)} comparisons with {len(rivals)} other{'s' if len(rivals) > 1 else ''} "
-        f"{BASELINE} {_counted(table.outcomes)}.",
+        f"{PROPOSED_METHOD} {_counted(table.outcomes)}.",
         f"Hardly anything works any more of {' and '.join(lost)} (model utility below {LOST:g}); without them it "
         f"{_counted(standing)}."
         if lost
@@ -67,7 +67,8 @@ def reading(table: SplitTable) -> str:
     """How the results come about, and how the lines are read."""
     several = any(len(row.seeds) > 1 for row in table.rows)
     sentences = [
-        f"Against {BASELINE}, on the same test questions; in brackets {BASELINE}'s mean minus theirs. It is a tie unless "
+        f"Against {PROPOSED_METHOD}, on the same test questions; in brackets {PROPOSED_METHOD}'s mean minus theirs. "
+        "It is a tie unless "
         f"chance explains the difference in fewer than {LEVEL:.0%} of cases, with Holm's adjustment for the contestants of a "
         "line, not for the number of lines.",
         "Chance is that of other seeds and of other authors, or whatever questions are grouped by (two crossed random "
@@ -92,21 +93,21 @@ def reading(table: SplitTable) -> str:
 def who_wins(table: SplitTable) -> str:
     """The paragraph, and folded below it the lines and how they come about, as markdown."""
     if not table.outcomes:
-        there = any(row.contestant == BASELINE for row in table.rows)
-        return f"{'Nothing else' if there else BASELINE} is {'' if there else 'not '}judged, so nothing is compared.\n"
+        there = any(row.contestant == PROPOSED_METHOD for row in table.rows)
+        return f"{'Nothing else' if there else PROPOSED_METHOD} is {'' if there else 'not '}judged, so nothing is compared.\n"
     lines = "\n".join(in_words(table.outcomes))
     return f"{plain_words(table)}\n\n<details><summary>{SUMMARY}</summary>\n\n{reading(table)}\n\n{lines}\n\n</details>\n"
 
 
 def in_words(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """One line a respect: whom the baseline wins against, ties with and loses to."""
+    """One line a respect: whom the proposed method wins against, ties with and loses to."""
     for respect in dict.fromkeys(each.respect for each in outcomes):
         chosen = [each for each in outcomes if each.respect == respect]
         parts = []
         for result, verb in VERBS.items():
             names = [f"{each.contestant} ({0.0 - each.difference:+.3f})" for each in chosen if each.result == result]
             parts += [f"{verb} {', '.join(names)}"] if names else []
-        yield f"- {respect_words(respect)}: {BASELINE} {'; '.join(parts)}."
+        yield f"- {respect_words(respect)}: {PROPOSED_METHOD} {'; '.join(parts)}."
 
 
 def respect_words(respect: str) -> str:
@@ -146,7 +147,7 @@ def _theme(theme: str, outcomes: Sequence[Outcome]) -> str:
 
 def _relearned(rows: Sequence[Row]) -> str:
     """How much comes back, beside a model that never knew."""
-    own, never = (_number(rows, name, COMEBACK) for name in (BASELINE, ORACLE))
+    own, never = (_number(rows, name, COMEBACK) for name in (PROPOSED_METHOD, ORACLE))
     if math.isnan(own) or math.isnan(never):
         return ""
     return (
@@ -157,8 +158,8 @@ def _relearned(rows: Sequence[Row]) -> str:
 
 def _forget_quality(rows: Sequence[Row]) -> str:
     """Whose answers a test tells from the oracle's, of the methods that it was made for."""
-    own = _number(rows, BASELINE, FORGET_QUALITY)
-    methods = [row.contestant for row in rows if row.kind == "method" and row.contestant != BASELINE]
+    own = _number(rows, PROPOSED_METHOD, FORGET_QUALITY)
+    methods = [row.contestant for row in rows if row.kind == "method" and row.contestant != PROPOSED_METHOD]
     tested = {name: p for name in methods if not math.isnan(p := _number(rows, name, FORGET_QUALITY))}
     if math.isnan(own):
         return ""
