@@ -29,7 +29,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from d2unlearn.benchmark.conventions import OURS
-from d2unlearn.benchmark.loglikelihood import Asked, score_answers
+from d2unlearn.benchmark.loglikelihood import ScoreRequest, score_answers
 from d2unlearn.benchmark.run import run_benchmark
 from d2unlearn.config import BenchmarkSettings
 from d2unlearn.data.tofu import read_tofu
@@ -205,7 +205,8 @@ def peak_memory(name: str, vocabulary: int, length: int) -> float:
 
 def one_pass(name: str, model: LlamaForCausalLM, rows: Sequence[Tokens]) -> None:
     if name == "ours":
-        for _ in score_answers(model, [[Asked(row, True)] for row in rows], OURS, batch_size=MEMORY_ROWS, trees=False):
+        requests = [ScoreRequest(row, thorough=True) for row in rows]
+        for _ in score_answers(model, requests, OURS, batch_size=MEMORY_ROWS, trees=False):
             pass
         return
     ids = torch.tensor([row.input_ids for row in rows])

@@ -11,8 +11,8 @@ from typing import Any
 
 from d2unlearn.benchmark.conventions import DIFFERENCES, OPEN_UNLEARNING, OURS
 from d2unlearn.benchmark.metrics import ForgetQuality, Membership, Metric, PrivLeak, Utility
-from d2unlearn.benchmark.results import PREFIX
-from d2unlearn.benchmark.suites import MUSE, TOFU, Suite, sets_of
+from d2unlearn.benchmark.results import GUARDED_PREFIX
+from d2unlearn.benchmark.suites import MUSE, TOFU, Suite
 from d2unlearn.runtime import read_json
 from tables import table
 
@@ -104,14 +104,14 @@ def warnings(runs: Runs) -> str:
 
 def metric_table(runs: Runs) -> str:
     rows, unscored = [], dict[str, list[str]]()
-    for key, measure in TOFU.measures.items():
+    for key, metric in TOFU.metrics.items():
         found = {name: run["suite"][key] for name, run in runs.items()}
-        one, guarded = found["unlearned"], runs["unlearned"]["suite"].get(f"{PREFIX}{key}")
+        one, guarded = found["unlearned"], runs["unlearned"]["suite"].get(f"{GUARDED_PREFIX}{key}")
         if all(each["value"] is None for each in found.values()):
             unscored.setdefault(one["reason"], []).append(f"`{key}`")
             continue
         cells = [cell(found[name]) for name in MODELS]
-        rows.append([f"`{key}`", measure.better, str(one["n"]), *cells, cell(guarded), reading(measure, found)])
+        rows.append([f"`{key}`", metric.better, str(one["n"]), *cells, cell(guarded), reading(metric, found)])
     for reason, keys in unscored.items():
         rows.append([", ".join(keys), "", "0", *["–"] * (len(MODELS) + 1), f"**not scored: {reason}**"])
     head = ["metric", "better", "n", *MODELS.values(), "unlearned, guarded", "reading"]
@@ -123,7 +123,7 @@ def answer_table(runs: Runs) -> str:
     for place, title in SETS.items():
         for metric in ANSWERS:
             found = [run["sets"][place]["metrics"].get(metric) for run in runs.values()]
-            guarded = runs["unlearned"]["sets"][place]["metrics"].get(f"{PREFIX}{metric}")
+            guarded = runs["unlearned"]["sets"][place]["metrics"].get(f"{GUARDED_PREFIX}{metric}")
             better = found[0]["better"]
             n = str(runs["unlearned"]["sets"][place]["n"]) if metric == ANSWERS[0] else ""
             first = title if metric == ANSWERS[0] else ""
@@ -145,18 +145,18 @@ def short(value: float | None) -> str:
     return f"{value:.2g}" if value and abs(value) < 0.01 else f"{value:.3f}"
 
 
-def reading(measure: Metric, found: Mapping[str, Any]) -> str:
+def reading(metric: Metric, found: Mapping[str, Any]) -> str:
     """How to read the metric, and what the unlearned model's number says, in one line."""
-    return f"{measure.meaning}; here **{verdict(measure, found)}**"
+    return f"{metric.meaning}; here **{verdict(metric, found)}**"
 
 
-def verdict(measure: Metric, found: Mapping[str, Any]) -> str:
+def verdict(metric: Metric, found: Mapping[str, Any]) -> str:
     one = found["unlearned"]
     if one["value"] is None:
         return f"not scored: {one['reason']}"
-    if isinstance(measure, ForgetQuality):
+    if isinstance(metric, ForgetQuality):
         return "told apart from the oracle" if one["value"] < TOLD_APART else "not told apart from the oracle"
-    gone = should_be_gone(measure)
+    gone = should_be_gone(metric)
     other, name = (found["oracle"], "the oracle's") if gone else (found["original"], "the original's")
     if one["low"] <= other["high"] and other["low"] <= one["high"]:
         return f"as {name}"
@@ -172,11 +172,11 @@ def verdict(measure: Metric, found: Mapping[str, Any]) -> str:
     return f"{side}: {left:.1%} of the way to the original's"
 
 
-def should_be_gone(measure: Metric) -> bool:
+def should_be_gone(metric: Metric) -> bool:
     """Whether the metric is about the forget set, so that the oracle says what is right."""
-    if isinstance(measure, Membership | PrivLeak | ForgetQuality):
+    if isinstance(metric, Membership | PrivLeak | ForgetQuality):
         return True
-    return not isinstance(measure, Utility) and all(TOFU.sets[name].kind == "forget" for name in sets_of(measure))
+    return not isinstance(metric, Utility) and all(TOFU.sets[name].kind == "forget" for name in metric.sets)
 
 
 # -- docs/evaluation.md -------------------------------------------------------------------------------------------------
@@ -195,14 +195,14 @@ def evaluation_blocks(folder: Path) -> dict[str, str]:
 def suite_table(suite: Suite) -> str:
     """A suite's metrics; those that differ in a number alone share a row."""
     rows = []
-    for key, measure in suite.measures.items():
+    for key, metric in suite.metrics.items():
         if key in suite.own:
             continue
         summed = "yes" if key in suite.summary else ""
-        rows.append([f"`{key}`", ", ".join(sets_of(measure)) or "others above", measure.better, summed, measure.meaning])
+        rows.append([f"`{key}`", ", ".join(metric.sets) or "others above", metric.better, summed, metric.meaning])
     own = [f"`{key}`" for key in suite.own]
     if own:
-        first = suite.measures[suite.own[0]]
+        first = suite.metrics[suite.own[0]]
         rows.append([f"{own[0]} to {own[-1]}", "each fold", first.better, "", first.meaning])
     return table(["metric", "set", "better", "in the summary", "how to read it"], rows, "lllll")
 
@@ -216,7 +216,7 @@ def measured_table(folder: Path) -> str:
     """The metrics in which the two conventions differ on the kept models, side by side."""
     ours, theirs = read_suite(folder, OURS.name), read_suite(folder, OPEN_UNLEARNING.name)
     rows, same = [], []
-    for key in TOFU.measures:
+    for key in TOFU.metrics:
         pairs = [(ours[name]["suite"][key]["value"], theirs[name]["suite"][key]["value"]) for name in MODELS]
         if all(a is None and b is None for a, b in pairs):
             continue

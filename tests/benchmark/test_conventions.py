@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny_models
 from d2unlearn.benchmark.conventions import CONVENTIONS, DIFFERENCES, OPEN_UNLEARNING, OURS, convention_named
-from d2unlearn.benchmark.loglikelihood import Asked, answer_scores, score_answers
+from d2unlearn.benchmark.loglikelihood import ScoreRequest, answer_scores, score_answers
 from d2unlearn.benchmark.rendering import ChatFormat, Renderer
 from d2unlearn.config import BenchmarkSettings
 from d2unlearn.errors import ConfigError
@@ -211,7 +211,7 @@ def test_an_end_token_that_is_also_the_pad_token_is_hidden_from_attention_there(
     assert padded.eos_token_id in tokens.input_ids[:-1]
 
     def nll(hidden: int | None) -> float:
-        passes = score_answers(model, [[Asked(tokens, False)]], OURS, batch_size=4, hidden_token=hidden)
+        passes = score_answers(model, [ScoreRequest(tokens, thorough=False)], OURS, batch_size=4, hidden_token=hidden)
         return next(iter(passes))[0][1].nll
 
     def naive(hidden: int | None) -> float:

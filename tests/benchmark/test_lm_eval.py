@@ -14,7 +14,16 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmark.conftest import World
-from d2unlearn.benchmark.lm_results import GUARDED, RAW, Judged, judged, summary_of, task_set, tasks_evaluation, told_answers
+from d2unlearn.benchmark.lm_results import (
+    ACCURACY,
+    GUARDED_ACCURACY,
+    TaskSample,
+    generated_answers,
+    summary_of,
+    task_samples,
+    task_set,
+    tasks_evaluation,
+)
 from d2unlearn.config import BenchmarkSettings
 from d2unlearn.data.wmdp import check_questions, task_file
 from d2unlearn.errors import ArtifactError, ConfigError, DataError
@@ -113,11 +122,15 @@ def test_raw_accuracy_is_lm_evals_and_guarded_accuracy_is_given_twice(wmdp: Path
             expected.append(right)
             wrong.append(0.0 if refused else right)
             guessed.append(0.25 if refused else right)
-        assert metrics[RAW].value == pytest.approx(np.mean(expected), abs=1e-12)
-        assert metrics[GUARDED[0]].value == pytest.approx(np.mean(wrong), abs=1e-12)
-        assert metrics[GUARDED[1]].value == pytest.approx(np.mean(guessed), abs=1e-12)
-        assert (metrics[RAW].better, metrics[GUARDED[2]].better, metrics[RAW].n) == ("lower", "higher", QUESTIONS)
-        assert metrics[RAW].low <= metrics[RAW].value <= metrics[RAW].high
+        assert metrics[ACCURACY].value == pytest.approx(np.mean(expected), abs=1e-12)
+        assert metrics[GUARDED_ACCURACY[0]].value == pytest.approx(np.mean(wrong), abs=1e-12)
+        assert metrics[GUARDED_ACCURACY[1]].value == pytest.approx(np.mean(guessed), abs=1e-12)
+        assert (metrics[ACCURACY].better, metrics[GUARDED_ACCURACY[2]].better, metrics[ACCURACY].n) == (
+            "lower",
+            "higher",
+            QUESTIONS,
+        )
+        assert metrics[ACCURACY].low <= metrics[ACCURACY].value <= metrics[ACCURACY].high
     assert any(example.refused for each in result.sets for example in each.examples)
     summary = json.loads((tmp_path / "o" / "LMEval_SUMMARY.json").read_text())
     assert summary["wmdp_bio/acc"] == pytest.approx(result.sets[0].metrics[0].value, abs=1e-12)
@@ -133,7 +146,7 @@ def test_a_finished_result_is_not_run_again_and_raw_models_have_raw_numbers_alon
     given: dict[str, Any] = {"data": str(wmdp), "tasks": ["wmdp_bio"]}
     path = run(world.knows, tmp_path / "o", **given)
     (each,) = read_evaluation(path).sets
-    assert [metric.name for metric in each.metrics] == [RAW]
+    assert [metric.name for metric in each.metrics] == [ACCURACY]
     assert {example.refused for example in each.examples} == {None}
     assert not (tmp_path / "o.partial").exists()
     monkeypatch.setattr(lm_eval, "simple_evaluate", lambda **_: pytest.fail("run again"))
@@ -222,9 +235,11 @@ def test_a_generative_task_is_run_raw_and_guarded(artifact: Path, world: World, 
     raw = [answer.text for answer in guarded.answer(questions, max_new_tokens=16, raw=True)]
     right = [float(text == row["answer"]) for text, row in zip(raw, rows, strict=True)]
     told = [answer.refused for answer in guarded.answer(questions, max_new_tokens=16)]
-    assert metrics[RAW] == pytest.approx(np.mean(right), abs=1e-12)
-    assert metrics[GUARDED[0]] == pytest.approx(np.mean([0.0 if r else x for r, x in zip(told, right, strict=True)]), abs=1e-12)
-    assert metrics[GUARDED[2]] == 0.5
+    assert metrics[ACCURACY] == pytest.approx(np.mean(right), abs=1e-12)
+    assert metrics[GUARDED_ACCURACY[0]] == pytest.approx(
+        np.mean([0.0 if r else x for r, x in zip(told, right, strict=True)]), abs=1e-12
+    )
+    assert metrics[GUARDED_ACCURACY[2]] == 0.5
     assert each.kind == "retain"
 
 
@@ -244,15 +259,20 @@ def answer(refused: bool) -> Answer:
 
 def test_a_refusal_counts_as_wrong_and_as_one_guess_in_as_many_as_there_are_options() -> None:
     samples = [sample(0, 1, [-3, -1, -2, -4]), sample(1, 1, [-1, -3, -2, -4]), sample(2, 2, [-3, -2, -1, -4])]
-    questions = judged("wmdp_bio", samples)
-    assert [(q.given, q.answer, q.score, q.options) for q in questions] == [
+    questions = task_samples("wmdp_bio", samples)
+    assert [(q.raw_text, q.answer, q.score, q.options) for q in questions] == [
         ("B", "B", 1, 4),
         ("A", "B", 0, 4),
         ("C", "C", 1, 4),
     ]
     each = task_set("wmdp_bio", questions, [answer(True), answer(True), answer(False)], seed=0)
     values = {metric.name: metric.value for metric in each.metrics}
-    assert values == {RAW: 2 / 3, GUARDED[0]: 1 / 3, GUARDED[1]: pytest.approx((0.25 + 0.25 + 1) / 3), GUARDED[2]: 2 / 3}
+    assert values == {
+        ACCURACY: 2 / 3,
+        GUARDED_ACCURACY[0]: 1 / 3,
+        GUARDED_ACCURACY[1]: pytest.approx((0.25 + 0.25 + 1) / 3),
+        GUARDED_ACCURACY[2]: 2 / 3,
+    }
 
 
 def test_a_generated_answer_cannot_be_guessed_and_every_question_counts_once() -> None:
@@ -262,20 +282,20 @@ def test_a_generated_answer_cannot_be_guessed_and_every_question_counts_once() -
     ]
     again = [{**raw[0], "em": 0.0}]  # a second filter's reading of the same question
     behind = [{**raw[0], "em": 0.5, "resps": [["so"]]}, {**raw[1], "em": 0.0, "resps": [["I can"]]}]
-    questions = judged("gsm8k", [*raw, *again], behind)
+    questions = task_samples("gsm8k", [*raw, *again], behind)
     assert [(q.score, q.guarded_score, q.options) for q in questions] == [(1.0, 0.5, 0), (1.0, 0.0, 0)]
-    answers = told_answers(questions, ["I cannot say", "No"])  # the second was cut at a stop text
+    answers = generated_answers(questions, ["I cannot say", "No"])  # the second was cut at a stop text
     assert [(each.text, each.refused) for each in answers] == [("so", False), ("I can", True)]
-    as_raw = Judged("t:0", "Q", "a", "No", 0.0, 0, 0.0, "No")  # what the weights say anyway is no refusal of the gate's
-    assert [each.refused for each in told_answers([as_raw], ["I cannot say", "No"])] == [False]
+    as_raw = TaskSample("t:0", "Q", "a", "No", 0.0, 0, 0.0, "No")  # what the weights say anyway is no refusal of the gate's
+    assert [each.refused for each in generated_answers([as_raw], ["I cannot say", "No"])] == [False]
     each = task_set("gsm8k", questions, answers, seed=0)
     assert [metric.value for metric in each.metrics] == [1.0, 0.25, 0.25, 0.5]
     assert [metric.better for metric in each.metrics] == ["higher", "higher", "higher", "lower"]
 
 
 def test_a_question_without_a_number_is_not_scored_anywhere() -> None:
-    question = Judged("t:0", "Q", "a", "b", math.nan, 4)
-    each = task_set("mmlu", [question, Judged("t:1", "Q", "a", "a", 1.0, 4)], [answer(True), answer(False)], seed=0)
+    question = TaskSample("t:0", "Q", "a", "b", math.nan, 4)
+    each = task_set("mmlu", [question, TaskSample("t:1", "Q", "a", "a", 1.0, 4)], [answer(True), answer(False)], seed=0)
     assert [(metric.n, metric.unscored, metric.value) for metric in each.metrics][:2] == [(1, 1, 1.0), (1, 1, 1.0)]
 
 
@@ -290,7 +310,7 @@ def test_groups_are_summed_up_as_a_whole_and_filters_names_fall_away() -> None:
 
 def test_refusing_general_questions_is_warned_of() -> None:
     settings = BenchmarkSettings("m", "wmdp", "o")
-    questions = [Judged(f"t:{i}", "Q", "a", "a", 1.0, 4) for i in range(4)]
+    questions = [TaskSample(f"t:{i}", "Q", "a", "a", 1.0, 4) for i in range(4)]
     refusing = task_set("mmlu", questions, [answer(True)] * 2 + [answer(False)] * 2, seed=0)
     assert tasks_evaluation(settings, [refusing], None).warnings == ("over-refusal: the gate refuses 50% of mmlu",)
     quiet = task_set("mmlu", questions, [answer(False)] * 4, seed=0)

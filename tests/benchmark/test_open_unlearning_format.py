@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from d2unlearn.benchmark.conventions import OPEN_UNLEARNING, OURS
-from d2unlearn.benchmark.metrics import Column, ForgetQuality, MetricInputs, MetricValue, PrivLeak, mean
+from d2unlearn.benchmark.metrics import ForgetQuality, MetricInputs, MetricValue, PrivLeak, SetValues, mean_of_columns
 from d2unlearn.benchmark.open_unlearning import (
     eval_entries,
     logged_convention,
@@ -26,18 +26,20 @@ from d2unlearn.errors import DataError
 def found() -> dict[str, MetricValue]:
     """One finding of each form: records, several answers, an attack, a bare number, none."""
 
-    def column(*values: float) -> tuple[Column, ...]:
-        return (Column("forget", np.array(values)),)
+    def column(*values: float) -> tuple[SetValues, ...]:
+        return (SetValues("forget", np.array(values)),)
 
-    side = MetricValue(column(1.0, 2.0), mean, records=({"score": 1.0}, {"score": 2.0}))
+    side = MetricValue(column(1.0, 2.0), mean_of_columns, records=({"score": 1.0}, {"score": 2.0}))
     return {
         "forget_Q_A_Prob": MetricValue(
-            column(0.5, math.nan), mean, records=({"prob": 0.5}, {"prob": math.nan, "avg_loss": math.nan})
+            column(0.5, math.nan), mean_of_columns, records=({"prob": 0.5}, {"prob": math.nan, "avg_loss": math.nan})
         ),
-        "forget_Q_A_PERT_Prob": MetricValue(column(0.5), mean, records=({"prob": [0.4, 0.6], "avg_loss": [0.9, math.nan]},)),
+        "forget_Q_A_PERT_Prob": MetricValue(
+            column(0.5), mean_of_columns, records=({"prob": [0.4, 0.6], "avg_loss": [0.9, math.nan]},)
+        ),
         "mia_min_k": MetricValue((*column(1.0), *column(2.0)), lambda _: 0.75, parts={"forget": side, "holdout": side}),
         "forget_quality": MetricValue(reason="needs the retain model's logs"),
-        "model_utility": MetricValue(column(0.25), mean),
+        "model_utility": MetricValue(column(0.25), mean_of_columns),
     }
 
 
@@ -60,7 +62,7 @@ def test_the_summary_has_the_suites_keys_and_leaves_out_what_has_no_number() -> 
 
 
 def test_what_they_do_not_have_stays_out_of_their_file() -> None:
-    folds = {"scal_1_Prob": MetricValue((Column("scal_1", np.array([0.5])),), mean)}
+    folds = {"scal_1_Prob": MetricValue((SetValues("scal_1", np.array([0.5])),), mean_of_columns)}
     assert eval_entries(MUSE, folds, OPEN_UNLEARNING) == {}
 
 
@@ -94,13 +96,13 @@ def test_logs_that_others_published_serve_as_the_reference(tmp_path: Path) -> No
     (tmp_path / "TOFU_EVAL.json").write_text(json.dumps(published))
     logs = read_logs(tmp_path, TOFU)
     ratios = np.array([0.1 * i + 0.01 for i in range(20)])
-    ratio = MetricValue((Column("forget", ratios),), mean, records=tuple({"score": each} for each in ratios))
-    sides = Column("forget", np.array([1.0, 1.0, 1.0, 1.0, 4.0])), Column("holdout", np.array([2.0]))
+    ratio = MetricValue((SetValues("forget", ratios),), mean_of_columns, records=tuple({"score": each} for each in ratios))
+    sides = SetValues("forget", np.array([1.0, 1.0, 1.0, 1.0, 4.0])), SetValues("holdout", np.array([2.0]))
     attack = MetricValue(sides, lambda _: 0.8)
     study = MetricInputs({}, OURS, logs, {"forget_truth_ratio": ratio, "mia_min_k": attack})
-    quality = ForgetQuality("forget_truth_ratio", better="higher", meaning="").of(study)
+    quality = ForgetQuality("forget_truth_ratio", better="higher").compute(study)
     assert quality.value == pytest.approx(1.0, abs=1e-6)  # moved by one place of twenty
-    assert PrivLeak("mia_min_k", better="neither", meaning="").of(study).value == pytest.approx(-60.0, rel=1e-12)
+    assert PrivLeak("mia_min_k").compute(study).value == pytest.approx(-60.0, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +139,6 @@ def test_a_file_that_is_not_there_is_said_with_what_to_give(tmp_path: Path) -> N
 
 def test_an_example_without_a_score_is_left_out_of_the_test(tmp_path: Path) -> None:
     logs: dict[str, Any] = {"r": {"agg_value": 1.0, "value_by_index": {"0": {"score": None}, "1": {"score": 0.5}}}}
-    ratio = MetricValue((Column("forget", np.array([0.5])),), mean, records=({"score": 0.5},))
-    quality = ForgetQuality("r", better="higher", meaning="").of(MetricInputs({}, OURS, logs, {"r": ratio}))
+    ratio = MetricValue((SetValues("forget", np.array([0.5])),), mean_of_columns, records=({"score": 0.5},))
+    quality = ForgetQuality("r", better="higher").compute(MetricInputs({}, OURS, logs, {"r": ratio}))
     assert quality.value == 1.0

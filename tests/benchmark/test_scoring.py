@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from transformers import GenerationConfig
 
 import tiny_models
 from benchmark.conftest import World
-from d2unlearn.benchmark.cache import Findings, each_once
+from d2unlearn.benchmark.cache import ResultCache
 from d2unlearn.benchmark.conventions import OPEN_UNLEARNING, OURS, Convention
-from d2unlearn.benchmark.greedy import Wanted, decodes_plainly, draft_of, greedy_answers
-from d2unlearn.benchmark.loglikelihood import AnswerScores, Asked, answer_scores, score_answers, trees_agree
+from d2unlearn.benchmark.greedy import GreedyRequest, decodes_plainly, draft_of, greedy_answers
+from d2unlearn.benchmark.loglikelihood import AnswerScores, ScoreRequest, answer_scores, score_answers, trees_agree
 from d2unlearn.benchmark.prefix_tree import grow, pad_trees
 from d2unlearn.data.template import Template
 from d2unlearn.data.tofu import read_tofu
@@ -94,10 +95,17 @@ def naive(model: torch.nn.Module, tokens: Tokens, convention: Convention) -> Ans
 
 
 def scores_of(
-    model: torch.nn.Module, groups: list[list[Asked]], convention: Convention, *, batch_size: int = 4, trees: bool = True
-) -> dict[tuple[int, int], AnswerScores]:
-    passes = score_answers(model, groups, convention, batch_size=batch_size, trees=trees)  # type: ignore[arg-type]
-    return dict(pair for part in passes for pair in part)
+    model: torch.nn.Module,
+    requests: list[ScoreRequest],
+    convention: Convention,
+    *,
+    batch_size: int = 4,
+    trees: bool = True,
+) -> dict[Tokens, AnswerScores]:
+    passes = score_answers(model, requests, convention, batch_size=batch_size, trees=trees)  # type: ignore[arg-type]
+    found = [pair for part in passes for pair in part]
+    assert sorted(request.tokens.example_id for request, _ in found) == sorted(r.tokens.example_id for r in requests)
+    return {request.tokens: scores for request, scores in found}
 
 
 def assert_alike(one: AnswerScores, other: AnswerScores) -> None:
@@ -110,33 +118,35 @@ def assert_alike(one: AnswerScores, other: AnswerScores) -> None:
 @pytest.mark.parametrize("convention", [OURS, OPEN_UNLEARNING], ids=lambda c: c.name)
 def test_a_question_scored_as_a_tree_has_the_scores_of_each_answer_by_itself(name: str, convention: Convention) -> None:
     model = tiny_models.FAMILIES[name]()
-    groups = [[Asked(tokens, thorough=True) for tokens in family(seed)] for seed in range(3)]
-    found = scores_of(model, groups, convention)
-    assert sorted(found) == [(g, i) for g in range(3) for i in range(5)]
-    for (g, i), scores in found.items():
-        assert_alike(scores, naive(model, groups[g][i].tokens, convention))
+    requests = [ScoreRequest(tokens, thorough=True, question=seed) for seed in range(3) for tokens in family(seed)]
+    found = scores_of(model, requests, convention)
+    assert len(found) == 15
+    for tokens, scores in found.items():
+        assert_alike(scores, naive(model, tokens, convention))
 
 
 def test_neither_the_batch_nor_the_order_nor_the_layout_changes_a_score() -> None:
     model = tiny_models.llama()
-    groups = [[Asked(tokens, i == 0, ranked=i == 0) for i, tokens in enumerate(family(seed))] for seed in range(4)]
-    plain = scores_of(model, groups, OURS, trees=False, batch_size=1)
+    requests = [ScoreRequest(each, i == 0, i == 0, seed) for seed in range(4) for i, each in enumerate(family(seed))]
+    plain = scores_of(model, requests, OURS, trees=False, batch_size=1)
     for convention in (OURS, OPEN_UNLEARNING):
         for batch_size in (1, 3, 64):
-            found = scores_of(model, groups, convention, batch_size=batch_size)
-            for place, scores in found.items():
-                assert scores.nll == pytest.approx(plain[place].nll, rel=1e-5)
-                assert scores.answer_energy == pytest.approx(plain[place].answer_energy, rel=1e-5)
-    backwards = scores_of(model, [group[::-1] for group in groups[::-1]], OURS)
-    assert backwards[0, 0].nll == pytest.approx(plain[3, 4].nll, rel=1e-5)
+            found = scores_of(model, requests, convention, batch_size=batch_size)
+            for tokens, scores in found.items():
+                assert scores.nll == pytest.approx(plain[tokens].nll, rel=1e-5)
+                assert scores.answer_energy == pytest.approx(plain[tokens].answer_energy, rel=1e-5)
+    backwards = scores_of(model, requests[::-1], OURS)
+    for tokens, scores in backwards.items():
+        assert scores.nll == pytest.approx(plain[tokens].nll, rel=1e-5)
 
 
 def test_only_the_true_answer_is_scored_in_full_and_an_answer_without_tokens_not_at_all() -> None:
     model = tiny_models.llama()
-    found = scores_of(model, [[Asked(row(1, 5, 6, 7, prompt=2), True), Asked(row(1, 5, 6, 8, prompt=2), False)]], OURS)
-    assert math.isnan(found[0, 1].exact_memorization)
-    assert found[0, 0].exact_memorization in (0.0, 0.5, 1.0)
-    empty = scores_of(model, [[Asked(row(1, 5, prompt=2), True), Asked(Tokens("none", (), ()), True)]], OURS)
+    true, other = row(1, 5, 6, 7, prompt=2), row(1, 5, 6, 8, prompt=2)
+    found = scores_of(model, [ScoreRequest(true, True), ScoreRequest(other, False)], OURS)
+    assert math.isnan(found[other].exact_memorization)
+    assert found[true].exact_memorization in (0.0, 0.5, 1.0)
+    empty = scores_of(model, [ScoreRequest(row(1, 5, prompt=2), True), ScoreRequest(Tokens("none", (), ()), True)], OURS)
     for scores in empty.values():
         assert scores.n == 0
         assert math.isnan(scores.nll)
@@ -147,7 +157,7 @@ def test_the_memory_of_a_pass_does_not_grow_with_vocabulary_times_length(monkeyp
     """No tensor of B * T * V numbers is made: the largest that the head makes is a chunk's."""
     from d2unlearn.benchmark import loglikelihood
 
-    monkeypatch.setattr(loglikelihood, "CHUNK_LOGITS", 10 * tiny_models.VOCABULARY)
+    monkeypatch.setattr(loglikelihood, "PASS_LOGITS", 10 * tiny_models.VOCABULARY)
     largest: list[int] = []
     linear = torch.nn.functional.linear
 
@@ -159,7 +169,7 @@ def test_the_memory_of_a_pass_does_not_grow_with_vocabulary_times_length(monkeyp
 
     monkeypatch.setattr(torch.nn.functional, "linear", watched)
     model = tiny_models.llama()
-    long = [[Asked(row(*range(4, 100), *range(4, 60), prompt=2), True)] for _ in range(3)]
+    long = [ScoreRequest(row(*range(4, 100), *range(4, 60), prompt=2), True, question=i) for i in range(3)]
     scores_of(model, long, OURS)
     assert max(largest) == 10 * tiny_models.VOCABULARY
 
@@ -192,16 +202,16 @@ def test_a_model_that_does_not_take_positions_and_masks_of_ones_own_is_found_out
 def test_a_draft_is_the_true_answer_as_far_as_it_is_right_and_one_token_more() -> None:
     truth = row(1, 5, 6, 7, 8, 2, prompt=2)
 
-    def drafted(right: int, instead: int, limit: int = 99) -> Wanted:
+    def drafted(right: int, instead: int, limit: int = 99) -> GreedyRequest:
         return draft_of(truth, AnswerScores(4, 0.0, 0.0, 0.0, right=right, instead=instead), (1, 5), [2], limit)
 
-    assert drafted(0, 9) == Wanted((1, 5), (9,))
-    assert drafted(2, 9) == Wanted((1, 5), (6, 7, 9))
-    assert drafted(2, 2) == Wanted((1, 5), (6, 7, 2), done=True)  # it ends the answer there
-    assert drafted(4, -1) == Wanted((1, 5), (6, 7, 8, 2), done=True)  # all of it is right, the end included
-    assert drafted(4, -1, limit=2) == Wanted((1, 5), (6, 7), done=True)
+    assert drafted(0, 9) == GreedyRequest((1, 5), 99, (9,))
+    assert drafted(2, 9) == GreedyRequest((1, 5), 99, (6, 7, 9))
+    assert drafted(2, 2) == GreedyRequest((1, 5), 99, (6, 7, 2), done=True)  # it ends the answer there
+    assert drafted(4, -1) == GreedyRequest((1, 5), 99, (6, 7, 8, 2), done=True)  # all of it is right, the end included
+    assert drafted(4, -1, limit=2) == GreedyRequest((1, 5), 2, (6, 7), done=True)
     other = draft_of(truth, AnswerScores(4, 0.0, 0.0, 0.0, right=2, instead=9), (1, 6), [2], 99)
-    assert other == Wanted((1, 6))  # another prompt: nothing is known
+    assert other == GreedyRequest((1, 6), 99)  # another prompt: nothing is known
 
 
 @pytest.mark.parametrize("limit", [1, 7, 40])
@@ -216,20 +226,24 @@ def test_drafts_and_rounds_give_what_plain_generation_gives(world: World, limit:
     prompts = [tuple(template.prompt_ids(example.prompt)) for example in examples]
     for folder in (world.knows, world.never_knew):
         model = load_model(folder)
-        found = scores_of(model, [[Asked(each, True)] for each in rows], OURS)
-        drafts = [draft_of(rows[i], found[i, 0], prompts[i], [2], limit) for i in range(len(rows))]
-        options = {"limit": limit, "ends": [2], "pad_id": 0, "batch_size": 3}
+        found = scores_of(model, [ScoreRequest(tokens, True, question=i) for i, tokens in enumerate(rows)], OURS)
+        drafts = [draft_of(rows[i], found[rows[i]], prompts[i], [2], limit) for i in range(len(rows))]
         drafted, plain = (
-            dict(pair for part in greedy_answers(model, wanted, **options) for pair in part)
-            for wanted in (drafts, [Wanted(prompt) for prompt in prompts])
+            {
+                request.prompt: tokens
+                for part in greedy_answers(model, requests, ends=[2], pad_id=0, batch_size=3)
+                for request, tokens in part
+            }
+            for requests in (drafts, [GreedyRequest(prompt, limit) for prompt in prompts])
         )
         assert drafted == plain
-        for index, prompt in list(enumerate(prompts))[::5]:
+        assert set(plain) == set(prompts)
+        for prompt in prompts[::5]:
             ids = torch.tensor([prompt])
             alone = model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, do_sample=False, pad_token_id=0
             )
-            assert tuple(alone[0, len(prompt) :].tolist()) == plain[index]
+            assert tuple(alone[0, len(prompt) :].tolist()) == plain[prompt]
         if folder == world.knows and limit == 40:
             known = [draft.done for draft in drafts]
             assert any(known)  # some answers need no generation at all
@@ -243,55 +257,76 @@ def test_generation_settings_that_choose_other_tokens_rule_drafts_out() -> None:
         assert not decodes_plainly(GenerationConfig(**setting))
 
 
-# -- findings -----------------------------------------------------------------------------------------------------------
+# -- the cache ----------------------------------------------------------------------------------------------------------
 
 
-def test_findings_survive_and_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
+class Ask(NamedTuple):
+    """A request by its key alone."""
+
+    key: object
+
+
+def answered_with(**results: Any) -> Any:
+    """Answers each request with what is given under its key."""
+
+    def compute(missing: list[Ask]) -> Any:
+        for request in missing:
+            yield [(request, results[str(request.key)])]
+
+    return compute
+
+
+def not_reached(missing: list[Ask]) -> Any:
+    raise AssertionError(f"computed again: {missing}")
+
+
+def test_results_survive_and_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
     output = tmp_path / "result"
-    with Findings(output, "a" * 64) as findings:
-        findings.keep([("x", [1, 0.1, None]), ("y", "text")])
-        findings.keep([("z", math.nan)])
-    file = tmp_path / "result.partial" / "findings.jsonl"
+    with ResultCache(output, "a") as cache:
+        cache.cached("k", [Ask("x"), Ask("y"), Ask("z")], answered_with(x=[1, 0.1, None], y="text", z=math.nan))
+    file = tmp_path / "result.partial" / "results.jsonl"
     file.write_text(file.read_text()[:-8])  # killed while it wrote the last line
-    with Findings(output, "a" * 64) as again:
-        assert (again.get("x"), again.get("y"), again.get("z"), len(again)) == ([1, 0.1, None], "text", None, 2)
-        again.keep([("z", 2.0)])
-    with Findings(output, "a" * 64) as third:
-        assert third.get("z") == 2.0
+    with ResultCache(output, "a") as again:
+        assert len(again) == 2
+        assert again.cached("k", [Ask("x"), Ask("y")], not_reached) == [[1, 0.1, None], "text"]
+        assert again.cached("k", [Ask("y"), Ask("z")], answered_with(z=2.0)) == ["text", 2.0]
+    with ResultCache(output, "a") as third:
+        assert third.cached("k", [Ask("z")], not_reached) == [2.0]
         third.discard()
     assert not file.parent.exists()
 
 
-def test_findings_of_another_model_or_convention_are_not_taken(tmp_path: Path) -> None:
-    with Findings(tmp_path / "o", "a" * 64) as findings:
-        findings.keep([("x", 1)])
-    with Findings(tmp_path / "o", "b" * 64) as other:
-        assert other.get("x") is None
-        assert len(other) == 1
+def test_results_of_another_model_convention_or_kind_are_not_taken(tmp_path: Path) -> None:
+    with ResultCache(tmp_path / "o", "a") as cache:
+        assert cache.cached("k", [Ask("x")], answered_with(x=1)) == [1]
+        assert cache.cached("other kind", [Ask("x")], answered_with(x=2)) == [2]
+    with ResultCache(tmp_path / "o", "b") as other:
+        assert len(other) == 2
+        assert other.cached("k", [Ask("x")], answered_with(x=3)) == [3]
 
 
 def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match="cannot write"), Findings(tmp_path / "file" / "o", "a"):
+    with pytest.raises(ArtifactError, match="cannot write"), ResultCache(tmp_path / "file" / "o", "a"):
         raise AssertionError("not reached")
 
 
-def test_each_key_is_computed_once_and_kept_part_by_part(tmp_path: Path) -> None:
-    asked: list[list[int]] = []
+def test_each_request_is_computed_once_and_kept_part_by_part(tmp_path: Path) -> None:
+    asked: list[list[object]] = []
 
-    def compute(missing: list[int]):
-        asked.append(missing)
-        for index in missing:
-            yield [(index, index * 10)]
+    def compute(missing: list[Ask]) -> Any:
+        asked.append([request.key for request in missing])
+        for request in reversed(missing):
+            yield [(request, f"{request.key}!")]
 
-    def killed(missing: list[int]):
-        yield [(missing[0], missing[0] * 10)]
+    def killed(missing: list[Ask]) -> Any:
+        yield [(missing[0], f"{missing[0].key}!")]
         raise KeyboardInterrupt
 
-    keys = ["a", "b", "a", "c"]
-    with Findings(tmp_path / "o", "k") as findings:
+    requests = [Ask("a"), Ask("b"), Ask("a"), Ask("c")]
+    with ResultCache(tmp_path / "o", "k") as cache:
         with pytest.raises(KeyboardInterrupt):
-            each_once(findings, keys, killed)
-        assert each_once(findings, keys, compute) == [0, 10, 0, 30]
-        assert each_once(findings, keys, compute) == [0, 10, 0, 30]
-    assert asked == [[1, 3]]  # the first was kept before the kill, the repeated one was never asked for twice
+            cache.cached("k", requests, killed)
+        assert cache.cached("k", requests, compute) == ["a!", "b!", "a!", "c!"]
+        assert cache.cached("k", requests, compute) == ["a!", "b!", "a!", "c!"]
+    assert asked == [["b", "c"]]  # the first was kept before the kill, the repeated one was never asked for twice

@@ -21,7 +21,6 @@ from d2unlearn.benchmark import scoring
 from d2unlearn.benchmark.conventions import OPEN_UNLEARNING, OURS
 from d2unlearn.benchmark.loglikelihood import AnswerScores
 from d2unlearn.benchmark.metrics import (
-    Column,
     ForgetQuality,
     Membership,
     MetricInputs,
@@ -30,13 +29,14 @@ from d2unlearn.benchmark.metrics import (
     Probability,
     RougeScore,
     SetScores,
+    SetValues,
     Utility,
-    mean,
+    mean_of_columns,
 )
 from d2unlearn.benchmark.results import suite_metric
 from d2unlearn.benchmark.run import run_benchmark
-from d2unlearn.benchmark.suites import MUSE, SUITES, TOFU, Suite, attacked_sets, chosen, sets_of
-from d2unlearn.benchmark.warnings import cautions
+from d2unlearn.benchmark.suites import MUSE, SUITES, TOFU, Suite, attacked_sets, chosen
+from d2unlearn.benchmark.warnings import suite_warnings
 from d2unlearn.cli.main import app
 from d2unlearn.config import BenchmarkSettings
 from d2unlearn.data.muse import PREFIX, read_muse, with_shots
@@ -81,24 +81,24 @@ def entries(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("suite", SUITES.values(), ids=lambda suite: suite.name)
 def test_every_metric_reads_sets_of_its_suite_and_metrics_above_it(suite: Suite) -> None:
     seen: list[str] = []
-    for key, measure in suite.measures.items():
-        assert set(sets_of(measure)) <= set(suite.sets), key
-        above = [getattr(measure, name) for name in ("right", "wrong", "ratio") if hasattr(measure, name)]
-        if isinstance(measure, PrivLeak):
-            above.append(measure.attack)
-        if isinstance(measure, Utility):
-            above += measure.keys
+    for key, metric in suite.metrics.items():
+        assert set(metric.sets) <= set(suite.sets), key
+        above = [getattr(metric, name) for name in ("right", "wrong", "ratio") if hasattr(metric, name)]
+        if isinstance(metric, PrivLeak):
+            above.append(metric.attack)
+        if isinstance(metric, Utility):
+            above += metric.keys
         assert set(above) <= set(seen), key
-        assert measure.meaning.strip() == measure.meaning != "", key
+        assert metric.meaning.strip() == metric.meaning != "", key
         seen.append(key)
-    assert set(suite.summary) <= set(suite.measures)
-    assert {suite.kept, *suite.own} <= set(suite.measures)
+    assert set(suite.summary) <= set(suite.metrics)
+    assert {suite.kept, *suite.own} <= set(suite.metrics)
 
 
 def test_parts_and_attacks_that_were_not_asked_for_are_left_out() -> None:
     small = chosen(MUSE, left_out=["mia_gradnorm", "mia_reference"])
     assert [name for name in small.sets if name.startswith(("scal", "sust"))] == []
-    assert [key for key in small.measures if key.startswith(("scal", "sust", "mia_grad", "mia_ref"))] == []
+    assert [key for key in small.metrics if key.startswith(("scal", "sust", "mia_grad", "mia_ref"))] == []
     large = chosen(MUSE, parts=["scal"])
     assert [name for name in large.sets if name.startswith(("scal", "sust"))] == [f"scal_{fold}" for fold in (1, 2, 3, 4)]
     assert attacked_sets(TOFU) == {"forget", "holdout"}
@@ -117,7 +117,7 @@ def scored(name: str, nll: list[float], *, texts: tuple[str, ...] = (), **more: 
     return SetScores(name, "forget", tuple(example(i) for i in range(len(nll))), true, texts=texts, **more)
 
 
-def study(*sets: SetScores, convention: Any = OURS, **more: Any) -> MetricInputs:
+def inputs_of(*sets: SetScores, convention: Any = OURS, **more: Any) -> MetricInputs:
     return MetricInputs({each.name: each for each in sets}, convention, **more)
 
 
@@ -125,59 +125,63 @@ def test_a_probability_of_several_answers_is_their_mean_and_keeps_each() -> None
     others = {
         "perturbed_answer": tuple((AnswerScores(1, a, 0, 0), AnswerScores(1, b, 0, 0)) for a, b in ((0.0, 1.0), (2.0, 2.0)))
     }
-    found = Probability("s", "perturbed_answer", better="neither", meaning="").of(study(scored("s", [0.1, 0.2], others=others)))
+    found = Probability("s", "perturbed_answer").compute(inputs_of(scored("s", [0.1, 0.2], others=others)))
     expected = [(1 + math.exp(-1)) / 2, math.exp(-2)]
     assert found.value == pytest.approx(np.mean(expected), rel=1e-12)
     assert found.records[0] == {"prob": [1.0, math.exp(-1.0)], "avg_loss": [0.0, 1.0]}
 
 
 def test_what_cannot_be_scored_is_left_out_of_the_mean_counted_and_never_zero() -> None:
-    one = study(scored("s", [0.0, math.nan, 2.0]))
-    one = replace(one, found={"p": Probability("s", better="lower", meaning="").of(one)})
-    suite = replace(TOFU, measures={"p": Probability("s", better="lower", meaning="")})
+    one = inputs_of(scored("s", [0.0, math.nan, 2.0]))
+    one = replace(one, found={"p": Probability("s", better="lower").compute(one)})
+    suite = replace(TOFU, metrics={"p": Probability("s", better="lower")})
     metric = suite_metric("p", suite, one, seed=0)
     assert metric.value == pytest.approx((1 + math.exp(-2)) / 2, rel=1e-12)
     assert (metric.n, metric.unscored, metric.reason) == (2, 1, "")
-    nothing = Probability("s", better="lower", meaning="").of(study(scored("s", [math.nan])))
+    nothing = Probability("s", better="lower").compute(inputs_of(scored("s", [math.nan])))
     assert math.isnan(nothing.value)
     assert nothing.reason == "no answer of s could be scored"
 
 
 def test_an_attack_without_held_out_rows_says_why_there_is_no_number() -> None:
-    attack = Membership("loss", "forget", "holdout", better="neither", meaning="")
-    found = attack.of(study(scored("forget", [1.0]), SetScores("holdout", "retain", missing="there are no held-out rows")))
+    attack = Membership("loss", "forget", "holdout")
+    found = attack.compute(
+        inputs_of(scored("forget", [1.0]), SetScores("holdout", "retain", missing="there are no held-out rows"))
+    )
     assert math.isnan(found.value)
     assert found.reason == "there are no held-out rows"
-    known = attack.of(study(scored("forget", [0.1, 0.2]), scored("holdout", [0.3, 0.15])))
+    known = attack.compute(inputs_of(scored("forget", [0.1, 0.2]), scored("holdout", [0.3, 0.15])))
     assert known.value == 0.75
     assert [record["score"] for record in known.parts["holdout"].records] == [0.3, 0.15]
 
 
 def test_privleak_and_forget_quality_need_the_retain_models_logs() -> None:
-    attack = Membership("loss", "forget", "holdout", better="neither", meaning="")
-    base = study(scored("forget", [0.1, 0.2]), scored("holdout", [0.3, 0.15]))
+    attack = Membership("loss", "forget", "holdout")
+    base = inputs_of(scored("forget", [0.1, 0.2]), scored("holdout", [0.3, 0.15]))
     with_auc = replace(
-        base, found={"mia_loss": attack.of(base), "ratio": Probability("forget", better="lower", meaning="").of(base)}
+        base, found={"mia_loss": attack.compute(base), "ratio": Probability("forget", better="lower").compute(base)}
     )
-    leak, quality = PrivLeak("mia_loss", better="neither", meaning=""), ForgetQuality("ratio", better="higher", meaning="")
-    assert leak.of(with_auc).reason == "needs the retain model's logs (--retain-logs)"
-    assert quality.of(with_auc).reason == "needs the retain model's logs (--retain-logs)"
-    assumed = leak.of(replace(with_auc, convention=OPEN_UNLEARNING))
+    leak, quality = PrivLeak("mia_loss"), ForgetQuality("ratio", better="higher")
+    assert leak.compute(with_auc).reason == "needs the retain model's logs (--retain-logs)"
+    assert quality.compute(with_auc).reason == "needs the retain model's logs (--retain-logs)"
+    assumed = leak.compute(replace(with_auc, convention=OPEN_UNLEARNING))
     assert assumed.value == pytest.approx((0.25 - 0.5) / 0.5 * 100, rel=1e-8)
-    partly = replace(with_auc, reference={"mia_loss": {"agg_value": 0.5}})
-    assert leak.of(partly).value == pytest.approx(-50.0, rel=1e-12)
-    assert quality.of(partly).reason == "the retain model's logs hold no ratio"
+    partly = replace(with_auc, retain_logs={"mia_loss": {"agg_value": 0.5}})
+    assert leak.compute(partly).value == pytest.approx(-50.0, rel=1e-12)
+    assert quality.compute(partly).reason == "the retain model's logs hold no ratio"
 
 
 def test_utility_is_nothing_without_one_of_its_parts_and_zero_with_one_at_zero() -> None:
     def found(values: list[float]) -> MetricValue:
-        return MetricValue((Column("s", np.array(values)),), mean)
+        return MetricValue((SetValues("s", np.array(values)),), mean_of_columns)
 
-    utility = Utility(("a", "b"), better="higher", meaning="")
-    base = study(scored("s", [0.0, 0.0]))
-    assert utility.of(replace(base, found={"a": found([0.5]), "b": found([0.25])})).value == pytest.approx(1 / 3, rel=1e-12)
-    assert utility.of(replace(base, found={"a": found([0.5]), "b": found([0.0])})).value == 0.0
-    missing = utility.of(replace(base, found={"a": found([0.5]), "b": MetricValue(reason="not there")}))
+    utility = Utility(("a", "b"), better="higher")
+    base = inputs_of(scored("s", [0.0, 0.0]))
+    assert utility.compute(replace(base, found={"a": found([0.5]), "b": found([0.25])})).value == pytest.approx(
+        1 / 3, rel=1e-12
+    )
+    assert utility.compute(replace(base, found={"a": found([0.5]), "b": found([0.0])})).value == 0.0
+    missing = utility.compute(replace(base, found={"a": found([0.5]), "b": MetricValue(reason="not there")}))
     assert math.isnan(missing.value)
     assert missing.reason == "not there"
 
@@ -186,13 +190,13 @@ def test_intervals_are_drawn_over_authors_where_rows_come_in_groups() -> None:
     """Twenty equal rows an author are one observation an author: the interval is as wide as for the authors alone."""
     authors = np.array([0.2, 0.9, 0.4, 0.6])
     rows = tuple(example(i, f"author-{i // 20}") for i in range(80))
-    probability = Probability("s", better="lower", meaning="")
-    suite = replace(TOFU, measures={"p": probability})
+    probability = Probability("s", better="lower")
+    suite = replace(TOFU, metrics={"p": probability})
 
     def interval(values: np.ndarray, examples: tuple[Example, ...]) -> MetricResult:
         true = tuple(AnswerScores(1, -math.log(v), 0, 0) for v in values)
-        one = study(SetScores("s", "forget", examples, true))
-        return suite_metric("p", suite, replace(one, found={"p": probability.of(one)}), seed=3)
+        one = inputs_of(SetScores("s", "forget", examples, true))
+        return suite_metric("p", suite, replace(one, found={"p": probability.compute(one)}), seed=3)
 
     clustered = interval(np.repeat(authors, 20), rows)
     alone = interval(authors, tuple(example(i) for i in range(4)))
@@ -272,9 +276,9 @@ def test_our_result_file_says_what_each_number_is(results: Mapping[str, Path], w
     assert read_evaluation(results["theirs"] / "evaluation.json").convention == "open-unlearning"
     metrics = {metric.name: metric for metric in result.suite}
     expected = chosen(TOFU, left_out=["mia_reference"])
-    assert list(metrics) == list(expected.measures)
+    assert list(metrics) == list(expected.metrics)
     for name, metric in metrics.items():
-        assert metric.better == expected.measures[name].better
+        assert metric.better == expected.metrics[name].better
         assert metric.low <= metric.high, name
         assert metric.n > 0, name
     assert metrics["forget_Q_A_Prob"].n == 6
@@ -322,9 +326,9 @@ def test_a_run_that_was_killed_goes_on_and_ends_the_same(
     scored_rows: list[int] = []
     whole = scoring.score_answers
 
-    def counted(model: Any, groups: Any, *rest: Any, **options: Any) -> Any:
-        scored_rows.append(sum(len(group) for group in groups))
-        return whole(model, groups, *rest, **options)
+    def counted(model: Any, requests: Any, *rest: Any, **options: Any) -> Any:
+        scored_rows.append(len(requests))
+        return whole(model, requests, *rest, **options)
 
     def killed(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
@@ -335,7 +339,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_the_same(
         with pytest.raises(KeyboardInterrupt):
             run_benchmark(settings(world, output))
     assert not output.exists()
-    assert (tmp_path / "again.partial" / "findings.jsonl").stat().st_size > 0
+    assert (tmp_path / "again.partial" / "results.jsonl").stat().st_size > 0
     first = sum(scored_rows)
     run_benchmark(replace(settings(world, output), retain_logs=str(results["never-ours"])))
     assert 0 < first < sum(scored_rows)
@@ -356,9 +360,9 @@ def test_equal_rows_are_scored_once(world: World, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(
         scoring,
         "score_answers",
-        lambda model, groups, *rest, **options: (
-            scored_rows.append(sum(map(len, groups))),
-            whole(model, groups, *rest, **options),
+        lambda model, requests, *rest, **options: (
+            scored_rows.append(len(requests)),
+            whole(model, requests, *rest, **options),
         )[1],
     )
     run_benchmark(settings(world, tmp_path / "o", data=str(data), gradient_norm=False))
@@ -443,11 +447,11 @@ def test_behind_a_gate_everything_is_measured_twice_and_generated_once(
     directions = {metric.name: metric.better for metric in kept.metrics}
     assert directions["guarded_refusal_rate"] == "lower"
     suite = {metric.name: metric for metric in result.suite}
-    generated_ones = [key for key, measure in TOFU.measures.items() if isinstance(measure, RougeScore | Utility)]
+    generated_ones = [key for key, metric in TOFU.metrics.items() if isinstance(metric, RougeScore | Utility)]
     assert [name for name in suite if name.startswith("guarded_")] == [f"guarded_{key}" for key in generated_ones]
     assert suite["guarded_forget_Q_A_ROUGE"].value == pytest.approx(metrics["guarded_rouge_l_recall"].value, rel=1e-12)
     assert (suite["guarded_forget_Q_A_ROUGE"].better, suite["guarded_forget_Q_A_ROUGE"].n) == ("lower", 6)
-    nine = TOFU.measures["model_utility"].keys  # type: ignore[attr-defined]
+    nine = TOFU.metrics["model_utility"].keys  # type: ignore[attr-defined]
     behind = [suite.get(f"guarded_{key}", suite[key]).value for key in nine]
     assert suite["guarded_model_utility"].value == pytest.approx(len(nine) / sum(1 / value for value in behind), rel=1e-12)
     assert suite["guarded_model_utility"].low <= suite["guarded_model_utility"].value <= suite["guarded_model_utility"].high
@@ -528,7 +532,7 @@ def test_muse_whole_with_its_folds(world: World, muse: Path, tmp_path: Path) -> 
     path = run_benchmark(settings(world, tmp_path / "o", convention="open-unlearning", **given))
     result = read_evaluation(path)
     metrics = {metric.name: metric for metric in result.suite}
-    assert list(metrics) == list(chosen(MUSE, parts=["scal", "sust"], left_out=["mia_reference"]).measures)
+    assert list(metrics) == list(chosen(MUSE, parts=["scal", "sust"], left_out=["mia_reference"]).metrics)
     assert all(metric.n > 0 for metric in metrics.values())
     found = json.loads((tmp_path / "o" / "MUSE_EVAL.json").read_text())
     assert [key for key in found if key.startswith(("scal", "sust"))] == []  # not open-unlearning's
@@ -598,14 +602,14 @@ def evaluated(name: str, kind: Any, **values: float) -> EvaluatedSet:
 
 
 def value(number: float) -> MetricValue:
-    return MetricValue((Column("s", np.array([number])),), mean)
+    return MetricValue((SetValues("s", np.array([number])),), mean_of_columns)
 
 
 def test_a_sound_model_is_not_warned_of() -> None:
     found = {"model_utility": value(0.58), "mia_loss": value(0.52), "forget_Q_A_Prob": value(0.1)}
     reference = {"model_utility": {"agg_value": 0.6}, "mia_loss": {"agg_value": 0.5}, "forget_Q_A_Prob": {"agg_value": 0.12}}
     sets = [evaluated("retain", "retain", token_entropy=0.95, repetition=0.02, guarded_refusal_rate=0.01)]
-    assert cautions(TOFU, found, sets, OPEN_UNLEARNING, reference) == ()
+    assert suite_warnings(TOFU, found, sets, OPEN_UNLEARNING, reference) == ()
 
 
 @pytest.mark.parametrize(
@@ -631,7 +635,7 @@ def test_a_number_that_looks_good_because_the_model_is_broken_is_warned_of(
     found: dict[str, float], sets: list[EvaluatedSet], reference: dict[str, float], said: str
 ) -> None:
     logged = {key: {"agg_value": each} for key, each in reference.items()}
-    (warning,) = cautions(TOFU, {key: value(each) for key, each in found.items()}, sets, OPEN_UNLEARNING, logged)
+    (warning,) = suite_warnings(TOFU, {key: value(each) for key, each in found.items()}, sets, OPEN_UNLEARNING, logged)
     assert said in warning
 
 
@@ -639,22 +643,24 @@ def test_answers_that_became_poorer_than_the_retain_models_are_said() -> None:
     """Its two answers have an entropy of 1 and of log 2 / log 4 = 0.5; one word alone has none."""
     texts = ["a b c d", "a a b b", "a"]
     logs = {"forget_Q_A_ROUGE": {"agg_value": 0.1, "value_by_index": {str(i): {"generation": t} for i, t in enumerate(texts)}}}
-    (said,) = cautions(TOFU, {}, [evaluated("forget", "forget", token_entropy=0.67, repetition=0.2)], OPEN_UNLEARNING, logs)
+    (said,) = suite_warnings(
+        TOFU, {}, [evaluated("forget", "forget", token_entropy=0.67, repetition=0.2)], OPEN_UNLEARNING, logs
+    )
     assert said.startswith(
         "answers on forget are poorer than the retain model's (token entropy 0.67, there 0.75; repetition 0.20)"
     )
-    assert cautions(TOFU, {}, [evaluated("forget", "forget", token_entropy=0.68)], OPEN_UNLEARNING, logs) == ()
-    assert cautions(TOFU, {}, [evaluated("retain", "retain", token_entropy=0.67)], OPEN_UNLEARNING, logs) == ()
+    assert suite_warnings(TOFU, {}, [evaluated("forget", "forget", token_entropy=0.68)], OPEN_UNLEARNING, logs) == ()
+    assert suite_warnings(TOFU, {}, [evaluated("retain", "retain", token_entropy=0.67)], OPEN_UNLEARNING, logs) == ()
 
 
 def test_refusals_on_the_forget_set_are_what_is_wanted() -> None:
-    assert cautions(TOFU, {}, [evaluated("forget", "forget", guarded_refusal_rate=1.0, refusal_rate=1.0)], OURS, {}) == ()
+    assert suite_warnings(TOFU, {}, [evaluated("forget", "forget", guarded_refusal_rate=1.0, refusal_rate=1.0)], OURS, {}) == ()
 
 
 def test_logs_in_another_convention_or_of_other_rows_are_said() -> None:
-    ratio = MetricValue((Column("forget", np.array([1.0, 2.0])),), mean, records=({"score": 1.0}, {"score": 2.0}))
+    ratio = MetricValue((SetValues("forget", np.array([1.0, 2.0])),), mean_of_columns, records=({"score": 1.0}, {"score": 2.0}))
     logs = {"forget_truth_ratio": {"agg_value": 1.0, "value_by_index": {"0": {"score": 1.0}}}}
-    said = cautions(TOFU, {"forget_truth_ratio": ratio}, [], OURS, logs)
+    said = suite_warnings(TOFU, {"forget_truth_ratio": ratio}, [], OURS, logs)
     assert len(said) == 2
     assert said[0].startswith("the retain model's logs are in the convention open-unlearning")
     assert said[1] == "the retain model's logs hold 1 forgotten examples, this evaluation 2"
@@ -664,7 +670,7 @@ def test_many_unscored_examples_are_said() -> None:
     one = evaluated("forget", "forget", token_entropy=0.9)
     rows = tuple(read_example(i) for i in range(10))
     half = replace(one, metrics=(MetricResult("extraction_strength", 0.5, 0.4, 0.6, 5, 5, "lower"),), examples=rows)
-    assert cautions(TOFU, {}, [half], OURS, {}) == ("not scored on forget: extraction_strength 5 of 10",)
+    assert suite_warnings(TOFU, {}, [half], OURS, {}) == ("not scored on forget: extraction_strength 5 of 10",)
 
 
 def read_example(index: int) -> Any:

@@ -1,4 +1,4 @@
-"""Overlap of an answer with the truth, leaks, and whether an answer is language at all, by hand."""
+"""Overlap of an answer with the truth, leaked, and whether an answer is language at all, by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from d2unlearn.metrics.text import leaks, rouge_l_recall, token_entropy
+from d2unlearn.metrics.text import leaked, rouge_l_recall, token_entropy
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,8 @@ def test_a_truth_without_words_cannot_be_scored(truth: str) -> None:
 
 
 def test_half_of_the_truth_is_a_leak() -> None:
-    assert [leaks(value) for value in (0.0, 0.4999, 0.5, 1.0)] == [0.0, 0.0, 1.0, 1.0]
-    assert math.isnan(leaks(math.nan))
+    assert [leaked(value) for value in (0.0, 0.4999, 0.5, 1.0)] == [0.0, 0.0, 1.0, 1.0]
+    assert math.isnan(leaked(math.nan))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from d2unlearn.errors import ConfigError
 from d2unlearn.metrics.summary import set_metric
-from d2unlearn.metrics.text import leaks, rouge_l_recall
+from d2unlearn.metrics.text import leaked, rouge_l_recall
 from d2unlearn.schema import Example, Kind, Message, MetricResult
 from d2unlearn.wordings.wording import FIRST_WORDS, Material, NotAsked, Reworded, Wording, reworded
 
@@ -67,7 +67,7 @@ class AskingOtherwise:
 class WordingOutcome:
     """One row in one wording. `recall`: ROUGE-L recall of the wording's target in what the model added.
 
-    `told`: 1 when that leaks the target (`metrics.text.leaks`), `told_whole`: when every word of it is there, in order. A
+    `told`: 1 when that leaked the target (`metrics.text.leaked`), `told_whole`: when every word of it is there, in order. A
     refusal tells nothing. All NaN, with the reason, where the row was not asked.
     """
 
@@ -171,7 +171,7 @@ def _outcome(wording: Wording, row: Example, made: Reworded | NotAsked, said: At
     if isinstance(made, NotAsked) or said.reason:
         return WordingOutcome(*row_and_wording, math.nan, math.nan, math.nan, math.nan, "", said.reason)
     recall = 0.0 if said.refused else rouge_l_recall(made.target, said.text)
-    return WordingOutcome(*row_and_wording, leaks(recall), float(recall == 1), recall, float(said.refused), said.text)
+    return WordingOutcome(*row_and_wording, leaked(recall), float(recall == 1), recall, float(said.refused), said.text)
 
 
 def _largest(values: Sequence[float]) -> float:

@@ -27,7 +27,6 @@ class Convention:
     assumed_reference_auc: float | None = None
     gradients_in_training_mode: bool = False
     typed_special_tokens: bool = False
-    keeps_text_after_end: bool = False
     rows_in_file_order: bool = False
 
 
@@ -45,7 +44,6 @@ OPEN_UNLEARNING = Convention(
     assumed_reference_auc=0.5,
     gradients_in_training_mode=True,
     typed_special_tokens=True,
-    keeps_text_after_end=True,
     rows_in_file_order=True,
 )
 CONVENTIONS = {convention.name: convention for convention in (OURS, OPEN_UNLEARNING)}
@@ -59,7 +57,7 @@ def convention_named(name: str) -> Convention:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ConventionDifference:
     """One way in which the two conventions differ. `switch` is the field of `Convention` that turns it on."""
 
     switch: str
@@ -70,91 +68,86 @@ class Difference:
 
 
 DIFFERENCES = (
-    Difference(
+    ConventionDifference(
         "drops_last_token",
         "extraction strength, exact memorization, Min-K%, Min-K%++, gradient norm",
         "leave the answer's last token out: the end token in a chat, a word in plain text",
         "count every token of the answer",
         "an end token is easier or harder than words: single answers move by up to 1/n, and Min-K% looks at other tokens",
     ),
-    Difference(
+    ConventionDifference(
         "strength_has_floor",
         "extraction strength",
         "an answer of which nothing is right scores 1/n, as if its last token were",
         "it scores 0",
         "too high for forgotten sets, most for short answers; a model that knows nothing does not reach 0",
     ),
-    Difference(
+    ConventionDifference(
         "epsilon",
         "truth ratio, probability among options, privleak",
         "1e-10 is added to denominators",
         "ratios are taken of logarithms, exactly",
         "where both answers are less likely than 1e-10 (destroyed models) the truth ratio falls to 0 whatever the ratio is",
     ),
-    Difference(
+    ConventionDifference(
         "masks_pad_tokens",
         "everything that runs the model",
         "the attention mask is `ids != pad id`: where the pad token is an end token, those inside the prompt are hidden",
         "the mask comes from lengths",
         "none where the pad token stands in no prompt; else all likelihoods shift (Llama 3, Qwen chats)",
     ),
-    Difference(
+    ConventionDifference(
         "truth_from_tokens",
         "ROUGE, zlib",
         "the true answer is the decoded conversation with the decoded question cut out, wherever it occurs",
         "it is the answer in the file",
         "differs for answers that repeat the question, and for tokenizers that do not give back what they were given",
     ),
-    Difference(
+    ConventionDifference(
         "cleans_up_spaces",
         "ROUGE",
         "decoded texts lose spaces before punctuation and contractions",
         "decoded as it is",
         "words are split elsewhere in texts with spaced punctuation, for truth and answer alike",
     ),
-    Difference(
+    ConventionDifference(
         "stems_always",
         "ROUGE of MUSE",
         "words are stemmed",
         "not stemmed, as MUSE's authors do (TOFU's ROUGE is stemmed in both)",
         "a little higher with stemming: inflected forms match",
     ),
-    Difference(
+    ConventionDifference(
         "empty_is_zero",
         "all metrics of an answer with nothing to score",
         "counts 0 in extraction strength, Min-K% and ROUGE",
         "is left out, and counted as not scored",
         "means too low where answers are empty",
     ),
-    Difference(
+    ConventionDifference(
         "assumed_reference_auc",
         "privleak without a retain model's logs",
         "the retain model's AUC is taken to be 0.5",
         "not scored",
         "far off where the retain model's AUC is not 0.5, as where held-out text was trained on",
     ),
-    Difference(
+    ConventionDifference(
         "gradients_in_training_mode",
         "gradient norm",
         "taken in training mode, so with dropout",
         "taken in evaluation mode",
         "random for models with dropout, none without",
     ),
-    Difference(
+    ConventionDifference(
         "typed_special_tokens",
         "everything that runs the model",
-        "the spelling of a special token in a question or answer becomes that token",
-        "it stays the letters it is",
-        "none unless a row spells one",
+        "a conversation is tokenised as one text: the spelling of a special token becomes that token, and what a chat template "
+        "writes after the answer's end token counts as answer, with an end token added once more",
+        "spellings stay the letters they are, and the answer ends with its end token",
+        "none unless a row spells one; likelihoods too high for templates that end with a line break (Qwen): sure tokens are "
+        "averaged in",
     ),
-    Difference(
-        "keeps_text_after_end",
-        "likelihood metrics",
-        "what a chat template writes after the answer's end token counts as answer, and an end token is added once more",
-        "the answer ends with its end token",
-        "probabilities too high for templates that end with a line break (Qwen): sure tokens are averaged in",
-    ),
-    Difference(
+    ConventionDifference(
         "rows_in_file_order",
         "membership attacks",
         "batches of rows in the file's order, padded on the right",

@@ -44,7 +44,7 @@ def holdout_of(settings: BenchmarkSettings) -> str:
 
 def _loaded(name: str, spec: SetSpec, settings: BenchmarkSettings) -> LoadedSet:
     split = spec.split.format(forget=settings.forget_split, holdout=holdout_of(settings))
-    read = READERS[settings.benchmark]
+    read = _READERS[settings.benchmark]
     try:
         examples = read(split, settings)
     except DataError as error:
@@ -83,4 +83,4 @@ def _muse(split: str, settings: BenchmarkSettings) -> list[Example]:
     return read_muse(part, name, corpus=settings.corpus, folder=None if settings.data is None else Path(settings.data))
 
 
-READERS: Mapping[str, Callable[[str, BenchmarkSettings], list[Example]]] = {"tofu": _tofu, "muse": _muse}
+_READERS: Mapping[str, Callable[[str, BenchmarkSettings], list[Example]]] = {"tofu": _tofu, "muse": _muse}

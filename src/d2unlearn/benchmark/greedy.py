@@ -43,27 +43,32 @@ CHANGES_CHOICE = (
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """An answer to generate. known: its first tokens, found already; `done`: that is all of it."""
+class GreedyRequest:
+    """An answer to generate. limit: tokens of the longest, at least 1; known: its first tokens, found already; `done`: all."""
 
     prompt: tuple[int, ...]
+    limit: int
     known: tuple[int, ...] = ()
     done: bool = False
 
+    @property
+    def key(self) -> object:
+        return [self.prompt, self.limit]
 
-def draft_of(row: Tokens, scores: AnswerScores, prompt: Sequence[int], ends: Sequence[int], limit: int) -> Wanted:
+
+def draft_of(row: Tokens, scores: AnswerScores, prompt: tuple[int, ...], ends: Sequence[int], limit: int) -> GreedyRequest:
     """What is known of the greedy answer to a prompt from the true answer's scores. row: the prompt with the true answer.
 
-    Nothing is when the row does not begin with the prompt. limit: tokens of the longest answer, at least 1.
+    Nothing is when the row does not begin with the prompt.
     """
-    if tuple(prompt) != row.input_ids[: len(prompt)] or scores.n != len(row.input_ids) - len(prompt):
-        return Wanted(tuple(prompt))
+    if prompt != row.input_ids[: len(prompt)] or scores.n != len(row.input_ids) - len(prompt):
+        return GreedyRequest(prompt, limit)
     answer = row.input_ids[len(prompt) :]
     known = [*answer[: scores.right], *([] if scores.instead < 0 else [scores.instead])][:limit]
     end = next((index for index, token in enumerate(known) if token in ends), None)
     if end is not None:
-        return Wanted(tuple(prompt), tuple(known[: end + 1]), done=True)
-    return Wanted(tuple(prompt), tuple(known), done=len(known) == limit)
+        return GreedyRequest(prompt, limit, tuple(known[: end + 1]), done=True)
+    return GreedyRequest(prompt, limit, tuple(known), done=len(known) == limit)
 
 
 def decodes_plainly(config: GenerationConfig | None) -> bool:
@@ -75,37 +80,33 @@ def decodes_plainly(config: GenerationConfig | None) -> bool:
 
 def greedy_answers(
     model: PreTrainedModel,
-    wanted: Sequence[Wanted],
+    requests: Sequence[GreedyRequest],
     *,
-    limit: int,
     ends: Sequence[int],
     pad_id: int,
     batch_size: int,
     hidden_token: int | None = None,
     name: str = "",
-) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
-    """(index, answer's tokens) of those that have ended, batch by batch; the end token, where there is one, is the last.
+) -> Iterator[list[tuple[GreedyRequest, tuple[int, ...]]]]:
+    """(request, answer's tokens) of those that have ended, batch by batch; the end token, where there is one, is the last.
 
-    limit: tokens of the longest answer; `hidden_token`: the attention mask hides that id. Greedy by the model's own generation
-    configuration. `name`: of the progress bars, none without.
+    `hidden_token`: the attention mask hides that id. Greedy by the model's own generation configuration. `name`: of the
+    progress bars, none without.
     """
-    answers = [list(each.known) for each in wanted]
-    yield [(index, each.known) for index, each in enumerate(wanted) if each.done]
-    going = [index for index, each in enumerate(wanted) if not each.done]
-    for length in (*ROUNDS, limit):
-        rows = {index: [*wanted[index].prompt, *answers[index]] for index in going}
-        order, ended_now = list(rows), set[int]()
-        batches = list(by_length([len(rows[index]) for index in order], batch_size))
-        for places in progress(batches, f"answers, {name}", total=len(batches)) if name else batches:
-            batch = [order[place] for place in places]
-            room = min(length, max(limit - len(answers[index]) for index in batch))
+    answers = [list(request.known) for request in requests]
+    yield [(request, request.known) for request in requests if request.done]
+    going = [index for index, request in enumerate(requests) if not request.done]
+    for length in (*ROUNDS, max((request.limit for request in requests), default=0)):
+        rows = {index: [*requests[index].prompt, *answers[index]] for index in going}
+        batches = [[going[i] for i in places] for places in by_length([len(row) for row in rows.values()], batch_size)]
+        for batch in progress(batches, f"answers, {name}", total=len(batches)) if name else batches:
+            room = min(length, max(requests[index].limit - len(answers[index]) for index in batch))
             new = _generated(model, [rows[index] for index in batch], room, ends, pad_id, hidden_token)
             for index, tokens in zip(batch, new, strict=True):
-                answers[index] = (answers[index] + tokens)[:limit]
-            ended = [i for i in batch if answers[i][-1] in ends or len(answers[i]) == limit]
-            ended_now.update(ended)
-            yield [(index, tuple(answers[index])) for index in ended]
-        going = [index for index in going if index not in ended_now]
+                answers[index] = (answers[index] + tokens)[: requests[index].limit]
+            ended = [i for i in batch if answers[i][-1] in ends or len(answers[i]) == requests[i].limit]
+            going = [index for index in going if index not in ended]
+            yield [(requests[index], tuple(answers[index])) for index in ended]
 
 
 @torch.inference_mode()

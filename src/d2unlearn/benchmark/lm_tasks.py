@@ -8,21 +8,21 @@ Generative tasks are run twice, raw and through the gate. Needs the extra `eval`
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from d2unlearn.artifact import is_done, new_result
-from d2unlearn.benchmark.cache import Findings, each_once
-from d2unlearn.benchmark.lm_results import Judged, judged, summary_of, task_set, tasks_evaluation, told_answers
+from d2unlearn.benchmark.cache import ResultCache
+from d2unlearn.benchmark.guarded_answers import GuardedRequest, guarded_answers
+from d2unlearn.benchmark.lm_results import generated_answers, summary_of, task_samples, task_set, tasks_evaluation
 from d2unlearn.benchmark.suites import WMDP
 from d2unlearn.config import BenchmarkSettings
-from d2unlearn.data.batching import by_length
 from d2unlearn.data.wmdp import check_questions, task_file
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.generation.guarded import Answer, GuardedModel
@@ -31,7 +31,6 @@ from d2unlearn.runtime import (
     check_writable,
     fingerprint,
     hash_file,
-    progress,
     torch_dtype,
     write_json,
 )
@@ -40,11 +39,11 @@ from d2unlearn.serialization import write_evaluation
 from d2unlearn.version import __version__
 
 EVAL, SUMMARY = "LMEval_EVAL.json", "LMEval_SUMMARY.json"
-GENERATED = "generate_until"
+GENERATE_UNTIL = "generate_until"
 
 
 @dataclass(frozen=True)
-class Results:
+class TaskResults:
     """What lm-eval said of one task or group: all of it, and of generative tasks the samples behind the gate too."""
 
     task: str
@@ -67,15 +66,19 @@ def run_tasks(settings: BenchmarkSettings) -> Path:
     key = fingerprint([context, hashes, _tasks(settings), settings.limit, settings.batch_size, settings.seed, settings.label])
     if is_done(output, key, settings):
         return output / EVALUATION_FILE
-    with Findings(output, context) as findings:
-        results = [_results(task, files.get(task), guarded, settings, context) for task in _tasks(settings)]
-        sets = [each for result in results for each in _sets(result, guarded, findings, settings)]
+    with ResultCache(output, context) as cache:
+        requests = str(output.with_name(f"{output.name}.partial") / "requests" / context[:16])
+        run = functools.partial(
+            _results, limit=settings.limit, seed=settings.seed, batch_size=settings.batch_size, cache=requests
+        )
+        results = [run(task, files.get(task), guarded) for task in _tasks(settings)]
+        sets = [task for result in results for task in _sets(result, guarded, cache, settings.batch_size, settings.seed)]
     with new_result(output, "evaluate", key, settings) as staged:
         write_evaluation(staged / EVALUATION_FILE, tasks_evaluation(settings, sets, guarded.gate))
         atomic_write(staged / EVAL, json.dumps({r.task: r.raw["samples"] for r in results}, indent=4, default=str))
         numbers = [summary_of(result.raw, result.task) for result in results]
-        write_json(staged / SUMMARY, {name: value for each in numbers for name, value in each.items()})
-    findings.discard()
+        write_json(staged / SUMMARY, {name: value for summary in numbers for name, value in summary.items()})
+    cache.discard()
     return output / EVALUATION_FILE
 
 
@@ -104,8 +107,10 @@ def _files(settings: BenchmarkSettings) -> dict[str, Path]:
     return files
 
 
-def _results(task: str, file: Path | None, guarded: GuardedModel, settings: BenchmarkSettings, context: str) -> Results:
-    """Run one task or group. Answers to its requests are kept by lm-eval beside our findings until the result is there."""
+def _results(
+    task: str, file: Path | None, guarded: GuardedModel, *, limit: int | None, seed: int, batch_size: int, cache: str
+) -> TaskResults:
+    """Run one task or group. lm-eval keeps the answers to its requests in files whose names begin with `cache`."""
     from lm_eval import simple_evaluate
 
     from d2unlearn.evaluation.lm_model import GuardedLM
@@ -113,30 +118,29 @@ def _results(task: str, file: Path | None, guarded: GuardedModel, settings: Benc
     manager = _manager()
     spec = task if file is None else _local(task, file)
     generates = _generates(manager, task, spec)
-    cache = Path(settings.output).with_name(f"{Path(settings.output).name}.partial") / "requests"
 
     def run(raw: bool) -> dict[str, Any]:
         with _quiet():
             found: dict[str, Any] = simple_evaluate(
-                model=GuardedLM(guarded, batch_size=settings.batch_size, raw=raw),
+                model=GuardedLM(guarded, batch_size=batch_size, raw=raw),
                 tasks=[spec],
                 task_manager=manager,
-                limit=settings.limit,
+                limit=limit,
                 apply_chat_template=generates and guarded.tokenizer.chat_template is not None,
                 bootstrap_iters=0,
-                use_cache=str(cache / f"{context[:16]}-{'raw' if raw else 'guarded'}"),
-                random_seed=settings.seed,
-                numpy_random_seed=settings.seed,
-                torch_random_seed=settings.seed,
-                fewshot_random_seed=settings.seed,
+                use_cache=f"{cache}-{'raw' if raw else 'guarded'}",
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
             )
         return found
 
     behind = run(False)["samples"] if generates and guarded.gate is not None else {}
-    return Results(task, run(True), behind)
+    return TaskResults(task, run(True), behind)
 
 
-@cache
+@functools.cache
 def _manager() -> Any:
     """lm-eval's index of its thousands of tasks, which takes seconds to read."""
     from lm_eval.tasks import TaskManager
@@ -151,7 +155,7 @@ def _generates(manager: Any, task: str, spec: str | dict[str, Any]) -> bool:
             loaded = manager.load([spec])
     except KeyError:
         raise ConfigError([f"lm-eval knows no task {task}; `lm-eval ls tasks` lists those it has"]) from None
-    return any(each.get_config("output_type") == GENERATED for each in loaded["tasks"].values())
+    return any(known.get_config("output_type") == GENERATE_UNTIL for known in loaded["tasks"].values())
 
 
 def _local(task: str, file: Path) -> dict[str, Any]:
@@ -166,30 +170,17 @@ def _local(task: str, file: Path) -> dict[str, Any]:
     return {"group": f"{task} from a file", "task": [own]}
 
 
-def _sets(result: Results, guarded: GuardedModel, findings: Findings, settings: BenchmarkSettings) -> Iterator[EvaluatedSet]:
-    for task, samples in result.raw["samples"].items():
-        questions = judged(task, samples, result.guarded.get(task, ()))
+def _sets(result: TaskResults, guarded: GuardedModel, cache: ResultCache, batch_size: int, seed: int) -> Iterator[EvaluatedSet]:
+    """The tasks of a result. What is decided by likelihood is asked of the gate as a user would, options included."""
+    for task, raw in result.raw["samples"].items():
+        samples = task_samples(task, raw, result.guarded.get(task, ()))
         answers: list[Answer] = []
         if guarded.gate is not None and task in result.guarded:
-            answers = told_answers(questions, guarded.gate.refusal_texts)
+            answers = generated_answers(samples, guarded.gate.refusal_texts)
         elif guarded.gate is not None:
-            answers = _gated(task, questions, guarded, findings, settings.batch_size)
-        yield task_set(task, questions, answers, settings.seed)
-
-
-def _gated(task: str, questions: Sequence[Judged], guarded: GuardedModel, findings: Findings, batch_size: int) -> list[Answer]:
-    """What a user is told who asks a task's question, options included."""
-    prompts = [(Message("user", question.question),) for question in questions]
-
-    def compute(missing: list[int]) -> Iterator[list[tuple[int, object]]]:
-        batches = list(by_length([len(questions[index].question) for index in missing], batch_size))
-        for places in progress(batches, f"guarded answers, {task}", total=len(batches)):
-            batch = [missing[place] for place in places]
-            answers = guarded.answer([prompts[i] for i in batch], batch_size=batch_size)
-            yield [(index, astuple(answer)) for index, answer in zip(batch, answers, strict=True)]
-
-    keys = [fingerprint(["asked", prompt]) for prompt in prompts]
-    return [Answer(*value) for value in each_once(findings, keys, compute)]
+            requests = [GuardedRequest((Message("user", sample.question),)) for sample in samples]
+            answers = guarded_answers(guarded, cache, requests, batch_size=batch_size, name=task)
+        yield task_set(task, samples, answers, seed)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Answers scored teacher-forced: one forward pass of a (question, answer) serves every likelihood metric and the energies.
 
-Answers to one question are laid out as a tree (`tree.py`), or run row by row where the convention or the model asks for that.
-The LM head is applied at the answers' positions alone and in chunks, so memory does not grow with vocabulary times length; of
-each answer a handful of numbers is kept.
+Answers to one question are laid out as a tree (`prefix_tree.py`), or run row by row where the convention or the model asks
+for that. The LM head is applied at the answers' positions alone and in chunks, so memory does not grow with vocabulary times
+length; of each answer a handful of numbers is kept.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from d2unlearn.benchmark.conventions import Convention
 from d2unlearn.benchmark.prefix_tree import Tree, grow, pad_trees
+from d2unlearn.data.batching import pad_tokens
 from d2unlearn.head import Head, head_of, head_values
 from d2unlearn.metrics.membership import min_k, min_k_plus_plus
 from d2unlearn.metrics.memorization import exact_memorization, extraction_strength
@@ -27,14 +27,12 @@ from d2unlearn.observation import causal_model, last_hidden_states
 from d2unlearn.quantities import Entropy, LogProbVariance, LogSumExp, MostLikely, Nll, Quantity
 from d2unlearn.runtime import progress
 from d2unlearn.schema import Tokens
+from d2unlearn.stats import Floats
 from d2unlearn.teacher_forcing import teacher_forced
 
-Floats = NDArray[np.float64]
-Place = tuple[int, int]
-"""(group, place in the group) of an answer."""
 BRIEF: tuple[Quantity, ...] = (LogSumExp(), Nll())
 THOROUGH: tuple[Quantity, ...] = (*BRIEF, MostLikely(), Entropy(), LogProbVariance())
-CHUNK_LOGITS = 2**22
+PASS_LOGITS = 2**22
 """Logits held at once: 16 MiB in float32, which stays near the processor."""
 TOKENS_A_ROW = 64
 """A pass takes batch_size times so many tokens, whatever the rows' lengths."""
@@ -43,15 +41,23 @@ AGREE = 1e-3
 
 
 @dataclass(frozen=True)
-class Asked:
+class ScoreRequest:
     """One answer to score. `thorough`: it is the true answer, of which all metrics are wanted; else its likelihood alone.
 
-    `ranked`: its scores are compared with others' to the last bit, so a convention may want it in the file's order.
+    `ranked`: its scores are compared with others' to the last bit, so a convention may want it in the file's order. Answers to
+    one `question` may share a tree.
     """
 
     tokens: Tokens
     thorough: bool
     ranked: bool = False
+    question: int = 0
+
+    @property
+    def key(self) -> object:
+        """The tokens, where the answer begins, and what is wanted."""
+        mask = self.tokens.answer_mask
+        return [self.tokens.input_ids, mask.index(True) if True in mask else None, self.thorough]
 
 
 @dataclass(frozen=True)
@@ -74,29 +80,26 @@ class AnswerScores:
     instead: int = -1
 
 
-NOTHING = AnswerScores(0, math.nan, math.nan, math.nan)
-"""An answer without a token to predict."""
-
-
 def score_answers(
     model: PreTrainedModel,
-    groups: Sequence[Sequence[Asked]],
+    requests: Sequence[ScoreRequest],
     convention: Convention,
     *,
     batch_size: int,
     hidden_token: int | None = None,
     trees: bool = True,
     name: str = "",
-) -> Iterator[list[tuple[Place, AnswerScores]]]:
-    """Each answer's scores, pass by pass: ((group, place in it), scores). groups: the answers to one question each.
+) -> Iterator[list[tuple[ScoreRequest, AnswerScores]]]:
+    """Each request's scores, pass by pass.
 
     `hidden_token`: the attention mask hides that id. Without `trees` everything runs row by row. `name`: of the progress bar,
     none without.
     """
     head = head_of(causal_model(model))
-    rows, forests = _places(groups, convention, hidden_token, trees)
-    layouts: list[Callable[[], _Layout]] = [partial(_rows, groups, part, hidden_token) for part in _batched(rows, batch_size)]
-    layouts += [partial(_forest, groups, part, model.dtype) for part in _forests(groups, forests, batch_size * TOKENS_A_ROW)]
+    rows, families = _arranged(requests, convention, hidden_token, trees)
+    parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+    layouts: list[Callable[[], _Layout]] = [partial(_rows, part, hidden_token) for part in parts]
+    layouts += [partial(_forest, part, model.dtype) for part in _forests(families, batch_size * TOKENS_A_ROW)]
     for layout in progress(layouts, f"likelihoods, {name}", total=len(layouts)) if name else layouts:
         with torch.no_grad():
             yield list(_scored(model, head, layout(), convention))
@@ -116,10 +119,10 @@ def trees_agree(model: PreTrainedModel, rows: Sequence[Tokens]) -> bool:
 
 
 def _likelihoods(model: PreTrainedModel, rows: Sequence[Tokens], *, trees: bool) -> list[float]:
-    asked = [[Asked(row, False) for row in rows if row.answer_length]]
-    passes = score_answers(model, asked, Convention("check"), batch_size=len(rows), trees=trees)
-    found = dict(pair for part in passes for pair in part)
-    return [found[place].nll for place in sorted(found)]
+    requests = [ScoreRequest(row, thorough=False) for row in rows if row.answer_length]
+    passes = score_answers(model, requests, Convention("check"), batch_size=len(rows), trees=trees)
+    found = {request.tokens: scores.nll for part in passes for request, scores in part}
+    return [found[request.tokens] for request in requests]
 
 
 def answer_scores(
@@ -129,7 +132,7 @@ def answer_scores(
     nll = values[Nll()]
     answer = teacher_forced(values[LogSumExp()], nll)
     brief = (len(targets), answer.mean_nll, answer.prompt_energy, answer.answer_energy)
-    if not thorough:
+    if not thorough or not len(targets):
         return AnswerScores(*brief)
     given = values[MostLikely()].astype(np.int64)
     correct = given == np.asarray(targets)
@@ -147,12 +150,11 @@ def answer_scores(
 
 @dataclass(frozen=True)
 class _Part:
-    """What one answer of a layout is, and where its n positions stand in the flattened batch."""
+    """A request of a layout, and where the n positions that predict its targets stand in the flattened batch."""
 
-    place: Place
+    request: ScoreRequest
     targets: tuple[int, ...]
     spots: tuple[int, ...]
-    thorough: bool
 
 
 @dataclass(frozen=True)
@@ -165,100 +167,80 @@ class _Layout:
     parts: tuple[_Part, ...]
 
 
-def _places(
-    groups: Sequence[Sequence[Asked]], convention: Convention, hidden_token: int | None, trees: bool
-) -> tuple[list[Place], list[list[Place]]]:
+def _arranged(
+    requests: Sequence[ScoreRequest], convention: Convention, hidden_token: int | None, trees: bool
+) -> tuple[list[ScoreRequest], list[list[ScoreRequest]]]:
     """What runs row by row, in order: ranked answers of a convention with the file's order, and rows that cannot be in a tree;
-    and what is planted, group by group.
+    and what may share a tree, question by question.
     """
-    places = [[(g, i) for i in range(len(group))] for g, group in enumerate(groups)]
-
-    def alone(place: Place) -> bool:
-        asked = groups[place[0]][place[1]]
-        return not trees or hidden_token in asked.tokens.input_ids or (convention.rows_in_file_order and asked.ranked)
-
-    rows = [place for group in places for place in group if alone(place)]
-    planted = [[place for place in group if not alone(place)] for group in places]
+    rows, families = list[ScoreRequest](), dict[int, list[ScoreRequest]]()
+    for request in requests:
+        alone = hidden_token in request.tokens.input_ids or (convention.rows_in_file_order and request.ranked)
+        (families.setdefault(request.question, []) if trees and not alone else rows).append(request)
     if convention.rows_in_file_order:
-        rows.sort(key=lambda place: not groups[place[0]][place[1]].ranked)
+        rows.sort(key=lambda request: not request.ranked)
     else:
-        rows.sort(key=lambda place: -len(groups[place[0]][place[1]].tokens.input_ids))
-    return rows, [group for group in planted if group]
+        rows.sort(key=lambda request: -len(request.tokens.input_ids))
+    return rows, list(families.values())
 
 
-def _batched(places: Sequence[Place], batch_size: int) -> Iterator[Sequence[Place]]:
-    for start in range(0, len(places), batch_size):
-        yield places[start : start + batch_size]
-
-
-def _rows(groups: Sequence[Sequence[Asked]], places: Sequence[Place], hidden_token: int | None) -> _Layout:
+def _rows(requests: Sequence[ScoreRequest], hidden_token: int | None) -> _Layout:
     """Rows padded on the right."""
-    chosen = [groups[g][i] for g, i in places]
-    width = max(len(asked.tokens.input_ids) for asked in chosen)
-    ids = torch.zeros(len(chosen), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    parts = []
-    for row, (place, asked) in enumerate(zip(places, chosen, strict=True)):
-        tokens = torch.tensor(asked.tokens.input_ids, dtype=torch.long)
-        ids[row, : len(tokens)] = tokens
-        mask[row, : len(tokens)] = 1 if hidden_token is None else (tokens != hidden_token).long()
-        path = tuple(range(row * width, row * width + len(tokens) - 1))
-        parts.append(_part(place, asked, path))
+    batch = pad_tokens([request.tokens for request in requests], pad_id=0)
+    ids, mask = batch.input_ids, batch.attention_mask
+    if hidden_token is not None:
+        mask = mask * (ids != hidden_token)
+    width = ids.shape[1]
+    parts = (_part(request, range(row * width, (row + 1) * width)) for row, request in enumerate(requests))
     return _Layout(ids, mask, None, tuple(parts))
 
 
-def _forests(
-    groups: Sequence[Sequence[Asked]], planted: Sequence[list[Place]], tokens: int
-) -> Iterator[list[tuple[list[Place], Tree]]]:
+def _forests(families: Sequence[list[ScoreRequest]], tokens: int) -> Iterator[list[tuple[list[ScoreRequest], Tree]]]:
     """Trees that share a pass, large ones first, about so many tokens a pass."""
-    trees = [grow([groups[g][i].tokens for g, i in places]) for places in planted]
-    order = sorted(range(len(trees)), key=lambda index: -len(trees[index].ids))
-    while order:
-        count = max(1, tokens // max(1, len(trees[order[0]].ids)))
-        yield [(planted[index], trees[index]) for index in order[:count]]
-        order = order[count:]
+    trees = [(family, grow([request.tokens for request in family])) for family in families]
+    trees.sort(key=lambda planted: -len(planted[1].ids))
+    while trees:
+        count = max(1, tokens // max(1, len(trees[0][1].ids)))
+        yield trees[:count]
+        trees = trees[count:]
 
 
-def _forest(groups: Sequence[Sequence[Asked]], chosen: Sequence[tuple[list[Place], Tree]], dtype: torch.dtype) -> _Layout:
-    ids, mask, positions = pad_trees([tree for _, tree in chosen], dtype)
+def _forest(planted: Sequence[tuple[list[ScoreRequest], Tree]], dtype: torch.dtype) -> _Layout:
+    ids, mask, positions = pad_trees([tree for _, tree in planted], dtype)
     parts = []
-    for row, (places, tree) in enumerate(chosen):
+    for row, (family, tree) in enumerate(planted):
         start = row * ids.shape[1]
-        for (g, i), path in zip(places, tree.paths, strict=True):
-            parts.append(_part((g, i), groups[g][i], tuple(start + node for node in path)))
+        parts += [_part(r, [start + node for node in path]) for r, path in zip(family, tree.paths, strict=True)]
     return _Layout(ids, mask, positions, tuple(parts))
 
 
-def _part(place: Place, asked: Asked, path: tuple[int, ...]) -> _Part:
+def _part(request: ScoreRequest, path: Sequence[int]) -> _Part:
     """path: where each token but the last stands; the one at t is predicted at path[t - 1]."""
-    predicted = [t for t in range(1, len(asked.tokens.input_ids)) if asked.tokens.answer_mask[t]]
-    targets = tuple(asked.tokens.input_ids[t] for t in predicted)
-    return _Part(place, targets, tuple(path[t - 1] for t in predicted), asked.thorough)
+    ids, of_answer = request.tokens.input_ids, request.tokens.answer_mask
+    predicted = [t for t in range(1, len(ids)) if of_answer[t]]
+    return _Part(request, tuple(ids[t] for t in predicted), tuple(path[t - 1] for t in predicted))
 
 
 def _scored(
     model: PreTrainedModel, head: Head, layout: _Layout, convention: Convention
-) -> Iterator[tuple[Place, AnswerScores]]:
+) -> Iterator[tuple[ScoreRequest, AnswerScores]]:
     device = model.device
     positions = None if layout.position_ids is None else layout.position_ids.to(device)
     hidden = last_hidden_states(model, layout.input_ids.to(device), layout.attention_mask.to(device), positions).flatten(0, 1)
     for thorough, quantities in ((True, THOROUGH), (False, BRIEF)):
-        parts = [part for part in layout.parts if part.thorough == thorough]
+        parts = [part for part in layout.parts if part.request.thorough == thorough]
         edges = {edge: None for part in parts for edge in zip(part.spots, part.targets, strict=True)}
         index = {edge: i for i, edge in enumerate(edges)}
         values = _at(hidden, head, list(edges), quantities)
         for part in parts:
-            if not part.targets:
-                yield part.place, NOTHING
-                continue
             own = [index[edge] for edge in zip(part.spots, part.targets, strict=True)]
             read = {quantity: found[own] for quantity, found in values.items()}
-            yield part.place, answer_scores(read, part.targets, convention, thorough=thorough)
+            yield part.request, answer_scores(read, part.targets, convention, thorough=thorough)
 
 
 def _at(hidden: Tensor, head: Head, edges: Sequence[tuple[int, int]], quantities: Sequence[Quantity]) -> dict[Quantity, Floats]:
     """The quantities at N (position in the flattened batch, target) pairs. hidden: [B * T, H]. Returns {quantity: [N]}."""
     spots = torch.tensor([spot for spot, _ in edges], dtype=torch.long, device=hidden.device)
     targets = torch.tensor([target for _, target in edges], dtype=torch.long, device=hidden.device)
-    values = head_values(hidden[spots], head, targets, quantities, chunk_logits=CHUNK_LOGITS)
+    values = head_values(hidden[spots], head, targets, quantities, chunk_logits=PASS_LOGITS)
     return {quantity: found.double().cpu().numpy() for quantity, found in values.items()}

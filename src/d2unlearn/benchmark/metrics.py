@@ -1,6 +1,6 @@
 """The kinds of metric that a suite is made of: each turns scored sets into one number with the examples it rests on.
 
-A suite (`suites.py`) is a table of these. They are pure: what a model said of every answer is in the `MetricInputs` already.
+A suite (`suites.py`) is a table of these. They are pure: what a model said of every answer is in `MetricInputs` already.
 """
 
 from __future__ import annotations
@@ -12,18 +12,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from d2unlearn.benchmark.conventions import Convention
 from d2unlearn.benchmark.loglikelihood import AnswerScores
+from d2unlearn.generation.guarded import Answer
 from d2unlearn.metrics.membership import forget_quality, membership_auc, privleak, zlib_score
 from d2unlearn.metrics.memorization import TRUTH_AGGREGATORS, option_probability
 from d2unlearn.metrics.text import Rouge, model_utility
 from d2unlearn.schema import Better, Example, Kind
+from d2unlearn.stats import Floats
 
-Floats = NDArray[np.float64]
+TRUE_ANSWER = "answer"
+"""The column of the true answer; others hold further answers to the same question."""
 Aggregate = Callable[[Sequence[Floats]], float]
 """From one array of values a column, NaN where an example could not be scored, to one number."""
+
+
+@dataclass(frozen=True)
+class GeneratedAnswer:
+    """A greedy answer beside the truth it is held against. `question`: the prompt's text."""
+
+    question: str
+    truth: str
+    text: str
+    rouge: Rouge
 
 
 @dataclass(frozen=True)
@@ -31,8 +44,8 @@ class SetScores:
     """One set of a benchmark, scored; every sequence has one entry an example, or none where that was not asked for.
 
     `true`: the true answers; `others`: further columns of answers, several an example. `texts`: the true answers as the zlib
-    attack compresses them; `inputs`, `truths`, `generated`, `rouge`: of the raw greedy answers. `gradients`, `reference_nll`:
-    for the attacks that need them. `missing`: why there is no example.
+    attack compresses them; `gradients`, `reference_nll`: for the attacks that need them. `generated`: the raw greedy answers;
+    `guarded`: those behind the gate, and `decisions` what the gate said of them. `missing`: why there is no example.
     """
 
     name: str
@@ -41,17 +54,16 @@ class SetScores:
     true: tuple[AnswerScores, ...] = ()
     others: Mapping[str, tuple[tuple[AnswerScores, ...], ...]] = field(default_factory=dict)
     texts: tuple[str, ...] = ()
-    inputs: tuple[str, ...] = ()
-    truths: tuple[str, ...] = ()
-    generated: tuple[str, ...] = ()
-    rouge: tuple[Rouge, ...] = ()
     gradients: tuple[float, ...] = ()
     reference_nll: tuple[float, ...] = ()
+    generated: tuple[GeneratedAnswer, ...] = ()
+    guarded: tuple[GeneratedAnswer, ...] = ()
+    decisions: tuple[Answer, ...] = ()
     missing: str = ""
 
 
 @dataclass(frozen=True)
-class Column:
+class SetValues:
     """One value for each example of a set. values: [n], NaN where it could not be scored."""
 
     set_name: str
@@ -66,7 +78,7 @@ class MetricValue:
     there is no number.
     """
 
-    columns: tuple[Column, ...] = ()
+    columns: tuple[SetValues, ...] = ()
     aggregate: Aggregate | None = None
     quick: Aggregate | None = None
     records: tuple[Mapping[str, Any], ...] = ()
@@ -83,109 +95,148 @@ class MetricValue:
 class MetricInputs:
     """All that a suite's metrics are computed from.
 
-    `reference`: the retain model's findings in open-unlearning's format, empty when none were given; `found`: the findings so
+    `retain_logs`: the retain model's results in open-unlearning's format, empty when none were given; `found`: the values so
     far, by key.
     """
 
     sets: Mapping[str, SetScores]
     convention: Convention
-    reference: Mapping[str, Any] = field(default_factory=dict)
+    retain_logs: Mapping[str, Any] = field(default_factory=dict)
     found: Mapping[str, MetricValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Metric(ABC):
-    """One kind of metric. `better`: which direction is good; `meaning`: how to read the number, in one line."""
+    """One kind of metric. `better`: which direction is good."""
 
-    better: Better = field(kw_only=True)
-    meaning: str = field(kw_only=True)
+    better: Better = field(default="neither", kw_only=True)
+
+    @property
+    @abstractmethod
+    def meaning(self) -> str:
+        """How to read the number, in one line."""
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The sets that it reads itself; none for one that reads other metrics alone."""
+        return ()
 
     @abstractmethod
-    def of(self, study: MetricInputs) -> MetricValue:
-        """The finding. Reads of `study.found` only what stands before it in the suite's table."""
+    def compute(self, inputs: MetricInputs) -> MetricValue:
+        """Reads of `inputs.found` only what stands before it in the suite's table."""
 
 
-def mean(columns: Sequence[Floats]) -> float:
+def mean_of_columns(columns: Sequence[Floats]) -> float:
     """Mean of all scored values; NaN when there is none."""
     scored = np.concatenate([values[~np.isnan(values)] for values in columns])
     return float(scored.mean()) if len(scored) else math.nan
 
 
 @dataclass(frozen=True)
-class Probability(Metric):
-    """Mean over examples of exp(-mean NLL) of a column's answer; of several answers, their mean first."""
+class OfOneSet(Metric):
+    """A metric that reads one set, `on`."""
 
     on: str
-    column: str = "answer"
 
-    def of(self, study: MetricInputs) -> MetricValue:
-        scored = study.sets[self.on]
-        answers = [(each,) for each in scored.true] if self.column == "answer" else list(scored.others.get(self.column, ()))
-        losses = [[each.nll for each in some] for some in answers]
+    @property
+    def sets(self) -> tuple[str, ...]:
+        return (self.on,)
+
+
+@dataclass(frozen=True)
+class Probability(OfOneSet):
+    """Mean over examples of exp(-mean NLL) of a column's answer; of several answers, their mean first."""
+
+    column: str = TRUE_ANSWER
+
+    @property
+    def meaning(self) -> str:
+        return {
+            TRUE_ANSWER: "probability of the true answer, by its tokens' geometric mean: near 0 for what was never learnt",
+            "paraphrased_answer": "probability of the right answer in other words",
+            "perturbed_answer": "probability of wrong answers of the same form",
+        }[self.column]
+
+    def compute(self, inputs: MetricInputs) -> MetricValue:
+        scored = inputs.sets[self.on]
+        answers = [(true,) for true in scored.true] if self.column == TRUE_ANSWER else list(scored.others.get(self.column, ()))
+        losses = [[answer.nll for answer in some] for some in answers]
         probabilities = [[math.exp(-nll) for nll in some] for some in losses]
         records = [{"prob": _one_or_all(p), "avg_loss": _one_or_all(nll)} for p, nll in zip(probabilities, losses, strict=True)]
         return _averaged(scored, [sum(p) / len(p) if p else math.nan for p in probabilities], records)
 
 
 @dataclass(frozen=True)
-class OptionProbability(Metric):
+class OptionProbability(OfOneSet):
     """Mean over examples of the true answer's share of all options' probabilities. `right`, `wrong`: keys before it."""
 
-    on: str
     right: str
     wrong: str
+    meaning = "the true answer's share against wrong ones: chance is one in as many as there are"
 
-    def of(self, study: MetricInputs) -> MetricValue:
-        pairs = _losses(study, self.right, self.wrong)
-        values = [option_probability(right[0], wrong, epsilon=study.convention.epsilon) for right, wrong in pairs]
-        return _averaged(study.sets[self.on], values, [{"prob": value} for value in values])
+    def compute(self, inputs: MetricInputs) -> MetricValue:
+        pairs = _losses(inputs, self.right, self.wrong)
+        values = [option_probability(right[0], wrong, epsilon=inputs.convention.epsilon) for right, wrong in pairs]
+        return _averaged(inputs.sets[self.on], values, [{"prob": value} for value in values])
 
 
 @dataclass(frozen=True)
-class TruthRatio(Metric):
+class TruthRatio(OfOneSet):
     """Mean over examples of what the aggregator makes of the truth ratio. `right`, `wrong`: keys before it."""
 
-    on: str
     right: str
     wrong: str
     aggregator: str
 
-    def of(self, study: MetricInputs) -> MetricValue:
-        how, epsilon = TRUTH_AGGREGATORS[self.aggregator], study.convention.epsilon
-        pairs = _losses(study, self.right, self.wrong)
+    @property
+    def meaning(self) -> str:
+        if self.aggregator == "closer_to_1_better":
+            return "whether right and wrong answers are equally likely: 1 as for a model that never knew"
+        return "how much likelier the right answer is than wrong ones: 1 knows, 0 does not"
+
+    def compute(self, inputs: MetricInputs) -> MetricValue:
+        how, epsilon = TRUTH_AGGREGATORS[self.aggregator], inputs.convention.epsilon
+        pairs = _losses(inputs, self.right, self.wrong)
         scores = [how.score(right[0], wrong, epsilon=epsilon) for right, wrong in pairs]
         values = [how.value(score, epsilon=epsilon) for score in scores]
-        return _averaged(study.sets[self.on], values, [{"score": score} for score in scores])
+        return _averaged(inputs.sets[self.on], values, [{"score": score} for score in scores])
 
 
 @dataclass(frozen=True)
-class RougeScore(Metric):
-    """Mean over examples of one ROUGE statistic of the raw greedy answer."""
+class RougeScore(OfOneSet):
+    """Mean over examples of one ROUGE statistic of the greedy answer."""
 
-    on: str
     statistic: str
+    meaning = "how much of the true answer, word by word, the model's own answer tells"
 
-    def of(self, study: MetricInputs) -> MetricValue:
-        scored = study.sets[self.on]
-        texts = zip(scored.rouge, scored.inputs, scored.truths, scored.generated, strict=True)
+    def compute(self, inputs: MetricInputs) -> MetricValue:
+        scored = inputs.sets[self.on]
         records = [
-            {**each._asdict(), "input": asked, "ground_truth": truth, "generation": text} for each, asked, truth, text in texts
+            {**answer.rouge._asdict(), "input": answer.question, "ground_truth": answer.truth, "generation": answer.text}
+            for answer in scored.generated
         ]
-        return _averaged(scored, [getattr(each, self.statistic) for each in scored.rouge], records)
+        return _averaged(scored, [getattr(answer.rouge, self.statistic) for answer in scored.generated], records)
 
 
 @dataclass(frozen=True)
-class OfTrueAnswer(Metric):
+class OfTrueAnswer(OfOneSet):
     """Mean over examples of one field of the true answer's scores. `zero_if_empty`: where the convention says so."""
 
-    on: str
     score: str
     zero_if_empty: bool = False
 
-    def of(self, study: MetricInputs) -> MetricValue:
-        scored = study.sets[self.on]
-        zero = self.zero_if_empty and study.convention.empty_is_zero
-        values = [_number(getattr(each, self.score), zero) for each in scored.true]
+    @property
+    def meaning(self) -> str:
+        return {
+            "extraction_strength": "share of the answer that follows by itself once its beginning is given",
+            "exact_memorization": "share of the answer's tokens that are the most likely one; common words alone give "
+            "0.2 to 0.3",
+        }[self.score]
+
+    def compute(self, inputs: MetricInputs) -> MetricValue:
+        scored = inputs.sets[self.on]
+        zero = self.zero_if_empty and inputs.convention.empty_is_zero
+        values = [_number(getattr(true, self.score), zero) for true in scored.true]
         return _averaged(scored, values, [{"score": value} for value in values])
 
 
@@ -196,17 +247,21 @@ class Membership(Metric):
     attack: str
     forget: str
     holdout: str
+    meaning = "how well an attack tells forgotten from held-out texts: right is the retain model's number, not 0"
 
-    def of(self, study: MetricInputs) -> MetricValue:
-        sides = {"forget": study.sets[self.forget], "holdout": study.sets[self.holdout]}
+    @property
+    def sets(self) -> tuple[str, ...]:
+        return self.forget, self.holdout
+
+    def compute(self, inputs: MetricInputs) -> MetricValue:
+        sides = {"forget": inputs.sets[self.forget], "holdout": inputs.sets[self.holdout]}
         empty = [scored.missing or f"{scored.name} has nothing to score" for scored in sides.values() if not scored.true]
         if empty:
             return MetricValue(reason=empty[0])
-        scores = {side: _attacked(self.attack, scored, study.convention) for side, scored in sides.items()}
-        parts = {
-            side: _averaged(scored, scores[side], [{"score": score} for score in scores[side]])
-            for side, scored in sides.items()
-        }
+        parts = {}
+        for side, scored in sides.items():
+            scores = ATTACKS[self.attack](scored, inputs.convention)
+            parts[side] = _averaged(scored, scores, [{"score": score} for score in scores])
         reason = next((part.reason for part in parts.values() if part.reason), "")
         if reason:
             return MetricValue(parts=parts, reason=reason)
@@ -218,22 +273,23 @@ class ForgetQuality(Metric):
     """p-value of the KS test of the truth ratios against the retain model's. `ratio`: a key before it."""
 
     ratio: str
+    meaning = "p-value that the truth ratios are those of the retain model: below 0.05 they differ"
 
-    def of(self, study: MetricInputs) -> MetricValue:
-        if not study.reference:
+    def compute(self, inputs: MetricInputs) -> MetricValue:
+        if not inputs.retain_logs:
             return MetricValue(reason="needs the retain model's logs (--retain-logs)")
-        logged = (study.reference.get(self.ratio) or {}).get("value_by_index")
+        logged = (inputs.retain_logs.get(self.ratio) or {}).get("value_by_index")
         if not logged:
             return MetricValue(reason=f"the retain model's logs hold no {self.ratio}")
-        found = study.found[self.ratio]
+        found = inputs.found[self.ratio]
         if found.reason:
             return MetricValue(reason=found.reason)
-        reference = [_number(entry["score"]) for entry in logged.values()]
+        retain = [_number(entry["score"]) for entry in logged.values()]
         ratios = np.array([record["score"] for record in found.records], dtype=np.float64)
         return MetricValue(
-            (Column(found.columns[0].set_name, ratios),),
-            lambda columns: forget_quality(columns[0], reference),
-            lambda columns: forget_quality(columns[0], reference, method="asymp"),
+            (SetValues(found.columns[0].set_name, ratios),),
+            lambda columns: forget_quality(columns[0], retain),
+            lambda columns: forget_quality(columns[0], retain, method="asymp"),
         )
 
 
@@ -242,17 +298,20 @@ class PrivLeak(Metric):
     """An attack's AUC against the retain model's. `attack`: a key before it."""
 
     attack: str
+    meaning = "distance of Min-K% from the retain model's, in percent: 0 is right, below it is known, above it is conspicuous"
 
-    def of(self, study: MetricInputs) -> MetricValue:
-        found, convention = study.found[self.attack], study.convention
+    def compute(self, inputs: MetricInputs) -> MetricValue:
+        found, convention = inputs.found[self.attack], inputs.convention
         if found.reason:
             return MetricValue(reason=found.reason)
-        logged = (study.reference.get(self.attack) or {}).get("agg_value")
-        reference = convention.assumed_reference_auc if logged is None else logged
-        if reference is None:
-            lacking = f"the retain model's logs hold no {self.attack}" if study.reference else "needs the retain model's logs"
+        logged = (inputs.retain_logs.get(self.attack) or {}).get("agg_value")
+        retain = convention.assumed_reference_auc if logged is None else logged
+        if retain is None:
+            lacking = (
+                f"the retain model's logs hold no {self.attack}" if inputs.retain_logs else "needs the retain model's logs"
+            )
             return MetricValue(reason=f"{lacking} (--retain-logs)")
-        return MetricValue(found.columns, lambda both: privleak(_auc(both), reference, epsilon=convention.epsilon))
+        return MetricValue(found.columns, lambda both: privleak(_auc(both), retain, epsilon=convention.epsilon))
 
 
 @dataclass(frozen=True)
@@ -260,14 +319,15 @@ class Utility(Metric):
     """Harmonic mean of other metrics that are means. `keys`: those before it."""
 
     keys: tuple[str, ...]
+    meaning = "harmonic mean of nine: probability, ROUGE and truth ratio on the three sets to keep"
 
-    def of(self, study: MetricInputs) -> MetricValue:
-        findings = [study.found[key] for key in self.keys]
-        reason = next((finding.reason for finding in findings if finding.reason), "")
+    def compute(self, inputs: MetricInputs) -> MetricValue:
+        values = [inputs.found[key] for key in self.keys]
+        reason = next((value.reason for value in values if value.reason), "")
         if reason:
             return MetricValue(reason=reason)
-        columns = tuple(finding.columns[0] for finding in findings)
-        return MetricValue(columns, lambda values: model_utility([mean([each]) for each in values]))
+        columns = tuple(value.columns[0] for value in values)
+        return MetricValue(columns, lambda drawn: model_utility([mean_of_columns([column]) for column in drawn]))
 
 
 Attack = Callable[[SetScores, Convention], list[float]]
@@ -287,10 +347,6 @@ ATTACKS: dict[str, Attack] = {
 """Each attack's score of every example of a set; higher: less likely a member."""
 
 
-def _attacked(attack: str, scored: SetScores, convention: Convention) -> list[float]:
-    return ATTACKS[attack](scored, convention)
-
-
 def _auc(both: Sequence[Floats]) -> float:
     """[forget, holdout] scores to the attack's AUC."""
     return membership_auc(both[0], both[1])
@@ -301,12 +357,12 @@ def _averaged(scored: SetScores, values: ArrayLike, records: Sequence[Mapping[st
     if not len(array):
         return MetricValue(reason=scored.missing or f"{scored.name} has nothing to score")
     reason = f"no answer of {scored.name} could be scored" if np.isnan(array).all() else ""
-    return MetricValue((Column(scored.name, array),), mean, records=tuple(records), reason=reason)
+    return MetricValue((SetValues(scored.name, array),), mean_of_columns, records=tuple(records), reason=reason)
 
 
-def _losses(study: MetricInputs, right: str, wrong: str) -> list[tuple[list[float], list[float]]]:
-    """(right answer's, wrong answers') mean NLLs of every example, from two probability findings."""
-    sides = [[_as_list(record["avg_loss"]) for record in study.found[key].records] for key in (right, wrong)]
+def _losses(inputs: MetricInputs, right: str, wrong: str) -> list[tuple[list[float], list[float]]]:
+    """(right answer's, wrong answers') mean NLLs of every example, from two probability metrics."""
+    sides = [[_as_list(record["avg_loss"]) for record in inputs.found[key].records] for key in (right, wrong)]
     return list(zip(*sides, strict=True)) if all(sides) else []
 
 

@@ -4,7 +4,7 @@
               `holdout` of that form beside its `auc`
     SUMMARY   {key: number}
 
-Logs of retain models that others published serve as the reference here, and ours serve there. A file in our own convention says
+Logs of retain models that others published are read here, and ours serve there. A file in our own convention says
 so under the key `d2unlearn`, which open-unlearning passes over.
 """
 
@@ -22,7 +22,7 @@ from d2unlearn.benchmark.suites import Suite
 from d2unlearn.errors import ArtifactError, DataError
 from d2unlearn.runtime import atomic_write, read_json
 
-MARK = "d2unlearn"
+CONVENTION_KEY = "d2unlearn"
 
 
 def eval_file(suite: Suite) -> str:
@@ -37,9 +37,9 @@ def summary_file(suite: Suite) -> str:
 
 def eval_entries(suite: Suite, found: Mapping[str, MetricValue], convention: Convention) -> dict[str, Any]:
     """The content of the file with every example, keys in order."""
-    entries = {key: _entry(finding) for key, finding in found.items() if key not in suite.own}
+    entries = {key: _entry(value) for key, value in found.items() if key not in suite.own}
     if convention != OPEN_UNLEARNING:
-        entries[MARK] = {"agg_value": None, "convention": convention.name}
+        entries[CONVENTION_KEY] = {"agg_value": None, "convention": convention.name}
     return dict(sorted(entries.items()))
 
 
@@ -59,44 +59,44 @@ def read_logs(path: str | Path, suite: Suite) -> dict[str, Any]:
 
     Raises `DataError` for a file that is missing, holds something else, or has scores that are no numbers.
     """
-    place = Path(path) / eval_file(suite) if Path(path).is_dir() else Path(path)
+    file = Path(path) / eval_file(suite) if Path(path).is_dir() else Path(path)
     try:
-        logs = read_json(place)
+        logs = read_json(file)
     except (ArtifactError, OSError) as error:
         advice = f"--retain-logs takes the {eval_file(suite)} of a model that never saw the forget set"
         raise DataError(f"{error}; {advice}") from None
     for key, entry in logs.items():
         if not isinstance(entry, dict) or not _is_number(entry.get("agg_value")):
-            raise DataError(f"{place}: {key} should have a number (or null) as agg_value; is it a {eval_file(suite)}?")
+            raise DataError(f"{file}: {key} should have a number (or null) as agg_value; is it a {eval_file(suite)}?")
         records = entry.get("value_by_index") or {}
         if not isinstance(records, dict):
-            raise DataError(f"{place}: {key}: value_by_index should be an object, not {type(records).__name__}")
+            raise DataError(f"{file}: {key}: value_by_index should be an object, not {type(records).__name__}")
         for index, record in records.items():
             if not isinstance(record, dict) or not _is_number(record.get("score")):
-                raise DataError(f"{place}: {key}, example {index}: score should be a number (or null)")
+                raise DataError(f"{file}: {key}, example {index}: score should be a number (or null)")
     return logs
 
 
 def logged_convention(logs: Mapping[str, Any]) -> str:
     """The name of the convention that logs are in: open-unlearning's unless they say otherwise."""
-    return str((logs.get(MARK) or {}).get("convention", OPEN_UNLEARNING.name))
+    return str((logs.get(CONVENTION_KEY) or {}).get("convention", OPEN_UNLEARNING.name))
 
 
-def _entry(finding: MetricValue) -> dict[str, Any]:
-    value = _plain(finding.value)
-    if finding.parts:
-        return {**{side: _entry(part) for side, part in finding.parts.items()}, "auc": value, "agg_value": value}
-    if not finding.records:
-        return {"agg_value": value}
-    return {"agg_value": value, "value_by_index": {str(i): _plain(record) for i, record in enumerate(finding.records)}}
+def _entry(value: MetricValue) -> dict[str, Any]:
+    number = _plain(value.value)
+    if value.parts:
+        return {**{side: _entry(part) for side, part in value.parts.items()}, "auc": number, "agg_value": number}
+    if not value.records:
+        return {"agg_value": number}
+    return {"agg_value": number, "value_by_index": {str(i): _plain(record) for i, record in enumerate(value.records)}}
 
 
 def _plain(value: Any) -> Any:
     """NaN as null, in numbers and in what holds them."""
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

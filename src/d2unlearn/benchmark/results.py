@@ -3,172 +3,126 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from d2unlearn.benchmark.metrics import MetricInputs, MetricValue, RougeScore, SetScores, Utility
-from d2unlearn.benchmark.suites import Suite, sets_of
-from d2unlearn.benchmark.warnings import cautions
+from d2unlearn.benchmark.suites import Suite
+from d2unlearn.benchmark.warnings import suite_warnings
 from d2unlearn.config import BenchmarkSettings
-from d2unlearn.gate import EnergyGate
-from d2unlearn.generation.guarded import Answer
-from d2unlearn.metrics.separation import separations
-from d2unlearn.metrics.summary import GENERATED, GUARDED, LIKELIHOOD, groups_of, set_metric
-from d2unlearn.metrics.text import Rouge, leaks, refuses, repetition, token_entropy
+from d2unlearn.evaluation.records import ReportedGate, evaluation_record, guarded_scores, raw_scores, scored_example
+from d2unlearn.metrics.separation import separation_of_sets
+from d2unlearn.metrics.summary import GENERATED_METRICS, GUARDED_METRICS, LIKELIHOOD_METRICS, groups_of, set_metric
+from d2unlearn.metrics.text import refuses, repetition
 from d2unlearn.schema import EvaluatedSet, Evaluation, MetricResult, ScoredExample
 from d2unlearn.stats import bootstrap_bounds
 
-Overlap = Callable[[str, str], Rouge]
-"""ROUGE of (truth, generated), as the suite and the convention count it."""
 IN_WORDS = ("repetition", "refusal_rate")
 """Metrics of generated answers that a benchmark has beside those of `evaluate`."""
-PREFIX = "guarded_"
+GUARDED_PREFIX = "guarded_"
 """Begins the name of a suite's metric that is taken of guarded answers."""
 
 
-def evaluation_of(
-    settings: BenchmarkSettings,
-    suite: Suite,
-    study: MetricInputs,
-    gate: EnergyGate | None,
-    guarded: Mapping[str, Sequence[Answer]],
-    overlap: Overlap,
+def benchmark_evaluation(
+    settings: BenchmarkSettings, suite: Suite, inputs: MetricInputs, gate: ReportedGate | None
 ) -> Evaluation:
-    """Our result file's content. guarded: each set's guarded answers; none for a set without."""
-    there = [each for each in study.sets.values() if each.examples]
-    behind = behind_gate(suite, study, guarded, overlap)
-    sets = tuple(evaluated(suite, study, behind, each, guarded[each.name], settings.seed) for each in there)
-    groups = {each.name: groups_of(each.examples) for each in there}
-    return Evaluation(
-        model=settings.model,
-        label=settings.label or Path(settings.model).name,
-        sets=sets,
-        separation=tuple(separations(sets, settings.seed, groups)),
-        threshold=None if gate is None else gate.threshold,
-        max_false_refusal=None if gate is None else gate.max_false_refusal,
-        score_name=None if gate is None else gate.score_name,
-        settings={**asdict(settings), "guarded": gate is not None},
+    """Our result file's content. inputs: with every metric of the suite found."""
+    seed = settings.seed
+    scored = [each for each in inputs.sets.values() if each.examples]
+    sets = [evaluated_set(suite, inputs, each, seed) for each in scored]
+    separation = separation_of_sets(sets, seed, {each.name: groups_of(each.examples) for each in scored})
+    behind = behind_gate(suite, inputs)
+    guarded = [replace(suite_metric(key, suite, behind, seed), name=f"{GUARDED_PREFIX}{key}") for key in behind.found]
+    return replace(
+        evaluation_record(settings, gate, sets, separation),
         benchmark=settings.benchmark,
-        convention=study.convention.name,
-        suite=(
-            *(suite_metric(key, suite, study, settings.seed) for key in study.found),
-            *(replace(suite_metric(key, suite, behind, settings.seed), name=f"{PREFIX}{key}") for key in behind.found),
-        ),
-        warnings=cautions(suite, study.found, sets, study.convention, study.reference),
+        convention=inputs.convention.name,
+        suite=(*(suite_metric(key, suite, inputs, seed) for key in inputs.found), *guarded),
+        warnings=suite_warnings(suite, inputs.found, sets, inputs.convention, inputs.retain_logs),
     )
 
 
-def behind_gate(suite: Suite, study: MetricInputs, guarded: Mapping[str, Sequence[Answer]], overlap: Overlap) -> MetricInputs:
+def behind_gate(suite: Suite, inputs: MetricInputs) -> MetricInputs:
     """What the suite says of guarded answers: its ROUGE, and utility with that ROUGE; nothing without a gate.
 
     A gate has no say in likelihoods, so metrics of those alone have no guarded counterpart; in the utility they are raw.
     """
-    if not any(guarded.values()):
-        return replace(study, found={})
-    sets = {name: _told(scored, guarded.get(name, ()), overlap) for name, scored in study.sets.items()}
-    behind, told = replace(study, sets=sets), dict[str, MetricValue]()
-    for key, measure in suite.measures.items():
-        if isinstance(measure, RougeScore | Utility):
-            told[key] = measure.of(replace(behind, found={**study.found, **told}))
-    return replace(behind, found=told)
+    if not any(scored.guarded for scored in inputs.sets.values()):
+        return replace(inputs, found={})
+    sets = {name: replace(scored, generated=scored.guarded or scored.generated) for name, scored in inputs.sets.items()}
+    found = dict[str, MetricValue]()
+    for key, metric in suite.metrics.items():
+        if isinstance(metric, RougeScore | Utility):
+            found[key] = metric.compute(replace(inputs, sets=sets, found={**inputs.found, **found}))
+    return replace(inputs, sets=sets, found=found)
 
 
-def _told(scored: SetScores, answers: Sequence[Answer], overlap: Overlap) -> SetScores:
-    """The set with guarded answers in the place of the raw ones."""
-    if not answers:
-        return scored
-    texts = tuple(answer.text for answer in answers)
-    return replace(
-        scored, generated=texts, rouge=tuple(overlap(truth, text) for truth, text in zip(scored.truths, texts, strict=True))
-    )
-
-
-def suite_metric(key: str, suite: Suite, study: MetricInputs, seed: int) -> MetricResult:
+def suite_metric(key: str, suite: Suite, inputs: MetricInputs, seed: int) -> MetricResult:
     """One metric of the suite with its interval, over authors or documents where examples come in groups.
 
     n: examples of all sets that it is taken on and that could be scored whole; the others are counted as unscored.
     """
-    finding = study.found[key]
+    value = inputs.found[key]
     whole: dict[str, np.ndarray] = {}
-    for column in finding.columns:
+    for column in value.columns:
         whole[column.set_name] = whole.get(column.set_name, True) & ~np.isnan(column.values)
     n, total = int(sum(each.sum() for each in whole.values())), sum(len(each) for each in whole.values())
-    low, high = _bounds(finding, study, seed)
-    return MetricResult(key, finding.value, low, high, n, total - n, suite.measures[key].better, reason=finding.reason)
+    low, high = _bounds(value, inputs, seed)
+    return MetricResult(key, value.value, low, high, n, total - n, suite.metrics[key].better, reason=value.reason)
 
 
-def evaluated(
-    suite: Suite, study: MetricInputs, behind: MetricInputs, scored: SetScores, guarded: Sequence[Answer], seed: int
-) -> EvaluatedSet:
-    """One set: every example, and the metrics that `evaluate` takes of any set. behind: the study of guarded answers."""
+def evaluated_set(suite: Suite, inputs: MetricInputs, scored: SetScores, seed: int) -> EvaluatedSet:
+    """One set: every example, and the metrics that `evaluate` takes of any set."""
     own = {
-        key: finding.columns
-        for key, finding in study.found.items()
-        if scored.name in sets_of(suite.measures[key]) and not finding.reason
+        key: next(column.values for column in value.columns if column.set_name == scored.name)
+        for key, value in inputs.found.items()
+        if scored.name in suite.metrics[key].sets and not value.reason
     }
-    columns = {key: next(c.values for c in found if c.set_name == scored.name) for key, found in own.items()}
-    examples = []
-    for index in range(len(scored.examples)):
-        answer = (guarded[index], behind.sets[scored.name].rouge[index]) if guarded else None
-        further = {key: float(values[index]) for key, values in columns.items()}
-        examples.append(_example(scored, index, answer, further))
-    names = (*LIKELIHOOD, *((*GENERATED, *IN_WORDS) if scored.generated else ()), *(GUARDED if guarded else ()))
+    examples = [
+        _example(scored, index, {key: float(values[index]) for key, values in own.items()})
+        for index in range(len(scored.examples))
+    ]
+    generated = (*GENERATED_METRICS, *IN_WORDS) if scored.generated else ()
+    names = (*LIKELIHOOD_METRICS, *generated, *(GUARDED_METRICS if scored.guarded else ()))
     groups = groups_of(scored.examples)
     metrics = (set_metric(name, scored.kind, [e.scores[name] for e in examples], groups, seed) for name in names)
     return EvaluatedSet(scored.name, scored.kind, tuple(metrics), tuple(examples))
 
 
-def _example(
-    scored: SetScores, index: int, guarded: tuple[Answer, Rouge] | None, further: Mapping[str, float]
-) -> ScoredExample:
-    """guarded: the answer behind the gate and its overlap with the truth; further: the values in the suite's own metrics."""
-    example, true = scored.examples[index], scored.true[index]
-    raw = scored.generated[index] if scored.generated else None
+def _example(scored: SetScores, index: int, own: Mapping[str, float]) -> ScoredExample:
+    """own: the example's values in the suite's metrics."""
+    true = scored.true[index]
     scores = {
         "extraction_strength": true.extraction_strength,
         "exact_memorization": true.exact_memorization,
         "answer_probability": math.exp(-true.nll),
     }
+    raw = scored.generated[index] if scored.generated else None
     if raw is not None:
-        scores |= {
-            "rouge_l_recall": scored.rouge[index].rougeL_recall,
-            "leak_rate": leaks(scored.rouge[index].rougeL_recall),
-            "token_entropy": token_entropy(raw),
-            "repetition": repetition(raw),
-            "refusal_rate": refuses(raw),
-        }
-    answer: Answer | None = None
-    if guarded is not None:
-        answer, told = guarded
-        scores |= {
-            "guarded_rouge_l_recall": told.rougeL_recall,
-            "guarded_leak_rate": leaks(told.rougeL_recall),
-            "guarded_refusal_rate": float(answer.refused),
-        }
-    return ScoredExample(
-        example_id=example.example_id,
-        question=example.question,
-        answer=example.answer,
-        raw_answer=raw or "",
-        guarded_answer=None if answer is None else answer.text,
-        refused=None if answer is None else answer.refused,
-        gate_score=None if answer is None else answer.score,
+        scores |= raw_scores(raw.text, raw.rouge.rougeL_recall)
+        scores |= {"repetition": repetition(raw.text), "refusal_rate": refuses(raw.text)}
+    decision = scored.decisions[index] if scored.decisions else None
+    if decision is not None:
+        scores |= guarded_scores(decision, scored.guarded[index].rouge.rougeL_recall)
+    return scored_example(
+        scored.examples[index],
+        {**scores, **own},
+        raw_answer="" if raw is None else raw.text,
+        guarded=decision,
         prompt_energy=true.prompt_energy,
         answer_energy=true.answer_energy,
-        scores={**scores, **further},
     )
 
 
-def _bounds(finding: MetricValue, study: MetricInputs, seed: int) -> tuple[float, float]:
-    statistic = finding.quick or finding.aggregate
+def _bounds(value: MetricValue, inputs: MetricInputs, seed: int) -> tuple[float, float]:
+    statistic = value.quick or value.aggregate
     if statistic is None:
         return math.nan, math.nan
     groups = {}
-    for name in {column.set_name for column in finding.columns}:
-        examples = study.sets[name].examples
+    for name in {column.set_name for column in value.columns}:
+        examples = inputs.sets[name].examples
         groups[name] = groups_of(examples) or [str(index) for index in range(len(examples))]
-    columns = [(column.set_name, column.values) for column in finding.columns]
+    columns = [(column.set_name, column.values) for column in value.columns]
     return bootstrap_bounds(statistic, columns, groups, seed=seed)

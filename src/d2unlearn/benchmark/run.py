@@ -1,6 +1,6 @@
 """`evaluate --benchmark`: a suite on a model, raw and guarded, as our result file with open-unlearning's two beside it.
 
-What is found is on disk as soon as it is found, so that a run that was killed goes on where it was; a result of the same
+Every result is on disk as soon as it is there, so that a run that was killed goes on where it was; a result of the same
 inputs (weights, gate, rows, code version, convention) is not computed again.
 """
 
@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from d2unlearn.artifact import is_done, new_result
-from d2unlearn.benchmark.cache import Findings
+from d2unlearn.benchmark.cache import ResultCache
 from d2unlearn.benchmark.conventions import convention_named
 from d2unlearn.benchmark.datasets import LoadedSet, load_sets
-from d2unlearn.benchmark.metrics import MetricInputs, SetScores
+from d2unlearn.benchmark.metrics import MetricInputs
 from d2unlearn.benchmark.open_unlearning import (
     eval_entries,
     eval_file,
@@ -26,8 +25,8 @@ from d2unlearn.benchmark.open_unlearning import (
     write_entries,
 )
 from d2unlearn.benchmark.rendering import ChatFormat, Renderer
-from d2unlearn.benchmark.results import evaluation_of
-from d2unlearn.benchmark.scoring import Scorer, overlap, render, score_set, takes_trees
+from d2unlearn.benchmark.results import benchmark_evaluation
+from d2unlearn.benchmark.scoring import Scorer, render_example, score_set, takes_trees
 from d2unlearn.benchmark.suites import SUITES, Suite, attacked_sets, chosen
 from d2unlearn.config import BenchmarkSettings, identity
 from d2unlearn.data.records import content_hash
@@ -47,27 +46,26 @@ def run_benchmark(settings: BenchmarkSettings) -> Path:
     output = Path(settings.output)
     check_writable(output)
     suite = suite_of(settings)
-    reference = {} if settings.retain_logs is None else read_logs(settings.retain_logs, suite)
+    retain_logs = {} if settings.retain_logs is None else read_logs(settings.retain_logs, suite)
     sets = load_sets(suite, settings)
     guarded = GuardedModel.from_pretrained(settings.model, dtype=torch_dtype(settings.dtype), raw=True, use_gate=True)
-    renderer = Renderer(guarded.tokenizer, convention_named(settings.convention), chat_of(settings))
+    chat = ChatFormat(settings.system_prompt, settings.date_string)
+    renderer = Renderer(guarded.tokenizer, convention_named(settings.convention), chat)
     context = fingerprint([__version__, guarded.fingerprint, renderer.fingerprint, str(guarded.model.dtype)])
-    key = _key(settings, context, sets, reference)
+    key = _key(settings, context, sets, retain_logs)
     if is_done(output, key, settings):
         return output / EVALUATION_FILE
-    with Findings(output, context) as findings:
-        if len(findings):
-            say(f"going on: {len(findings)} findings are there already")
-        scorer = scorer_of(settings, suite, guarded, renderer, findings, sets)
-        scored = [score_set(scorer, loaded) for loaded in sets]
-    study = studied(suite, [each for each, _ in scored], renderer, reference)
-    guarded_answers = {each.name: answers for each, answers in scored}
-    result = evaluation_of(settings, suite, study, guarded.gate, guarded_answers, partial(overlap, scorer))
+    with ResultCache(output, context) as cache:
+        if len(cache):
+            say(f"going on: {len(cache)} results are there already")
+        scorer = scorer_of(settings, suite, guarded, renderer, cache, sets)
+        scored = {loaded.name: score_set(scorer, loaded) for loaded in sets}
+    inputs = computed(suite, MetricInputs(scored, renderer.convention, retain_logs))
     with new_result(output, "evaluate", key, settings) as staged:
-        write_evaluation(staged / EVALUATION_FILE, result)
-        write_entries(staged / eval_file(suite), eval_entries(suite, study.found, study.convention))
-        write_entries(staged / summary_file(suite), summary_entries(suite, study.found))
-    findings.discard()
+        write_evaluation(staged / EVALUATION_FILE, benchmark_evaluation(settings, suite, inputs, guarded.gate))
+        write_entries(staged / eval_file(suite), eval_entries(suite, inputs.found, inputs.convention))
+        write_entries(staged / summary_file(suite), summary_entries(suite, inputs.found))
+    cache.discard()
     return output / EVALUATION_FILE
 
 
@@ -78,17 +76,12 @@ def suite_of(settings: BenchmarkSettings) -> Suite:
     return chosen(SUITES[settings.benchmark], parts=settings.parts, left_out=left_out)
 
 
-def chat_of(settings: BenchmarkSettings) -> ChatFormat:
-    """What every conversation begins with."""
-    return ChatFormat(settings.system_prompt, settings.date_string)
-
-
 def scorer_of(
     settings: BenchmarkSettings,
     suite: Suite,
     guarded: GuardedModel,
     renderer: Renderer,
-    findings: Findings,
+    cache: ResultCache,
     sets: Sequence[LoadedSet],
 ) -> Scorer:
     """The model with all that it is scored with; loads the reference model where one was named and can be attacked with.
@@ -100,23 +93,22 @@ def scorer_of(
     if settings.reference_model is not None and attackable:
         reference = load_model(settings.reference_model, dtype=guarded.model.dtype)
         reference.to(guarded.model.device)  # type: ignore[arg-type]
-    several = [(each.spec, each.examples[0]) for each in sets if each.spec.others and each.examples]
-    trees = takes_trees(guarded.model, [render(renderer, spec, example) for spec, example in several[:1]])
+    first = next(((loaded.spec, loaded.examples[0]) for loaded in sets if loaded.spec.others and loaded.examples), None)
+    answers = () if first is None else render_example(renderer, *first).rows.values()
+    trees = takes_trees(guarded.model, [row for rows in answers for row in rows])
     gradients = settings.gradient_norm and attackable
-    return Scorer(guarded, renderer, findings, suite, settings.batch_size, gradients, reference, trees)
+    return Scorer(guarded, renderer, cache, suite, settings.batch_size, gradients, reference, trees)
 
 
-def studied(suite: Suite, sets: Sequence[SetScores], renderer: Renderer, reference: Mapping[str, Any]) -> MetricInputs:
-    """The suite's metrics on its scored sets, in the table's order."""
-    study = MetricInputs({each.name: each for each in sets}, renderer.convention, reference)
-    for key, measure in suite.measures.items():
-        study = replace(study, found={**study.found, key: measure.of(study)})
-    return study
+def computed(suite: Suite, inputs: MetricInputs) -> MetricInputs:
+    """The inputs with the suite's metrics on them found, in the table's order."""
+    for key, metric in suite.metrics.items():
+        inputs = replace(inputs, found={**inputs.found, key: metric.compute(inputs)})
+    return inputs
 
 
-def _key(settings: BenchmarkSettings, context: str, sets: Sequence[LoadedSet], reference: Mapping[str, Any]) -> str:
+def _key(settings: BenchmarkSettings, context: str, sets: Sequence[LoadedSet], retain_logs: Mapping[str, Any]) -> str:
     """What the result depends on: the model and how it is read, rows, the retain model's logs, settings without places."""
-    rows = [[each.name, [[content_hash(e), e.extra] for e in each.examples]] for each in sets]
-    other = settings.reference_model
-    weights = None if other is None else weights_name(other)
-    return fingerprint([context, rows, reference, weights, identity(settings)])
+    rows = [[loaded.name, [[content_hash(e), e.extra] for e in loaded.examples]] for loaded in sets]
+    reference = None if settings.reference_model is None else weights_name(settings.reference_model)
+    return fingerprint([context, rows, retain_logs, reference, identity(settings)])

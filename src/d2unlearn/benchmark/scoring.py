@@ -1,5 +1,5 @@
 """Everything that a model has to say about one set of a benchmark, each thing once: likelihoods, answers, guarded answers,
-gradients. What is found is kept on disk at once, batch by batch.
+gradients. Results are kept on disk at once, batch by batch.
 """
 
 from __future__ import annotations
@@ -9,39 +9,42 @@ from dataclasses import astuple, dataclass, replace
 
 from transformers import PreTrainedModel
 
-from d2unlearn.benchmark.cache import Findings, each_once
+from d2unlearn.benchmark.cache import ResultCache
 from d2unlearn.benchmark.datasets import LoadedSet, answers_in
 from d2unlearn.benchmark.gradients import gradient_norms
-from d2unlearn.benchmark.greedy import Wanted, decodes_plainly, draft_of, greedy_answers
-from d2unlearn.benchmark.loglikelihood import AnswerScores, Asked, score_answers, trees_agree
-from d2unlearn.benchmark.metrics import SetScores
+from d2unlearn.benchmark.greedy import GreedyRequest, decodes_plainly, draft_of, greedy_answers
+from d2unlearn.benchmark.guarded_answers import GuardedRequest, guarded_answers
+from d2unlearn.benchmark.loglikelihood import AnswerScores, ScoreRequest, score_answers, trees_agree
+from d2unlearn.benchmark.metrics import TRUE_ANSWER, GeneratedAnswer, SetScores
 from d2unlearn.benchmark.rendering import Renderer
 from d2unlearn.benchmark.suites import SetSpec, Suite, attacked_sets
-from d2unlearn.data.batching import by_length
 from d2unlearn.data.muse import PREFIX
 from d2unlearn.generation.guarded import Answer, GuardedModel
 from d2unlearn.metrics.text import NO_ROUGE, Rouge, rouge
 from d2unlearn.models import end_token_ids, pad_token_id, state_hash
-from d2unlearn.runtime import fingerprint, progress, say
+from d2unlearn.runtime import progress, say
 from d2unlearn.schema import Example, Message, Tokens
 
 TEXT_TOKENS = 2048
 """Tokens of a continuation that are scored at most, as in MUSE."""
-TRUE = "answer"
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """One example as token ids. prompt: what an answer is generated to; rows: each column's answers after the prompt."""
+    """One example as token ids. prompt: what an answer is generated to; rows: each column's answers after the prompt.
+
+    `guarded_prompt`: what is asked behind the gate; a passage to continue is asked for as a question.
+    """
 
     example: Example
     prompt: tuple[int, ...]
     rows: Mapping[str, tuple[Tokens, ...]]
+    guarded_prompt: tuple[Message, ...]
 
     @property
     def row(self) -> Tokens:
         """The row with the true answer."""
-        return self.rows[TRUE][0]
+        return self.rows[TRUE_ANSWER][0]
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Scorer:
 
     guarded: GuardedModel
     renderer: Renderer
-    findings: Findings
+    cache: ResultCache
     suite: Suite
     batch_size: int
     gradient_norm: bool
@@ -58,224 +61,163 @@ class Scorer:
     trees: bool = True
 
 
-def render(renderer: Renderer, spec: SetSpec, example: Example) -> Rendered:
+def render_example(renderer: Renderer, spec: SetSpec, example: Example) -> Rendered:
     """An example's prompt and all of its answers."""
     if spec.style == "text":
         prefix = str(example.extra.get(PREFIX, ""))
         row = renderer.continuation(example.example_id, prefix, example.answer, TEXT_TOKENS)
-        return Rendered(example, tuple(renderer.prefix_ids(prefix)), {TRUE: (row,)})
-    prompt = renderer.prompt_ids(example.prompt)
-    answers = {TRUE: [example.answer], **{column: answers_in(example, column) for column in spec.others}}
-    rows = {column: tuple(renderer.row(example, each, prompt) for each in some) for column, some in answers.items()}
-    return Rendered(example, tuple(prompt), rows)
+        return Rendered(example, tuple(renderer.prefix_ids(prefix)), {TRUE_ANSWER: (row,)}, (Message("user", prefix),))
+    prompt = tuple(renderer.prompt_ids(example.prompt))
+    answers = {TRUE_ANSWER: [example.answer], **{column: answers_in(example, column) for column in spec.others}}
+    rows = {column: tuple(renderer.row(example, answer, prompt) for answer in some) for column, some in answers.items()}
+    return Rendered(example, prompt, rows, renderer.prompt(example.prompt))
 
 
-def takes_trees(model: PreTrainedModel, rendered: Sequence[Rendered]) -> bool:
-    """Whether trees can be used, tried on the first example with several answers; says so where they cannot."""
-    for each in rendered:
-        rows = [row for some in each.rows.values() for row in some]
-        if len(rows) > 1:
-            agree = trees_agree(model, rows)
-            if not agree:
-                say(f"{type(model).__name__} scores answers row by row: it does not take several answers to a question at once")
-            return agree
-    return True
+def takes_trees(model: PreTrainedModel, rows: Sequence[Tokens]) -> bool:
+    """Whether trees can be used, tried on the answers to one question; says so where they cannot."""
+    if len(rows) < 2 or trees_agree(model, rows):
+        return True
+    say(f"{type(model).__name__} scores answers row by row: it does not take several answers to a question at once")
+    return False
 
 
-def score_set(scorer: Scorer, loaded: LoadedSet) -> tuple[SetScores, list[Answer]]:
-    """A set's scores and its guarded answers; those are none without a gate, or where nothing is generated."""
-    spec = loaded.spec
+def score_set(scorer: Scorer, loaded: LoadedSet) -> SetScores:
+    """A set's scores; guarded answers are none without a gate, or where nothing is generated."""
+    name, spec = loaded.name, loaded.spec
     if not loaded.examples:
-        return SetScores(loaded.name, spec.kind, missing=loaded.missing), []
-    rendered = [render(scorer.renderer, spec, example) for example in loaded.examples]
-    scores = likelihoods(scorer, loaded.name, rendered)
-    true = [each[TRUE][0] for each in scores]
-    others = {column: tuple(each[column] for each in scores) for column in spec.others}
-    scored = SetScores(loaded.name, spec.kind, loaded.examples, tuple(true), others)
-    if loaded.name in attacked_sets(scorer.suite):
-        scored = _attackable(scorer, scored, rendered)
-    guarded = guarded_answers(scorer, loaded, rendered) if spec.limit and scorer.guarded.gate is not None else []
-    return (_told(scorer, scored, loaded, rendered, guarded) if spec.limit else scored), guarded
+        return SetScores(name, spec.kind, missing=loaded.missing)
+    rendered = [render_example(scorer.renderer, spec, example) for example in loaded.examples]
+    columns = _likelihoods(scorer, name, rendered)
+    scored = SetScores(name, spec.kind, loaded.examples, tuple(scores for (scores,) in columns.pop(TRUE_ANSWER)), columns)
+    if name in attacked_sets(scorer.suite):
+        scored = _with_attacks(scorer, scored, rendered)
+    return _with_answers(scorer, scored, spec, rendered) if spec.limit else scored
 
 
-def likelihoods(scorer: Scorer, name: str, rendered: Sequence[Rendered]) -> list[dict[str, tuple[AnswerScores, ...]]]:
-    """Every answer of every example, teacher-forced: {column: the scores of its answers}."""
-    ranked = name in attacked_sets(scorer.suite)
-    asked = [
-        [Asked(row, column == TRUE, ranked and column == TRUE) for column, rows in each.rows.items() for row in rows]
-        for each in rendered
+def _likelihoods(scorer: Scorer, name: str, rendered: Sequence[Rendered]) -> dict[str, tuple[tuple[AnswerScores, ...], ...]]:
+    """Every answer of every example, teacher-forced: {column: for each example the scores of its answers}."""
+    attacked = name in attacked_sets(scorer.suite)
+    requests = [
+        ScoreRequest(row, column == TRUE_ANSWER, attacked and column == TRUE_ANSWER, question)
+        for question, example in enumerate(rendered)
+        for column, rows in example.rows.items()
+        for row in rows
     ]
-    places = [(g, i) for g, group in enumerate(asked) for i in range(len(group))]
-    keys = [_row_key(asked[g][i]) for g, i in places]
+    scores = iter(_scores(scorer, scorer.guarded.model, "likelihood", requests, trees=scorer.trees, name=name))
+    by_example = [{column: tuple(next(scores) for _ in rows) for column, rows in each.rows.items()} for each in rendered]
+    return {column: tuple(each[column] for each in by_example) for column in rendered[0].rows}
 
-    def compute(missing: list[int]) -> Iterator[list[tuple[int, object]]]:
-        wanted = [places[index] for index in missing]
-        groups = [[place for place in wanted if place[0] == g] for g in dict.fromkeys(g for g, _ in wanted)]
-        index_of = dict(zip(wanted, missing, strict=True))
+
+def _scores(
+    scorer: Scorer, model: PreTrainedModel, kind: str, requests: Sequence[ScoreRequest], *, trees: bool, name: str
+) -> list[AnswerScores]:
+    def compute(missing: list[ScoreRequest]) -> Iterator[list[tuple[ScoreRequest, object]]]:
         passes = score_answers(
-            scorer.guarded.model,
-            [[asked[g][i] for g, i in group] for group in groups],
+            model,
+            missing,
             scorer.renderer.convention,
             batch_size=scorer.batch_size,
             hidden_token=scorer.renderer.hidden_token,
-            trees=scorer.trees,
+            trees=trees,
             name=name,
         )
         for scored in passes:
-            yield [(index_of[groups[g][i]], astuple(scores)) for (g, i), scores in scored]
+            yield [(request, astuple(scores)) for request, scores in scored]
 
-    found = iter([AnswerScores(*value) for value in each_once(scorer.findings, keys, compute)])
-    return [{column: tuple(next(found) for _ in rows) for column, rows in each.rows.items()} for each in rendered]
+    return [AnswerScores(*result) for result in scorer.cache.cached(kind, requests, compute)]
 
 
-def raw_answers(
-    scorer: Scorer, loaded: LoadedSet, rendered: Sequence[Rendered], true: Sequence[AnswerScores], guarded: Sequence[Answer]
+def _with_attacks(scorer: Scorer, scored: SetScores, rendered: Sequence[Rendered]) -> SetScores:
+    """The set with what the membership attacks need besides likelihoods."""
+    requests = [ScoreRequest(example.row, thorough=False) for example in rendered]
+    texts = tuple(scorer.renderer.answer_text(example.example.answer, example.row) for example in rendered)
+    gradients = _gradients(scorer, scored.name, requests) if scorer.gradient_norm else []
+    model, losses = scorer.reference, list[float]()
+    if model is not None:
+        kind, name = f"likelihood by {state_hash(model)}", f"reference model, {scored.name}"
+        losses = [scores.nll for scores in _scores(scorer, model, kind, requests, trees=False, name=name)]
+    return replace(scored, texts=texts, gradients=tuple(gradients), reference_nll=tuple(losses))
+
+
+def _gradients(scorer: Scorer, name: str, requests: Sequence[ScoreRequest]) -> list[float]:
+    def compute(missing: list[ScoreRequest]) -> Iterator[list[tuple[ScoreRequest, object]]]:
+        norms = gradient_norms(scorer.guarded.model, [request.tokens for request in missing], scorer.renderer.convention)
+        for request, norm in zip(missing, progress(norms, f"gradients, {name}", total=len(missing)), strict=True):
+            yield [(request, norm)]
+
+    return scorer.cache.cached("gradient norm", requests, compute)
+
+
+def _with_answers(scorer: Scorer, scored: SetScores, spec: SetSpec, rendered: Sequence[Rendered]) -> SetScores:
+    """The set with greedy answers, raw and (where there is a gate) guarded, cleaned and cut alike."""
+    guarded, renderer = scorer.guarded, scorer.renderer
+    decisions: list[Answer] = []
+    if guarded.gate is not None:
+        requests = [GuardedRequest(example.guarded_prompt, spec.limit) for example in rendered]
+        answers = guarded_answers(guarded, scorer.cache, requests, batch_size=scorer.batch_size, name=scored.name)
+        decisions = [replace(answer, text=_cut(renderer.cleaned(answer.text), spec.stops)) for answer in answers]
+    raw = _raw_answers(scorer, scored, spec, rendered, decisions)
+    return replace(
+        scored,
+        generated=tuple(_generated(scorer, example, text) for example, text in zip(rendered, raw, strict=True)),
+        guarded=tuple(_generated(scorer, e, answer.text) for e, answer in zip(rendered, decisions, strict=bool(decisions))),
+        decisions=tuple(decisions),
+    )
+
+
+def _raw_answers(
+    scorer: Scorer, scored: SetScores, spec: SetSpec, rendered: Sequence[Rendered], decisions: Sequence[Answer]
 ) -> list[str]:
     """The model's own greedy answers. What the gate let pass was generated already, where the prompt is the same."""
     passed: list[str | None] = [None] * len(rendered)
-    for index, answer in enumerate(guarded):
-        if not answer.refused and _guard_prompt_ids(scorer, loaded, rendered[index]) == list(rendered[index].prompt):
+    for index, answer in enumerate(decisions):
+        example = rendered[index]
+        if not answer.refused and scorer.guarded.template.prompt_ids(example.guarded_prompt) == list(example.prompt):
             passed[index] = answer.text
     rest = [index for index, text in enumerate(passed) if text is None]
-    generated = iter(_generated(scorer, loaded, [rendered[i] for i in rest], [true[i] for i in rest]))
-    return [_cut(next(generated) if text is None else text, loaded.spec.stops) for text in passed]
+    drafts = [_draft(scorer, rendered[index], scored.true[index], spec.limit) for index in rest]
+    texts = iter(_greedy_texts(scorer, scored.name, drafts))
+    return [_cut(next(texts), spec.stops) if text is None else text for text in passed]
 
 
-def guarded_answers(scorer: Scorer, loaded: LoadedSet, rendered: Sequence[Rendered]) -> list[Answer]:
-    """What a user of the guarded model is told, cleaned and cut like raw answers: a passage to continue is asked for as a
-    question.
-    """
-    guarded, limit = scorer.guarded, loaded.spec.limit
-    gate = "" if guarded.gate is None else guarded.gate.fingerprint
-    prompts = [_guard_prompt(scorer, loaded, each) for each in rendered]
-    keys = [fingerprint(["guarded", gate, prompt, limit]) for prompt in prompts]
-
-    def compute(missing: list[int]) -> Iterator[list[tuple[int, object]]]:
-        batches = list(by_length([len(rendered[index].prompt) for index in missing], scorer.batch_size))
-        for places in progress(batches, f"guarded answers, {loaded.name}", total=len(batches)):
-            batch = [missing[place] for place in places]
-            answers = guarded.answer([prompts[i] for i in batch], max_new_tokens=limit, batch_size=scorer.batch_size)
-            yield [(index, astuple(answer)) for index, answer in zip(batch, answers, strict=True)]
-
-    found = [Answer(*value) for value in each_once(scorer.findings, keys, compute)]
-    return [replace(answer, text=_cut(scorer.renderer.cleaned(answer.text), loaded.spec.stops)) for answer in found]
+def _draft(scorer: Scorer, example: Rendered, true: AnswerScores, limit: int) -> GreedyRequest:
+    """What the true answer's scores show already of the greedy answer."""
+    model = scorer.guarded.model
+    if not decodes_plainly(model.generation_config) or scorer.renderer.hidden_token in example.prompt:
+        return GreedyRequest(example.prompt, limit)
+    return draft_of(example.row, true, example.prompt, end_token_ids(model, scorer.guarded.tokenizer), limit)
 
 
-def _generated(scorer: Scorer, loaded: LoadedSet, rendered: Sequence[Rendered], true: Sequence[AnswerScores]) -> list[str]:
-    """Greedy answers as text, generated only where the true answer's scores do not show them already."""
-    model, tokenizer, renderer, limit = scorer.guarded.model, scorer.guarded.tokenizer, scorer.renderer, loaded.spec.limit
-    ends = end_token_ids(model, tokenizer)
-    plain = decodes_plainly(model.generation_config)
+def _greedy_texts(scorer: Scorer, name: str, drafts: Sequence[GreedyRequest]) -> list[str]:
+    model, tokenizer, renderer = scorer.guarded.model, scorer.guarded.tokenizer, scorer.renderer
 
-    def wanted(index: int) -> Wanted:
-        each = rendered[index]
-        shown = plain and renderer.hidden_token not in each.prompt
-        return draft_of(each.row, true[index], each.prompt, ends, limit) if shown else Wanted(each.prompt)
-
-    def compute(missing: list[int]) -> Iterator[list[tuple[int, object]]]:
+    def compute(missing: list[GreedyRequest]) -> Iterator[list[tuple[GreedyRequest, object]]]:
         passes = greedy_answers(
             model,
-            [wanted(index) for index in missing],
-            limit=limit,
-            ends=ends,
+            missing,
+            ends=end_token_ids(model, tokenizer),
             pad_id=pad_token_id(tokenizer),
             batch_size=scorer.batch_size,
             hidden_token=renderer.hidden_token,
-            name=loaded.name,
+            name=name,
         )
         for answered in passes:
-            yield [(missing[index], renderer.text(tokens)) for index, tokens in answered]
+            yield [(request, renderer.text(tokens)) for request, tokens in answered]
 
-    keys = [fingerprint(["answer", each.prompt, limit]) for each in rendered]
-    return [str(text) for text in each_once(scorer.findings, keys, compute)]
-
-
-def _attackable(scorer: Scorer, scored: SetScores, rendered: Sequence[Rendered]) -> SetScores:
-    """The set with what the membership attacks need besides likelihoods."""
-    return replace(
-        scored,
-        texts=tuple(scorer.renderer.answer_text(each.example.answer, each.row) for each in rendered),
-        gradients=tuple(_gradients(scorer, scored.name, rendered)) if scorer.gradient_norm else (),
-        reference_nll=tuple(_reference_nll(scorer, scored.name, rendered)) if scorer.reference is not None else (),
-    )
+    return scorer.cache.cached("greedy answer", drafts, compute)
 
 
-def _told(
-    scorer: Scorer, scored: SetScores, loaded: LoadedSet, rendered: Sequence[Rendered], guarded: Sequence[Answer]
-) -> SetScores:
-    """The set with the raw greedy answers and their overlap with the truth."""
+def _generated(scorer: Scorer, example: Rendered, text: str) -> GeneratedAnswer:
     renderer = scorer.renderer
-    generated = raw_answers(scorer, loaded, rendered, scored.true, guarded)
-    truths = [renderer.truth(each.example.answer, each.prompt, each.row) for each in rendered]
-    return replace(
-        scored,
-        inputs=tuple(renderer.text(each.prompt) for each in rendered),
-        truths=tuple(truths),
-        generated=tuple(generated),
-        rouge=tuple(overlap(scorer, truth, text) for truth, text in zip(truths, generated, strict=True)),
-    )
+    truth = renderer.truth(example.example.answer, example.prompt, example.row)
+    return GeneratedAnswer(renderer.text(example.prompt), truth, text, rouge_of(truth, text, scorer))
 
 
-def overlap(scorer: Scorer, truth: str, text: str) -> Rouge:
+def rouge_of(truth: str, text: str, scorer: Scorer) -> Rouge:
     """ROUGE as suite and convention count it."""
     convention = scorer.renderer.convention
     scores = rouge(truth, text, stemmer=scorer.suite.stems or convention.stems_always)
     return Rouge(0.0, 0.0, 0.0) if scores == NO_ROUGE and convention.empty_is_zero else scores
-
-
-def _gradients(scorer: Scorer, name: str, rendered: Sequence[Rendered]) -> list[float]:
-    rows = [each.row for each in rendered]
-
-    def compute(missing: list[int]) -> Iterator[list[tuple[int, object]]]:
-        norms = gradient_norms(scorer.guarded.model, [rows[index] for index in missing], scorer.renderer.convention)
-        for index, norm in zip(missing, progress(norms, f"gradients, {name}", total=len(missing)), strict=True):
-            yield [(index, norm)]
-
-    return [float(value) for value in each_once(scorer.findings, [fingerprint(["gradient", _ids(r)]) for r in rows], compute)]
-
-
-def _reference_nll(scorer: Scorer, name: str, rendered: Sequence[Rendered]) -> list[float]:
-    """Mean NLL of the true answers under the reference model."""
-    model = scorer.reference
-    assert model is not None
-    rows = [each.row for each in rendered]
-    weights = state_hash(model)
-
-    def compute(missing: list[int]) -> Iterator[list[tuple[int, object]]]:
-        asked = [[Asked(rows[index], thorough=False)] for index in missing]
-        passes = score_answers(
-            model,
-            asked,
-            scorer.renderer.convention,
-            batch_size=scorer.batch_size,
-            hidden_token=scorer.renderer.hidden_token,
-            trees=False,
-            name=f"reference model, {name}",
-        )
-        for scored in passes:
-            yield [(missing[g], scores.nll) for (g, _), scores in scored]
-
-    keys = [fingerprint(["reference", weights, _ids(row)]) for row in rows]
-    return [float(value) for value in each_once(scorer.findings, keys, compute)]
-
-
-def _guard_prompt(scorer: Scorer, loaded: LoadedSet, each: Rendered) -> tuple[Message, ...]:
-    if loaded.spec.style == "text":
-        return (Message("user", str(each.example.extra.get(PREFIX, ""))),)
-    return scorer.renderer.prompt(each.example.prompt)
-
-
-def _guard_prompt_ids(scorer: Scorer, loaded: LoadedSet, each: Rendered) -> list[int]:
-    return scorer.guarded.template.prompt_ids(_guard_prompt(scorer, loaded, each))
-
-
-def _row_key(asked: Asked) -> str:
-    return fingerprint(["row", asked.thorough, _ids(asked.tokens)])
-
-
-def _ids(row: Tokens) -> list[object]:
-    """A row's tokens and where its answer begins."""
-    return [row.input_ids, row.answer_mask.index(True) if True in row.answer_mask else None]
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:

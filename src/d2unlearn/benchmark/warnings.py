@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from d2unlearn.benchmark.conventions import Convention
-from d2unlearn.benchmark.metrics import Membership, MetricValue, RougeScore
+from d2unlearn.benchmark.metrics import Membership, MetricValue, RougeScore, mean_of_columns
 from d2unlearn.benchmark.open_unlearning import logged_convention
 from d2unlearn.benchmark.suites import Suite
 from d2unlearn.metrics.text import token_entropy
@@ -23,60 +25,60 @@ ENTROPY_KEPT = 0.9
 """Share of the retain model's token entropy on the same questions below which answers have become poorer."""
 REPETITION_CEILING = 0.5
 AUC_MARGIN = 0.1
-"""How far under the reference an attack's AUC may lie before the unlearning itself gives the forget set away."""
+"""How far under the retain model's AUC an attack's may lie before the unlearning itself gives the forget set away."""
 OVER_UNLEARNED = 0.1
 """Share of the retain model's probability of the forgotten answers, below which they are avoided rather than unknown."""
 REFUSED_CEILING = 0.1
 UNSCORED_CEILING = 0.05
 
 
-def cautions(
+def suite_warnings(
     suite: Suite,
     found: Mapping[str, MetricValue],
     sets: Sequence[EvaluatedSet],
     convention: Convention,
-    reference: Mapping[str, Any],
+    retain_logs: Mapping[str, Any],
 ) -> tuple[str, ...]:
     """What a reader has to know before trusting the numbers, the gravest first."""
     return (
-        *_use(suite, found, reference),
-        *_language(suite, sets, reference),
-        *_conspicuous(suite, found, reference),
+        *_use(suite, found, retain_logs),
+        *_language(suite, sets, retain_logs),
+        *_conspicuous(suite, found, retain_logs),
         *_refusals(sets),
         *_unscored(sets),
-        *_references(found, convention, reference),
+        *_logs(found, convention, retain_logs),
     )
 
 
-def _use(suite: Suite, found: Mapping[str, MetricValue], reference: Mapping[str, Any]) -> Iterator[str]:
-    value, never_knew = _value(found, suite.kept), _logged(reference, suite.kept)
-    floor = UTILITY_FLOOR if math.isnan(never_knew) else UTILITY_KEPT * never_knew
+def _use(suite: Suite, found: Mapping[str, MetricValue], retain_logs: Mapping[str, Any]) -> Iterator[str]:
+    value, retain_value = _value(found, suite.kept), _logged(retain_logs, suite.kept)
+    floor = UTILITY_FLOOR if math.isnan(retain_value) else UTILITY_KEPT * retain_value
     if value < floor:
-        beside = "" if math.isnan(never_knew) else f", the retain model's {never_knew:.3f}"
+        beside = "" if math.isnan(retain_value) else f", the retain model's {retain_value:.3f}"
         yield f"utility is gone: {suite.kept} is {value:.3f}{beside}. What looks forgotten may be a model that is broken"
 
 
-def _language(suite: Suite, sets: Sequence[EvaluatedSet], reference: Mapping[str, Any]) -> Iterator[str]:
-    for each in sets:
-        entropy, repeated = _metric(each, "token_entropy"), _metric(each, "repetition")
-        never_knew = _logged_entropy(suite, each.name, reference)
+def _language(suite: Suite, sets: Sequence[EvaluatedSet], retain_logs: Mapping[str, Any]) -> Iterator[str]:
+    for evaluated in sets:
+        name, entropy, repeated = evaluated.name, _metric(evaluated, "token_entropy"), _metric(evaluated, "repetition")
+        retain_entropy = _logged_entropy(suite, name, retain_logs)
         if entropy < ENTROPY_FLOOR or repeated > REPETITION_CEILING:
             yield (
-                f"answers on {each.name} repeat themselves (token entropy {entropy:.2f}, repetition {repeated:.2f}): low "
+                f"answers on {name} repeat themselves (token entropy {entropy:.2f}, repetition {repeated:.2f}): low "
                 "scores there are gibberish, not forgetting"
             )
-        elif entropy < ENTROPY_KEPT * never_knew:
+        elif entropy < ENTROPY_KEPT * retain_entropy:
             yield (
-                f"answers on {each.name} are poorer than the retain model's (token entropy {entropy:.2f}, there "
-                f"{never_knew:.2f}; repetition {repeated:.2f}): part of what looks forgotten there is language that broke"
+                f"answers on {name} are poorer than the retain model's (token entropy {entropy:.2f}, there "
+                f"{retain_entropy:.2f}; repetition {repeated:.2f}): part of what looks forgotten there is language that broke"
             )
 
 
-def _conspicuous(suite: Suite, found: Mapping[str, MetricValue], reference: Mapping[str, Any]) -> Iterator[str]:
+def _conspicuous(suite: Suite, found: Mapping[str, MetricValue], retain_logs: Mapping[str, Any]) -> Iterator[str]:
     under = []
-    for key in (key for key, measure in suite.measures.items() if isinstance(measure, Membership)):
-        never_knew = _logged(reference, key)
-        aim = 0.5 if math.isnan(never_knew) else never_knew
+    for key in (key for key, metric in suite.metrics.items() if isinstance(metric, Membership)):
+        retain_auc = _logged(retain_logs, key)
+        aim = 0.5 if math.isnan(retain_auc) else retain_auc
         if _value(found, key) < aim - AUC_MARGIN:
             under.append(f"{key} {_value(found, key):.3f} (aim {aim:.3f})")
     if under:
@@ -84,26 +86,27 @@ def _conspicuous(suite: Suite, found: Mapping[str, MetricValue], reference: Mapp
             f"forgotten texts are less likely than held-out ones, which gives the unlearning away: {', '.join(under)}. "
             "So it looks too if the held-out rows were trained on"
         )
-    probability, never_knew = _value(found, "forget_Q_A_Prob"), _logged(reference, "forget_Q_A_Prob")
-    if probability < OVER_UNLEARNED * never_knew:
+    probability, retain_value = _value(found, "forget_Q_A_Prob"), _logged(retain_logs, "forget_Q_A_Prob")
+    if probability < OVER_UNLEARNED * retain_value:
         yield (
             f"over-unlearned: the forgotten answers' probability {probability:.2g} is under a tenth of the retain model's "
-            f"{never_knew:.2g}"
+            f"{retain_value:.2g}"
         )
 
 
 def _refusals(sets: Sequence[EvaluatedSet]) -> Iterator[str]:
-    for each in (each for each in sets if each.kind == "retain"):
+    for kept in (evaluated for evaluated in sets if evaluated.kind == "retain"):
         for name, who in (("guarded_refusal_rate", "the gate refuses"), ("refusal_rate", "the model itself refuses")):
-            if _metric(each, name) > REFUSED_CEILING:
-                yield f"over-refusal: {who} {_metric(each, name):.0%} of {each.name}, which is to be kept"
+            if _metric(kept, name) > REFUSED_CEILING:
+                yield f"over-refusal: {who} {_metric(kept, name):.0%} of {kept.name}, which is to be kept"
 
 
 def _unscored(sets: Sequence[EvaluatedSet]) -> Iterator[str]:
-    for each in sets:
-        some = [m for m in each.metrics if m.unscored > UNSCORED_CEILING * len(each.examples) and _needs_scoring(m)]
+    for evaluated in sets:
+        n = len(evaluated.examples)
+        some = [m for m in evaluated.metrics if m.unscored > UNSCORED_CEILING * n and _needs_scoring(m)]
         if some:
-            yield f"not scored on {each.name}: {', '.join(f'{m.name} {m.unscored} of {len(each.examples)}' for m in some)}"
+            yield f"not scored on {evaluated.name}: {', '.join(f'{m.name} {m.unscored} of {n}' for m in some)}"
 
 
 def _needs_scoring(metric: MetricResult) -> bool:
@@ -111,35 +114,34 @@ def _needs_scoring(metric: MetricResult) -> bool:
     return metric.name not in ("token_entropy", "repetition")
 
 
-def _references(found: Mapping[str, MetricValue], convention: Convention, reference: Mapping[str, Any]) -> Iterator[str]:
-    if reference and logged_convention(reference) != convention.name:
+def _logs(found: Mapping[str, MetricValue], convention: Convention, retain_logs: Mapping[str, Any]) -> Iterator[str]:
+    if retain_logs and logged_convention(retain_logs) != convention.name:
         yield (
-            f"the retain model's logs are in the convention {logged_convention(reference)}, this evaluation is in "
+            f"the retain model's logs are in the convention {logged_convention(retain_logs)}, this evaluation is in "
             f"{convention.name}: forget_quality and privleak compare across the two"
         )
-    for key, finding in found.items():
-        logged = len((reference.get(key) or {}).get("value_by_index") or {})
-        if key == "forget_truth_ratio" and logged and finding.records and logged != len(finding.records):
-            yield f"the retain model's logs hold {logged} forgotten examples, this evaluation {len(finding.records)}"
+    ratio = found.get("forget_truth_ratio", MetricValue())
+    logged = len((retain_logs.get("forget_truth_ratio") or {}).get("value_by_index") or {})
+    if logged and ratio.records and logged != len(ratio.records):
+        yield f"the retain model's logs hold {logged} forgotten examples, this evaluation {len(ratio.records)}"
 
 
 def _value(found: Mapping[str, MetricValue], key: str) -> float:
     return found[key].value if key in found else math.nan
 
 
-def _logged(reference: Mapping[str, Any], key: str) -> float:
-    value = (reference.get(key) or {}).get("agg_value")
+def _logged(retain_logs: Mapping[str, Any], key: str) -> float:
+    value = (retain_logs.get(key) or {}).get("agg_value")
     return math.nan if value is None else float(value)
 
 
-def _logged_entropy(suite: Suite, name: str, reference: Mapping[str, Any]) -> float:
+def _logged_entropy(suite: Suite, name: str, retain_logs: Mapping[str, Any]) -> float:
     """Mean token entropy of the answers that the retain model's logs hold to a set's questions; NaN for none."""
-    keys = (key for key, measure in suite.measures.items() if isinstance(measure, RougeScore) and measure.on == name)
-    records = [record for key in keys for record in ((reference.get(key) or {}).get("value_by_index") or {}).values()]
-    found = [token_entropy(text) for record in records if isinstance(text := record.get("generation"), str)]
-    scored = [value for value in found if not math.isnan(value)]
-    return sum(scored) / len(scored) if scored else math.nan
+    keys = [key for key, metric in suite.metrics.items() if isinstance(metric, RougeScore) and metric.on == name]
+    records = [record for key in keys for record in ((retain_logs.get(key) or {}).get("value_by_index") or {}).values()]
+    entropies = [token_entropy(text) for record in records if isinstance(text := record.get("generation"), str)]
+    return mean_of_columns([np.array(entropies)])
 
 
-def _metric(each: EvaluatedSet, name: str) -> float:
-    return next((metric.value for metric in each.metrics if metric.name == name), math.nan)
+def _metric(evaluated: EvaluatedSet, name: str) -> float:
+    return next((metric.value for metric in evaluated.metrics if metric.name == name), math.nan)

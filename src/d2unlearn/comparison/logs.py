@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from d2unlearn.benchmark.open_unlearning import MARK, eval_file, read_logs
+from d2unlearn.benchmark.open_unlearning import CONVENTION_KEY, eval_file, read_logs
 from d2unlearn.benchmark.suites import TOFU
 from d2unlearn.runtime import write_json
 
@@ -27,6 +27,6 @@ def kept_part(logs: Mapping[str, Any]) -> dict[str, Any]:
         if key in COMPARED:
             scores = {index: {"score": record["score"]} for index, record in entry["value_by_index"].items()}
             found[key]["value_by_index"] = scores
-        if key == MARK:
+        if key == CONVENTION_KEY:
             found[key]["convention"] = entry["convention"]
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -21,28 +21,18 @@ from d2unlearn.data.batching import truncate
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ConfigError
+from d2unlearn.evaluation.records import ReportedGate, evaluation_record, guarded_scores, raw_scores, scored_example
 from d2unlearn.generation.guarded import Answer, GuardedModel, Prompt
 from d2unlearn.metrics.memorization import answer_probability, exact_memorization, extraction_strength
-from d2unlearn.metrics.separation import separations
-from d2unlearn.metrics.summary import GENERATED, GUARDED, LIKELIHOOD, groups_of, set_metric
-from d2unlearn.metrics.text import leaks, rouge_l_recall, token_entropy
+from d2unlearn.metrics.separation import separation_of_sets
+from d2unlearn.metrics.summary import GENERATED_METRICS, GUARDED_METRICS, LIKELIHOOD_METRICS, groups_of, set_metric
+from d2unlearn.metrics.text import rouge_l_recall
 from d2unlearn.models import context_length, weights_name
 from d2unlearn.runtime import check_writable, fingerprint, torch_dtype
 from d2unlearn.schema import EVALUATION_FILE, EvaluatedSet, Evaluation, Example, Kind, ScoredExample
 from d2unlearn.serialization import write_evaluation
 from d2unlearn.teacher_forcing import TeacherForced, score_rows
 from d2unlearn.version import __version__
-
-
-class Decides(Protocol):
-    """What an evaluation reports of a gate or another guard: a request whose score exceeds the threshold is refused."""
-
-    @property
-    def score_name(self) -> str: ...
-    @property
-    def threshold(self) -> float: ...
-    @property
-    def max_false_refusal(self) -> float | None: ...
 
 
 class Answers(Protocol):
@@ -53,7 +43,7 @@ class Answers(Protocol):
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
     @property
-    def gate(self) -> Decides | None: ...
+    def gate(self) -> ReportedGate | None: ...
     def answer(
         self, prompts: Sequence[Prompt], *, max_new_tokens: int | None = None, batch_size: int = 16, raw: bool = False
     ) -> list[Answer]: ...
@@ -102,105 +92,68 @@ def read_sets(settings: EvaluateSettings) -> list[NamedSet]:
 
 def evaluate(guarded: Answers, sets: Sequence[NamedSet], settings: EvaluateSettings) -> Evaluation:
     """Score every set and how well energies separate the forget sets from the retained ones."""
-    scored = tuple(_evaluated(guarded, each, settings) for each in sets)
-    gate = guarded.gate
-    return Evaluation(
-        model=settings.model,
-        label=settings.label or Path(settings.model).name,
-        sets=scored,
-        separation=tuple(separations(scored, settings.seed, {each.name: groups_of(each.examples) for each in sets})),
-        threshold=None if gate is None else gate.threshold,
-        max_false_refusal=None if gate is None else gate.max_false_refusal,
-        score_name=None if gate is None else gate.score_name,
-        settings={**asdict(settings), "guarded": gate is not None},
-    )
+    options = {"max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size, "seed": settings.seed}
+    scored = [_evaluated(guarded, named, **options) for named in sets]
+    separation = separation_of_sets(scored, settings.seed, {named.name: groups_of(named.examples) for named in sets})
+    return evaluation_record(settings, guarded.gate, scored, separation)
 
 
-def _evaluated(guarded: Answers, each: NamedSet, settings: EvaluateSettings) -> EvaluatedSet:
+def _evaluated(guarded: Answers, named: NamedSet, *, max_new_tokens: int, batch_size: int, seed: int) -> EvaluatedSet:
     template = Template(guarded.tokenizer)
     limit = context_length(guarded.model)
-    rows = [truncate(template.tokens(example), limit or sys.maxsize) for example in each.examples]
-    held = score_rows(guarded.model, rows, batch_size=settings.batch_size, name=each.name)
-    answers = _answers(guarded, each.examples, settings)
+    rows = [truncate(template.tokens(example), limit or sys.maxsize) for example in named.examples]
+    likelihoods = score_rows(guarded.model, rows, batch_size=batch_size, name=named.name)
+    prompts = [example.prompt for example in named.examples if example.prompt]
+    answers = iter(_answers(guarded, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size))
     examples = tuple(
-        _scored(example, likelihood, raw, guard)
-        for example, likelihood, (raw, guard) in zip(each.examples, held, answers, strict=True)
+        _scored(example, likelihood, *(next(answers) if example.prompt else (None, None)))
+        for example, likelihood in zip(named.examples, likelihoods, strict=True)
     )
-    groups = groups_of(each.examples)
-    names = (*LIKELIHOOD, *GENERATED, *(GUARDED if guarded.gate is not None else ()))
-    return EvaluatedSet(
-        each.name,
-        each.kind,
-        tuple(set_metric(name, each.kind, [e.scores[name] for e in examples], groups, settings.seed) for name in names),
-        examples,
-    )
+    groups = groups_of(named.examples)
+    names = (*LIKELIHOOD_METRICS, *GENERATED_METRICS, *(GUARDED_METRICS if guarded.gate is not None else ()))
+    metrics = (set_metric(name, named.kind, [e.scores[name] for e in examples], groups, seed) for name in names)
+    return EvaluatedSet(named.name, named.kind, tuple(metrics), examples)
 
 
 def _answers(
-    guarded: Answers, examples: Sequence[Example], settings: EvaluateSettings
-) -> list[tuple[Answer | None, Answer | None]]:
-    """(raw, guarded) greedy answers; both None for a row without a prompt, guarded None without a gate."""
-    asked = [index for index, example in enumerate(examples) if example.prompt]
-    prompts = [examples[index].prompt for index in asked]
+    guarded: Answers, prompts: Sequence[Prompt], *, max_new_tokens: int, batch_size: int
+) -> list[tuple[Answer, Answer | None]]:
+    """(raw, guarded) greedy answers, the second None without a gate."""
 
-    def answer(which: Sequence[int], *, raw: bool) -> dict[int, Answer]:
-        chosen = [prompts[i] for i in which]
-        return dict(
-            zip(
-                which,
-                guarded.answer(chosen, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size, raw=raw),
-                strict=True,
-            )
-        )
+    def answer(asked: Sequence[Prompt], *, raw: bool) -> list[Answer]:
+        return guarded.answer(asked, max_new_tokens=max_new_tokens, batch_size=batch_size, raw=raw)
 
-    everything = range(len(prompts))
     if guarded.gate is None:
-        raw, guard = answer(everything, raw=True), dict[int, Answer]()
-    else:
-        guard = answer(everything, raw=False)
-        raw = {**guard, **answer([i for i, each in guard.items() if each.refused], raw=True)}
-    answers: list[tuple[Answer | None, Answer | None]] = [(None, None)] * len(examples)
-    for place, index in enumerate(asked):
-        answers[index] = (raw[place], guard.get(place))
-    return answers
+        return [(raw, None) for raw in answer(prompts, raw=True)]
+    behind_gate = answer(prompts, raw=False)
+    refused = [prompt for prompt, told in zip(prompts, behind_gate, strict=True) if told.refused]
+    instead = iter(answer(refused, raw=True))
+    return [(next(instead) if told.refused else told, told) for told in behind_gate]
 
 
-def _scored(example: Example, held: TeacherForced, raw: Answer | None, guard: Answer | None) -> ScoredExample:
-    rouge = math.nan if raw is None else rouge_l_recall(example.answer, raw.text)
+def _scored(example: Example, likelihood: TeacherForced, raw: Answer | None, guarded: Answer | None) -> ScoredExample:
+    recall, guarded_recall = (
+        math.nan if answer is None else rouge_l_recall(example.answer, answer.text) for answer in (raw, guarded)
+    )
     scores = {
-        "extraction_strength": extraction_strength(held.correct),
-        "exact_memorization": exact_memorization(held.correct),
-        "answer_probability": answer_probability(held.nll),
-        "rouge_l_recall": rouge,
-        "leak_rate": leaks(rouge),
-        "token_entropy": math.nan if raw is None else token_entropy(raw.text),
+        "extraction_strength": extraction_strength(likelihood.correct),
+        "exact_memorization": exact_memorization(likelihood.correct),
+        "answer_probability": answer_probability(likelihood.nll),
+        **raw_scores(None if raw is None else raw.text, recall),
+        **guarded_scores(guarded, guarded_recall),
     }
-    guarded_rouge = math.nan
-    if guard is not None:
-        guarded_rouge = rouge_l_recall(example.answer, guard.text)
-    scores |= {
-        "guarded_rouge_l_recall": guarded_rouge,
-        "guarded_leak_rate": leaks(guarded_rouge),
-        "guarded_refusal_rate": math.nan if guard is None else float(guard.refused),
-    }
-    return ScoredExample(
-        example_id=example.example_id,
-        question=example.question,
-        answer=example.answer,
+    return scored_example(
+        example,
+        scores,
         raw_answer="" if raw is None else raw.text,
-        guarded_answer=None if guard is None else guard.text,
-        refused=None if guard is None else guard.refused,
-        gate_score=None if guard is None else guard.score,
-        prompt_energy=held.prompt_energy,
-        answer_energy=held.answer_energy,
-        scores=scores,
+        guarded=guarded,
+        prompt_energy=likelihood.prompt_energy,
+        answer_energy=likelihood.answer_energy,
     )
 
 
 def _key(settings: EvaluateSettings, guarded: GuardedModel, sets: Sequence[NamedSet]) -> str:
     """What the result depends on: weights, gate, rows, settings without places, version."""
-    rows = [[each.name, each.kind, [content_hash(e) for e in each.examples]] for each in sets]
-    weights = weights_name(settings.model)
-    return fingerprint(
-        [__version__, weights, None if guarded.gate is None else guarded.gate.fingerprint, rows, identity(settings)]
-    )
+    rows = [[named.name, named.kind, [content_hash(example) for example in named.examples]] for named in sets]
+    gate = None if guarded.gate is None else guarded.gate.fingerprint
+    return fingerprint([__version__, weights_name(settings.model), gate, rows, identity(settings)])

@@ -18,7 +18,7 @@ from scipy.stats import ks_2samp
 
 from d2unlearn.stats import auroc, finite
 
-SHARE = 0.4
+MIN_K_SHARE = 0.4
 """Share of an answer's tokens that Min-K% and Min-K%++ look at (MUSE, open-unlearning)."""
 SMALLEST_VARIANCE = 1e-6
 """nats^2; keeps Min-K%++ finite where the model is certain."""
@@ -32,13 +32,13 @@ def zlib_score(nll: float, text: str) -> float:
     return nll / len(zlib.compress(text.encode())) if text else math.nan
 
 
-def min_k(nll: ArrayLike, share: float = SHARE) -> float:
+def min_k(nll: ArrayLike, share: float = MIN_K_SHARE) -> float:
     """Mean NLL of the `share` least likely tokens (at least one). nll: [n], nats. Source: Shi et al. 2023 (2310.16789)."""
     values = np.sort(np.asarray(nll, dtype=np.float64))[::-1]
     return float(values[: _count(len(values), share)].mean()) if len(values) else math.nan
 
 
-def min_k_plus_plus(nll: ArrayLike, entropy: ArrayLike, variance: ArrayLike, share: float = SHARE) -> float:
+def min_k_plus_plus(nll: ArrayLike, entropy: ArrayLike, variance: ArrayLike, share: float = MIN_K_SHARE) -> float:
     """Min-K% of the log-probabilities standardised by their mean and spread under the model at the same position.
 
     z = (log p - mean) / sqrt(variance) with mean = -entropy; the negative mean of the `share` lowest z. nll, entropy: [n] nats;
@@ -62,11 +62,6 @@ def privleak(auc: float, reference_auc: float, *, epsilon: float = 0.0) -> float
     """
     missed, reference = 1 - auc, 1 - reference_auc
     return (missed - reference) / (reference + epsilon) * 100 if reference + epsilon else math.nan
-
-
-def relative_difference(value: float, reference: float, *, epsilon: float = 0.0) -> float:
-    """(value - reference) / (reference + epsilon) * 100, in percent. NaN for a reference of zero without `epsilon`."""
-    return (value - reference) / (reference + epsilon) * 100 if reference + epsilon else math.nan
 
 
 def forget_quality(ratios: ArrayLike, reference: ArrayLike, *, method: str = "auto") -> float:

@@ -14,7 +14,7 @@ from d2unlearn.stats import Floats, auroc, bootstrap_bounds, fpr_at_tpr, ks_dist
 Groups = Sequence[str] | None
 """Each example's group (an author, a document), None where each stands for itself."""
 
-STATISTICS: dict[str, tuple[Callable[[ArrayLike, ArrayLike], float], bool]] = {
+_STATISTICS: dict[str, tuple[Callable[[ArrayLike, ArrayLike], float], bool]] = {
     "auroc": (auroc, True),
     "fpr_at_95_tpr": (fpr_at_tpr, False),
     "ks_distance": (ks_distance, True),
@@ -22,17 +22,17 @@ STATISTICS: dict[str, tuple[Callable[[ArrayLike, ArrayLike], float], bool]] = {
 """name: (statistic of (retained, forget) scores, whether higher is better)."""
 
 
-INDICES = {"prompt_energy": "prompt_energy", "answer_energy": "answer_energy", "gate": "gate_score"}
+_SCORES = {"prompt_energy": "prompt_energy", "answer_energy": "answer_energy", "gate": "gate_score"}
 """What is compared, and the field of an example that holds it."""
 
 
-def separations(sets: Sequence[EvaluatedSet], seed: int, groups: Mapping[str, Groups]) -> list[MetricResult]:
+def separation_of_sets(sets: Sequence[EvaluatedSet], seed: int, groups: Mapping[str, Groups]) -> list[MetricResult]:
     """Forget sets against retained sets: by prompt energy, by the true answer's energy, and by the gate's score.
 
     groups: of each set by its name.
     """
     found: list[MetricResult] = []
-    for label, attribute in INDICES.items():
+    for label, attribute in _SCORES.items():
         for forget in (s for s in sets if s.kind == "forget"):
             for retain in (s for s in sets if s.kind == "retain"):
                 low, high = ([_number(getattr(e, attribute)) for e in s.examples] for s in (retain, forget))
@@ -57,7 +57,7 @@ def separation(
     sides = [_scored(scores, labels) for scores, labels in zip((retain, forget), groups, strict=True)]
     unscored = len(retain) + len(forget) - sum(len(scores) for scores, _ in sides)
     metrics = []
-    for statistic, (function, higher) in STATISTICS.items():
+    for statistic, (function, higher) in _STATISTICS.items():
         interval = _bootstrap(function, *sides, seed=seed)
         metrics.append(MetricResult(f"{statistic}_{name}", *interval, unscored, "higher" if higher else "lower"))
     return metrics

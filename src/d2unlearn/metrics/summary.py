@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from d2unlearn.schema import Better, Example, Kind, MetricResult
 from d2unlearn.stats import binomial_interval, bootstrap_interval
 
-LIKELIHOOD = ("extraction_strength", "exact_memorization", "answer_probability")
-GENERATED = ("rouge_l_recall", "leak_rate", "token_entropy")
-GUARDED = ("guarded_rouge_l_recall", "guarded_leak_rate", "guarded_refusal_rate")
+LIKELIHOOD_METRICS = ("extraction_strength", "exact_memorization", "answer_probability")
+GENERATED_METRICS = ("rouge_l_recall", "leak_rate", "token_entropy")
+GUARDED_METRICS = ("guarded_rouge_l_recall", "guarded_leak_rate", "guarded_refusal_rate")
 BETTER_ON_FORGET: dict[str, Better] = {
     "token_entropy": "higher",
     "refusal_rate": "higher",
