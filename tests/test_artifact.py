@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -91,6 +92,15 @@ def test_other_processes_of_one_run_work_beside_the_first(tmp_path: Path, monkey
         monkeypatch.setenv("RANK", "1")
         with workspace_of(tmp_path / "artifact", KEY) as workspace:
             assert workspace.is_dir()
+
+
+def test_a_file_system_without_locks_is_worked_on_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with workspace_of(tmp_path / "artifact", KEY) as workspace:
+        assert workspace.is_dir()
 
 
 def test_an_interrupted_run_is_taken_up_by_its_key_alone(tmp_path: Path) -> None:

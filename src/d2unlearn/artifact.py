@@ -14,15 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from d2unlearn.errors import ArtifactError
 from d2unlearn.runtime import atomic_path, read_json, remove, say, write_json
 from d2unlearn.schema import GATE_FILE, MANIFEST_FILE
 from d2unlearn.version import __version__
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None  # type: ignore[assignment]
 
 CHECKPOINTS = "checkpoints"
 STAGED = "artifact"
@@ -94,7 +91,8 @@ def workspace_of(output: Path, key: str) -> Iterator[Path]:
         workspace.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArtifactError(f"cannot write {output}: {error.strerror}") from error
-    with _locked(workspace):
+    at_work = ArtifactError(f"another process is at work in {workspace}; wait for it, or choose another --output")
+    with locked(workspace / "lock", at_work):
         note = workspace / "run.json"
         if _has_checkpoint(workspace) and not (note.is_file() and read_json(note).get("key") == key):
             raise ArtifactError(
@@ -144,19 +142,23 @@ def first_rank() -> bool:
 
 
 @contextmanager
-def _locked(workspace: Path) -> Iterator[None]:
-    """Keep a second run with the same output out. Of several ranks the first locks for all; no lock where there is no flock."""
-    if fcntl is None or not first_rank():
-        yield
-        return
-    with (workspace / "lock").open("w") as file:
+def locked(file: Path, taken: ArtifactError) -> Iterator[None]:
+    """Keep other processes out of what `file` stands for; raises `taken` at once when one is in there.
+
+    Of several ranks the first locks for all. The lock dies with its process; where a file system has no locks there is none.
+    """
+    lock = FileLock(file)
+    if first_rank():
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ArtifactError(f"another process is at work in {workspace}; wait for it, or choose another --output") from None
-        except OSError:
-            pass  # a file system without locks
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise taken from None
+        except (OSError, NotImplementedError):
+            pass
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def manifest(command: str, key: str, **sections: Any) -> dict[str, Any]:

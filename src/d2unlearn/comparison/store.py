@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-
-from d2unlearn.artifact import first_rank
+from d2unlearn.artifact import locked
 from d2unlearn.comparison.plan import Run
 from d2unlearn.comparison.records import Judged, Tuned
 from d2unlearn.errors import ArtifactError
@@ -76,31 +74,18 @@ class Store:
     @contextmanager
     def claim(self, run: Run) -> Iterator[None]:
         """Keep a run for this process. Of several ranks the first claims for all. Raises `ClaimedError` when it is taken."""
-        if not first_rank():
+        path = self.output / "locks" / f"{run.key.replace('/', '+')}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path, ClaimedError(f"another process is at work on {run.key}")):
             yield
-            return
-        lock = self._lock(run)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise ClaimedError(f"another process is at work on {run.key}") from None
-        try:
-            yield
-        finally:
-            lock.release()
 
     def is_claimed(self, run: Run) -> bool:
         """Whether some process is at work on it."""
         try:
-            with self._lock(run).acquire(blocking=False):
+            with self.claim(run):
                 return False
-        except Timeout:
+        except ClaimedError:
             return True
-
-    def _lock(self, run: Run) -> FileLock:
-        path = self.output / "locks" / f"{run.key.replace('/', '+')}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(path)
 
 
 def read_result(path: Path, kind: type[R]) -> R:
