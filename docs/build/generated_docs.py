@@ -1,8 +1,8 @@
 """The pages that are made from the code and from results: written with --write, otherwise checked for being up to date.
 
 docs/cli.md (the commands' own help), docs/results.md (from benchmarks/results), the table in README.md
-between the `results` marks, the tables in docs/method.md, docs/methods.md, docs/evaluation.md, docs/serving.md and
-benchmarks/README.md between theirs, docs/comparison.md, and figures. Ends with exit code 1 and the names of stale pages.
+between the `results` marks, the tables in docs/method.md, docs/methods.md, docs/evaluation.md, docs/serving.md,
+docs/comparison.md and benchmarks/README.md between theirs, and figures. Ends with exit code 1 and the names of stale pages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ os.environ.update(COLUMNS="100", TERM="dumb", NO_COLOR="1")
 from typer.testing import CliRunner
 
 from benchmark_page import benchmark_blocks
-from comparison_page import comparison_pages, comparison_section
+from comparison_page import comparison_blocks, comparison_figures, comparison_section
 from d2unlearn.cli.main import app
 from energy_figures import energy_figures
 from energy_page import energy_blocks
@@ -86,7 +86,8 @@ def pages() -> dict[Path, str]:
         **filled(ROOT / "docs" / "evaluation.md", evaluation_blocks(SUITE)),
         **filled(ROOT / "docs" / "serving.md", serving_blocks(KEPT)),
         **filled(ROOT / "benchmarks" / "README.md", benchmark_blocks(KEPT)),
-        **comparison_pages(KEPT / "comparison"),
+        **filled(ROOT / "docs" / "comparison.md", comparison_blocks(KEPT / "comparison")),
+        **comparison_figures(KEPT / "comparison"),
         **figure_files(),
     }
 

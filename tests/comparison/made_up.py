@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from d2unlearn.comparison.records import NO_COST, Cost, Judged, JudgedSet, Trial, Tuned
+from d2unlearn.comparison.records import NO_COST, RunResult, SetResult, TrainingCost, Trial, TuningResult
 from d2unlearn.schema import Kind, MetricResult, RelearningResult
 
 GROUPS = ("0", "0", "1", "1")
@@ -15,37 +15,37 @@ def metric(name: str, value: float) -> MetricResult:
     return MetricResult(name, value, value, value, 4, 0, "neither")
 
 
-def judged_set(name: str, kind: Kind, strength: list[float], refused: list[float] | None, told: dict[str, float]) -> JudgedSet:
+def set_result(name: str, kind: Kind, strength: list[float], refused: list[float] | None, rouge: dict[str, float]) -> SetResult:
     """Four questions of two authors."""
-    values = {"extraction_strength": tuple(strength), **{metric: (value,) * 4 for metric, value in told.items()}}
+    values = {"extraction_strength": tuple(strength), **{metric: (value,) * 4 for metric, value in rouge.items()}}
     metrics = [metric("extraction_strength", sum(strength) / len(strength)), metric("answer_probability", 0.5)]
     if refused is not None:
         values["guarded_refusal_rate"] = tuple(refused)
         metrics.append(metric("guarded_refusal_rate", sum(refused) / len(refused)))
-    return JudgedSet(name, kind, len(strength), tuple(metrics), GROUPS, values)
+    return SetResult(name, kind, len(strength), tuple(metrics), GROUPS, values)
 
 
-def judged(contestant: str, seed: int, forget: list[float], retain: list[float], **changes: Any) -> Judged:
-    """One run. `refused`: (forget, retain) refusals; `told`: overlap of all answers with the truth, by metric.
+def run_result(entry: str, seed: int, forget: list[float], retain: list[float], **changes: Any) -> RunResult:
+    """One run. `refused`: (forget, retain) refusals; `rouge`: overlap of all answers with the truth, by metric.
 
     `returned`: what 20 steps of relearning bring back; `seconds`, `bytes`.
     """
     kinds: dict[str, Any] = {"original": "as_is", "oracle": "as_is", "input_classifier": "guard"}
-    refused, told = changes.get("refused", (None, None)), changes.get("told", {})
+    refused, rouge = changes.get("refused", (None, None)), changes.get("rouge", {})
     returned, seconds = changes.get("returned"), changes.get("seconds")
     at = {} if returned is None else {"0": metric("p", 0.01), "20": metric("p", returned)}
-    return Judged(
-        key=f"ten/{contestant}/seed-{seed}",
+    return RunResult(
+        key=f"ten/{entry}/seed-{seed}",
         identity="same",
         split="ten",
-        contestant=contestant,
-        kind=kinds.get(contestant, "method"),
+        contestant=entry,
+        kind=kinds.get(entry, "method"),
         seed=seed,
         parameters={"gamma": 0.5},
         learning_rate=1e-3,
         sets=(
-            judged_set("forget", "forget", forget, refused[0], told),
-            judged_set("retain", "retain", retain, refused[1], told),
+            set_result("forget", "forget", forget, refused[0], rouge),
+            set_result("retain", "retain", retain, refused[1], rouge),
         ),
         separation=(metric("auroc_gate_forget_vs_retain", 0.9),) if refused[0] is not None else (),
         suite=tuple(metric(name, value) for name, value in changes.get("suite", {}).items()),
@@ -53,13 +53,13 @@ def judged(contestant: str, seed: int, forget: list[float], retain: list[float],
         threshold=-3.0 if refused[0] is not None else None,
         gate_reason=changes.get("gate_reason", ""),
         comebacks=(RelearningResult("first", 1, at),) if at else (),
-        cost=NO_COST if seconds is None else Cost(9 * seconds, seconds, changes.get("bytes", math.nan), "cpu"),
+        cost=NO_COST if seconds is None else TrainingCost(9 * seconds, seconds, changes.get("bytes", math.nan), "cpu"),
         machine="made up",
         versions={"d2unlearn": "0"},
     )
 
 
-def tuned(contestant: str, *scores: float) -> Tuned:
+def tuning_result(entry: str, *scores: float) -> TuningResult:
     """A tuning whose trials differ in their scores."""
     trials = tuple(
         Trial(
@@ -68,5 +68,7 @@ def tuned(contestant: str, *scores: float) -> Tuned:
         for number, score in enumerate(scores)
     )
     chosen = max(range(len(scores)), key=lambda number: scores[number])
-    key = f"ten/{contestant}/tune"
-    return Tuned(key, "same", "ten", contestant, "method", 0, trials, chosen, {"extraction_strength": 1.0}, 2, 3, "made up", {})
+    key = f"ten/{entry}/tune"
+    return TuningResult(
+        key, "same", "ten", entry, "method", 0, trials, chosen, {"extraction_strength": 1.0}, 2, 3, "made up", {}
+    )

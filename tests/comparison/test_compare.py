@@ -19,13 +19,13 @@ import yaml
 
 from cli.command import d2, refused
 from d2unlearn.comparison import evaluating, tuning
-from d2unlearn.comparison.context import Bench, row_of
-from d2unlearn.comparison.objective import RULE, validation_score
-from d2unlearn.comparison.output import read_results
+from d2unlearn.comparison.context import RunContext, row_of
+from d2unlearn.comparison.objective import OBJECTIVE, validation_score
 from d2unlearn.comparison.plan import Run, comparison_of
-from d2unlearn.comparison.records import Judged, Tuned
+from d2unlearn.comparison.records import RunResult, TuningResult
 from d2unlearn.comparison.run import run_compare, store_of
-from d2unlearn.comparison.scheduler import BACKENDS, command_of
+from d2unlearn.comparison.scheduler import RunCommand
+from d2unlearn.comparison.store import read_results
 from d2unlearn.config import CompareSettings, UnlearnSettings, load_settings
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.data.template import Template
@@ -48,7 +48,7 @@ KEYS = (
 
 
 @pytest.fixture(scope="module")
-def results(compared: Compared) -> dict[str, Judged | Tuned]:
+def results(compared: Compared) -> dict[str, RunResult | TuningResult]:
     judged, tuned = read_results(compared.output / "results")
     return {each.key.removeprefix("cities/"): each for each in (*judged, *tuned)}
 
@@ -74,10 +74,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[UnlearnSettings]:
     return asked
 
 
-def bench_of(settings: CompareSettings, contestant: str, seed: int | None) -> Bench:
+def context_of(settings: CompareSettings, entry: str, seed: int | None) -> RunContext:
     comparison = comparison_of(settings, methods=METHODS, guards=GUARDS)
-    kind: Any = "guard" if contestant in GUARDS else "method"
-    return Bench(comparison, Run("cities", contestant, kind, seed), store_of(settings))
+    kind: Any = "guard" if entry in GUARDS else "method"
+    return RunContext(comparison, Run("cities", entry, kind, seed), store_of(settings))
 
 
 def knowledge(folder: str | Path, rows: Any) -> dict[str, float]:
@@ -97,7 +97,7 @@ def test_every_run_has_its_record_and_nothing_half_done_is_left(compared: Compar
 
 
 def test_trials_are_as_many_for_all_and_begin_with_the_published_parameters(results: dict[str, Any]) -> None:
-    tunings = {key: each for key, each in results.items() if isinstance(each, Tuned)}
+    tunings = {key: each for key, each in results.items() if isinstance(each, TuningResult)}
     assert {len(each.trials) for each in tunings.values()} == {2}
     assert tunings["eua/tune"].trials[0].parameters == {"learning_rate_factor": 1.0, "gamma": 0.05}
     assert tunings["gradient_difference/tune"].trials[0].parameters == {"learning_rate_factor": 1.0, "gamma": 1.0}
@@ -110,13 +110,13 @@ def test_a_trial_is_chosen_by_what_validation_questions_show_of_the_raw_weights(
     compared: Compared, results: dict[str, Any], tmp_path: Path
 ) -> None:
     """The second trial of EUA again by hand: trained, then asked for the validation rows alone."""
-    bench, tuned = bench_of(compared.settings, "eua", None), results["eua/tune"]
+    context, tuned = context_of(compared.settings, "eua", None), results["eua/tune"]
     trial = tuned.trials[1]
     folder = run_unlearn(
         UnlearnSettings(
             model=compared.settings.model,
-            forget=str(bench.files["forget"]),
-            retain=str(bench.files["retain"]),
+            forget=str(context.files["forget"]),
+            retain=str(context.files["retain"]),
             output=str(tmp_path / "again"),
             method_parameters={"gamma": trial.parameters["gamma"]},
             learning_rate=3e-3 * trial.parameters["learning_rate_factor"],
@@ -126,29 +126,29 @@ def test_a_trial_is_chosen_by_what_validation_questions_show_of_the_raw_weights(
             keep="last",
         )
     )
-    forget, retain = (knowledge(folder, rows) for rows in (bench.questions.validation, bench.held_out.validation))
-    before = knowledge(compared.settings.model, bench.held_out.validation)
+    forget, retain = (knowledge(folder, rows) for rows in (context.questions.validation, context.held_out.validation))
+    before = knowledge(compared.settings.model, context.held_out.validation)
     for side, means in (("forget", forget), ("retain", retain)):
         for name, value in means.items():
             assert trial.measured[f"{side}_{name}"] == pytest.approx(value, abs=1e-4)
     assert tuned.before == pytest.approx(before, abs=1e-4)
     assert trial.score == pytest.approx(validation_score(forget, retain, before), abs=1e-4)
-    assert (tuned.n_forget, tuned.n_retain) == (len(bench.questions.validation), len(bench.held_out.validation))
+    assert (tuned.n_forget, tuned.n_retain) == (len(context.questions.validation), len(context.held_out.validation))
 
 
 def test_test_questions_are_seen_by_no_choice(compared: Compared, results: dict[str, Any]) -> None:
-    bench = bench_of(compared.settings, "eua", 0)
-    chosen_by = {content_hash(row) for row in (*bench.questions.validation, *bench.held_out.validation)}
+    context = context_of(compared.settings, "eua", 0)
+    chosen_by = {content_hash(row) for row in (*context.questions.validation, *context.held_out.validation)}
     for name in ("forget", "retain", "forget_paraphrased"):
-        tested = read_examples(bench.files[f"test/{name}"])
+        tested = read_examples(context.files[f"test/{name}"])
         assert not {content_hash(row) for row in tested} & chosen_by
         assert results["eua/seed-0"].of_set(name).n == len(tested)
-    given = {content_hash(row) for row in read_examples(bench.files["retain"])}
-    assert not given & {content_hash(row) for row in read_examples(bench.files["test/retain"])}
-    told = {row.answer for row in bench.questions.validation}
-    benchmark = read_examples(bench.benchmark_data / "cities_perturbed.jsonl")
-    assert not told & {row.answer for row in benchmark}
-    assert len(benchmark) + len(told) == 24
+    given = {content_hash(row) for row in read_examples(context.files["retain"])}
+    assert not given & {content_hash(row) for row in read_examples(context.files["test/retain"])}
+    answers = {row.answer for row in context.questions.validation}
+    benchmark = read_examples(context.benchmark_data / "cities_perturbed.jsonl")
+    assert not answers & {row.answer for row in benchmark}
+    assert len(benchmark) + len(answers) == 24
 
 
 def test_what_is_judged_is_the_model_of_the_chosen_trial(compared: Compared, results: dict[str, Any]) -> None:
@@ -194,7 +194,7 @@ def test_the_benchmark_s_metrics_are_held_against_the_oracle(compared: Compared,
 
 
 def test_questions_stand_in_the_same_order_in_every_record(results: dict[str, Any]) -> None:
-    judged = [each for each in results.values() if isinstance(each, Judged)]
+    judged = [each for each in results.values() if isinstance(each, RunResult)]
     for name in ("forget", "retain"):
         assert len({each.of_set(name).groups for each in judged}) == 1
     found = results["eua/seed-0"].of_set("forget")
@@ -214,9 +214,9 @@ def test_done_work_is_not_repeated_and_the_same_comes_out(copied: CompareSetting
 def test_a_tuning_that_was_killed_goes_on_after_its_last_trial(
     copied: CompareSettings, trained: list[UnlearnSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = bench_of(copied, "gradient_difference", None)
-    whole = bench.store.tuned(bench.run)
-    bench.store.result(bench.run).unlink()
+    context = context_of(copied, "gradient_difference", None)
+    whole = context.store.tuning(context.run)
+    context.store.path(context.run).unlink()
 
     def killed(settings: UnlearnSettings) -> Path:
         if len(trained):
@@ -227,21 +227,21 @@ def test_a_tuning_that_was_killed_goes_on_after_its_last_trial(
     with monkeypatch.context() as patch:
         patch.setattr(tuning, "run_unlearn", killed)
         with pytest.raises(KeyboardInterrupt):
-            list(run_compare(replace(copied, run=bench.run.key)))
-    assert not bench.store.is_done(bench.run)
-    list(run_compare(replace(copied, run=bench.run.key)))
+            list(run_compare(replace(copied, run=context.run.key)))
+    assert not context.store.is_done(context.run)
+    list(run_compare(replace(copied, run=context.run.key)))
     assert len(trained) == 2
-    again = bench.store.tuned(bench.run)
+    again = context.store.tuning(context.run)
     assert [(t.parameters, t.score) for t in again.trials] == [(t.parameters, t.score) for t in whole.trials]
-    assert list(bench.store.work(bench.run).glob("*")) == []
+    assert list(context.store.work(context.run).glob("*")) == []
 
 
 def test_a_judgement_that_was_killed_after_training_does_not_train_again(
     copied: CompareSettings, trained: list[UnlearnSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = bench_of(copied, "eua", 0)
-    whole = bench.store.judged(bench.run)
-    bench.store.result(bench.run).unlink()
+    context = context_of(copied, "eua", 0)
+    whole: Any = context.store.result(context.run)
+    context.store.path(context.run).unlink()
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -249,15 +249,15 @@ def test_a_judgement_that_was_killed_after_training_does_not_train_again(
     with monkeypatch.context() as patch:
         patch.setattr(evaluating, "run_evaluate", killed)
         with pytest.raises(KeyboardInterrupt):
-            list(run_compare(replace(copied, run=bench.run.key)))
-    artifact = bench.workspace / "artifact"
+            list(run_compare(replace(copied, run=context.run.key)))
+    artifact = context.workspace / "artifact"
     changed = (artifact / "model.safetensors").stat().st_mtime_ns
     with monkeypatch.context() as patch:
         patch.setattr("d2unlearn.training.unlearn._train_and_publish", killed)
-        list(run_compare(replace(copied, run=bench.run.key, keep_artifacts=True)))
-    kept = Path(copied.output) / "artifacts" / bench.run.key
+        list(run_compare(replace(copied, run=context.run.key, keep_artifacts=True)))
+    kept = Path(copied.output) / "artifacts" / context.run.key
     assert (kept / "model.safetensors").stat().st_mtime_ns == changed
-    again = bench.store.judged(bench.run)
+    again: Any = context.store.result(context.run)
     assert repr((again.sets, again.suite, again.comebacks)) == repr((whole.sets, whole.suite, whole.comebacks))
     assert again.cost.seconds > 0.05
 
@@ -290,8 +290,8 @@ def test_a_run_that_fails_is_named_after_the_tables_of_the_others(
 def test_a_destroyed_model_scores_nothing_and_is_counted(copied: CompareSettings) -> None:
     given = replace(copied, methods=["npo"], search={"npo": {"learning_rate_factor": [1e32, 1e33], "beta": 0.1, "gamma": 1}})
     list(run_compare(replace(given, run="cities/npo/tune")))
-    found = bench_of(given, "npo", None)
-    trials = found.store.tuned(found.run).trials
+    found = context_of(given, "npo", None)
+    trials = found.store.tuning(found.run).trials
     assert [trial.score > 0 for trial in trials] == [True, False]
     assert (trials[1].measured, "destroys the model" in trials[1].reason) == ({}, True)
 
@@ -347,7 +347,7 @@ def test_the_table_holds_every_contestant_and_keeps_validation_apart(compared: C
     for name in ("original", "oracle", "eua", "gradient_difference", "input_classifier ¹", "prompt_guard ²"):
         assert f"| {name} |" in text
     before, tuning_part = text.split("### How parameters were chosen")
-    assert RULE in tuning_part
+    assert OBJECTIVE in tuning_part
     assert "validation" not in before
     assert "² prompt_guard: needs a model that follows instructions." in text
     assert "forget quality ↑" in text
@@ -418,7 +418,7 @@ def test_splits_and_ranges_can_be_given_on_the_command_line(copied: CompareSetti
 
 def launched(launcher: str, settings: CompareSettings, file: Path, key: str) -> subprocess.CompletedProcess[str]:
     """A run's own command, started by something else than python."""
-    command = command_of(replace(settings, launcher=launcher), file, Run("cities", key.split("/")[1], "method", None))
+    command = RunCommand(file, launcher, Path(settings.output) / "logs").of(Run("cities", key.split("/")[1], "method", None))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
 
@@ -437,7 +437,7 @@ def test_a_run_s_command_finds_the_splits_in_their_order(copied: CompareSettings
     later = {**copied.splits["cities"], "strongest": 1, "strongest_of": "cities"}
     given = replace(copied, splits={**copied.splits, "a-later-one": later})
     asked = comparison_of(given, methods=METHODS, guards=GUARDS)
-    monkeypatch.setitem(BACKENDS, "here", backend)
+    monkeypatch.setattr("d2unlearn.comparison.run.backend_of", backend)
     with pytest.raises(Enough):
         list(run_compare(given))
 
@@ -450,8 +450,8 @@ def test_two_processes_share_a_run_and_write_what_one_would(
     torchrun = f"{sys.executable} -m torch.distributed.run --nproc_per_node 2 --standalone"
     done = launched(torchrun, halved, file_of(halved), "cities/eua/tune")
     assert done.returncode == 0, done.stderr[-3000:]
-    bench = bench_of(halved, "eua", None)
-    for ours, theirs in zip(bench.store.tuned(bench.run).trials, results["eua/tune"].trials, strict=True):
+    context = context_of(halved, "eua", None)
+    for ours, theirs in zip(context.store.tuning(context.run).trials, results["eua/tune"].trials, strict=True):
         assert ours.parameters == theirs.parameters
         assert ours.measured == pytest.approx(theirs.measured, abs=2e-3)
 
@@ -464,10 +464,10 @@ def test_accelerate_starts_a_run(copied: CompareSettings, file_of: Callable[[Com
 
 
 def test_rows_written_for_other_verbs_read_back_as_they_were(compared: Compared) -> None:
-    bench = bench_of(compared.settings, "eua", 0)
-    found = read_examples(bench.files["forget"])
+    context = context_of(compared.settings, "eua", 0)
+    found = read_examples(context.files["forget"])
     assert [(row.prompt, row.answer, row.group) for row in found] == [
-        (row.prompt, row.answer, row.group) for row in bench.questions.forget
+        (row.prompt, row.answer, row.group) for row in context.questions.forget
     ]
     plain = replace(found[0], prompt=())
     assert row_of(plain) == {"text": plain.answer, "group": plain.group}

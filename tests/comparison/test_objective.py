@@ -1,4 +1,4 @@
-"""The rule by which trials are chosen, by hand; what it does not look at."""
+"""What trials are chosen by, by hand; what it does not look at."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from d2unlearn.comparison.objective import RULE, best_trial, validation_score
+from d2unlearn.comparison.objective import OBJECTIVE, best_trial, validation_score
 
 BEFORE = {"extraction_strength": 0.8, "answer_probability": 0.5}
 
@@ -44,6 +44,6 @@ def test_of_equal_trials_the_first_is_chosen() -> None:
     assert best_trial([0.0, 0.0]) == 0
 
 
-def test_the_rule_is_stated_and_names_no_energy_gate_or_refusal() -> None:
-    assert {"erased", "kept", "validation"} <= set(RULE.replace(",", " ").split())
-    assert not {"energy", "gate", "refusal", "AUROC"} & set(RULE.split())
+def test_the_objective_is_stated_and_names_no_energy_gate_or_refusal() -> None:
+    assert {"erased", "kept", "validation"} <= set(OBJECTIVE.replace(",", " ").split())
+    assert not {"energy", "gate", "refusal", "AUROC"} & set(OBJECTIVE.split())

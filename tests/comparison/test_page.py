@@ -9,27 +9,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comparison.made_up import judged, tuned
-from d2unlearn.comparison.outcomes import Outcome
+from comparison.made_up import run_result, tuning_result
+from d2unlearn.comparison.outcomes import MetricOutcome
 from d2unlearn.comparison.page import index_page, write_pages
 from d2unlearn.comparison.table import SplitTable, split_table
-from d2unlearn.comparison.tradeoff import MARKS, Point, label_heights, marks_of, points_of, tradeoff
-from d2unlearn.comparison.win_tie_loss import LARGEST, SMALLEST, area_of, columns_of, duels
-from d2unlearn.schema import Evaluation
+from d2unlearn.comparison.tradeoff import OWN_MARKS, Point, label_heights, marks_of, points_of, tradeoff
+from d2unlearn.comparison.win_tie_loss import LARGEST, SMALLEST, area_of, columns_of, win_tie_loss
 from d2unlearn.serialization import write_evaluation
+from report.synthetic import synthetic
 from report.test_page import Page
 
 RUNS = [
-    judged("original", 0, [1.0] * 4, [1.0] * 4, returned=0.99),
-    judged("oracle", 0, [0.1, 0.0, 0.1, 0.0], [1.0] * 4, returned=0.002),
-    *(judged("eua", seed, [0.02] * 4, [0.9, 1.0, 0.9, 1.0 - 0.1 * seed], returned=0.4 + 0.1 * seed) for seed in (0, 1)),
-    judged("npo", 0, [0.3, 0.4, 0.5, 0.6], [0.95] * 4, returned=0.2),
+    run_result("original", 0, [1.0] * 4, [1.0] * 4, returned=0.99),
+    run_result("oracle", 0, [0.1, 0.0, 0.1, 0.0], [1.0] * 4, returned=0.002),
+    *(run_result("eua", seed, [0.02] * 4, [0.9, 1.0, 0.9, 1.0 - 0.1 * seed], returned=0.4 + 0.1 * seed) for seed in (0, 1)),
+    run_result("npo", 0, [0.3, 0.4, 0.5, 0.6], [0.95] * 4, returned=0.2),
 ]
 
 
 @pytest.fixture(scope="module")
 def table() -> SplitTable:
-    return split_table("ten", RUNS, [tuned("eua", 0.5, 0.9)], {"prompt_guard": "does not <b>read</b>"}, ["eua", "npo"])
+    return split_table("ten", RUNS, [tuning_result("eua", 0.5, 0.9)], {"prompt_guard": "does not <b>read</b>"}, ["eua", "npo"])
 
 
 def test_labels_keep_their_order_and_their_distance_and_stay_near() -> None:
@@ -46,7 +46,7 @@ def test_labels_keep_their_order_and_their_distance_and_stay_near() -> None:
 
 
 def test_points_are_means_with_half_intervals_and_only_of_those_that_have_both_numbers(table: SplitTable) -> None:
-    points = {each.name: each for each in points_of(table.rows, "forget.extraction_strength")}
+    points = {point.name: point for point in points_of(table.rows, "forget.extraction_strength")}
     assert set(points) == {"original", "oracle", "eua", "npo"}
     assert points["npo"] == Point("npo", pytest.approx(0.45), pytest.approx(0.95), 0.0, 0.0)
     assert points["eua"].y == pytest.approx(0.9375)
@@ -54,7 +54,7 @@ def test_points_are_means_with_half_intervals_and_only_of_those_that_have_both_n
     assert (points["eua"].x, points["eua"].dx) == (pytest.approx(0.02), pytest.approx(0.0))
 
 
-def test_the_figure_names_everybody_marks_the_oracle_and_says_what_it_shows(table: SplitTable) -> None:
+def test_the_figure_names_everybody_marks_the_retain_model_and_says_what_it_shows(table: SplitTable) -> None:
     drawn = tradeoff(table)
     assert drawn is not None
     for name in ("original", "oracle", "eua", "npo"):
@@ -70,20 +70,20 @@ def test_the_figure_names_everybody_marks_the_oracle_and_says_what_it_shows(tabl
     assert alone.svg.count(">npo</text>") == 1
 
 
-def test_everybody_has_a_row_and_a_mark_in_each_respect(table: SplitTable) -> None:
-    drawn = duels(table)
+def test_everybody_has_a_row_and_a_mark_in_each_metric(table: SplitTable) -> None:
+    drawn = win_tie_loss(table)
     assert drawn is not None
     assert drawn.svg.count(">npo</text>") == 1
     assert not re.search(r">(original|oracle)</text>", drawn.svg)
     assert drawn.description == "eua against everybody else on ten: wins 0, ties 2, loses 0."
-    assert duels(table) == drawn
-    assert duels(replace(table, outcomes=())) is None
+    assert win_tie_loss(table) == drawn
+    assert win_tie_loss(replace(table, outcomes=())) is None
 
 
 def test_a_win_a_tie_and_a_loss_look_different_and_differences_have_a_size(table: SplitTable) -> None:
     def drawing(result: str, difference: float) -> str:
         one = replace(table.outcomes[0], result=result, difference=difference)  # type: ignore[arg-type]
-        found = duels(replace(table, outcomes=(one,)))
+        found = win_tie_loss(replace(table, outcomes=(one,)))
         assert found is not None
         return found.svg
 
@@ -91,10 +91,11 @@ def test_a_win_a_tie_and_a_loss_look_different_and_differences_have_a_size(table
     assert area_of(0.0) == SMALLEST < area_of(-0.2) < area_of(0.5) < area_of(1.0) == area_of(3.0) == LARGEST
 
 
-def test_respects_of_one_kind_stand_side_by_side() -> None:
-    respects = ("retain.extraction_strength", "forget.guarded_refusal_rate", "forget.extraction_strength", "comeback.first.20")
-    outcomes = [Outcome("npo", each, each.replace("comeback.first.20", "comeback"), 0.1, 1.0, 4, "tie") for each in respects]
-    assert columns_of(outcomes) == [respects[2], respects[0], respects[1], respects[3]]
+def test_metrics_of_one_group_stand_side_by_side() -> None:
+    metrics = ("retain.extraction_strength", "forget.guarded_refusal_rate", "forget.extraction_strength", "comeback.first.20")
+    groups = [metric.replace("comeback.first.20", "comeback") for metric in metrics]
+    outcomes = [MetricOutcome("npo", *both, 0.1, 1.0, 4, "tie") for both in zip(metrics, groups, strict=True)]
+    assert columns_of(outcomes) == [metrics[2], metrics[0], metrics[1], metrics[3]]
 
 
 def test_the_index_links_what_is_at_hand_and_escapes_the_rest(table: SplitTable) -> None:
@@ -107,13 +108,13 @@ def test_the_index_links_what_is_at_hand_and_escapes_the_rest(table: SplitTable)
     policy = next(m["content"] for m in page.of("meta") if m.get("http-equiv") == "Content-Security-Policy")
     assert policy == "default-src 'none'; style-src 'unsafe-inline'"
     assert page.text("h2") == ["ten"]
-    assert "extraction strength on retain: eua ties with npo (+0.000)" in text
+    assert "<li>retain: extraction strength: 0 wins, 1 ties, 0 losses</li>" in text
+    assert text.count("Holm&#39;s adjustment") == 1
     assert "0.938 ± 0.159" in page.text("td")
 
 
-def test_pages_are_written_for_every_answer_at_hand_beside_the_original_s(
-    table: SplitTable, before: Evaluation, after: Evaluation, tmp_path: Path
-) -> None:
+def test_pages_are_written_for_every_answer_at_hand_beside_the_original_s(table: SplitTable, tmp_path: Path) -> None:
+    before, after = synthetic(after=False), synthetic(after=True)
     for key, result in (("ten/original/seed-0", before), ("ten/eua/seed-0", after), ("nine/eua/seed-0", after)):
         write_evaluation(tmp_path / "answers" / key / "evaluation.json", result)
     index = write_pages([table], tmp_path / "answers", tmp_path / "pages")
@@ -123,9 +124,9 @@ def test_pages_are_written_for_every_answer_at_hand_beside_the_original_s(
     assert "<dt>contestant</dt><dd>eua</dd>" in (index.parent / "ten" / "eua" / "seed-0.html").read_text()
 
 
-def test_no_two_contestants_look_alike() -> None:
+def test_no_two_entries_look_alike() -> None:
     names = ["original", "oracle", "eua", *(f"method{number}" for number in range(25))]
     marks = marks_of(names)
     assert set(marks) == set(names)
     assert len({mark[:2] for mark in marks.values()}) == len(names)
-    assert marks["oracle"] == MARKS["oracle"]
+    assert marks["oracle"] == OWN_MARKS["oracle"]

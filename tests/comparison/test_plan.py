@@ -11,14 +11,12 @@ import pytest
 from d2unlearn.comparison.plan import (
     Comparison,
     Run,
-    Standing,
     awaited,
     comparison_of,
-    contestants_of,
+    entries_of,
     find_run,
     needs_of,
     runs_of,
-    standing,
 )
 from d2unlearn.config import CompareSettings, load_settings
 from d2unlearn.errors import ConfigError
@@ -32,13 +30,13 @@ def compared(splits: dict[str, Any], **changes: Any) -> Comparison:
     return comparison_of(settings, methods=METHODS, guards=GUARDS)
 
 
-def test_runs_are_tunings_and_a_judgement_a_seed_after_the_models_that_are_judged_as_they_are() -> None:
+def test_runs_are_tunings_and_an_evaluation_a_seed_after_the_models_as_they_are() -> None:
     comparison = compared({"ten": {**SPLIT, "oracle": "o"}}, methods=["npo"], guards=["input_classifier"])
     assert [run.key for run in runs_of(comparison, {})] == [
         "ten/original/seed-4",
         "ten/oracle/seed-4",
-        *(f"ten/npo/{each}" for each in ("tune", "seed-4", "seed-5")),
-        *(f"ten/input_classifier/{each}" for each in ("tune", "seed-4", "seed-5")),
+        *(f"ten/npo/{part}" for part in ("tune", "seed-4", "seed-5")),
+        *(f"ten/input_classifier/{part}" for part in ("tune", "seed-4", "seed-5")),
     ]
     assert [run.kind for run in runs_of(comparison, {})] == ["as_is"] * 2 + ["method"] * 3 + ["guard"] * 3
 
@@ -47,7 +45,7 @@ def test_without_names_all_methods_are_compared() -> None:
     assert compared({"ten": SPLIT}).methods == METHODS
 
 
-def test_a_judgement_waits_for_its_tuning_and_a_method_s_for_the_oracle_whose_logs_it_is_held_against() -> None:
+def test_an_evaluation_waits_for_its_tuning_and_a_method_s_for_the_retain_model_whose_logs_it_is_held_against() -> None:
     with_logs = {**SPLIT, "oracle": "o", "benchmark": "tofu", "data": "d"}
     comparison = compared({"ten": with_logs, "five": SPLIT}, guards=["input_classifier"])
 
@@ -65,9 +63,9 @@ def test_the_strongest_of_another_split_are_known_once_all_of_it_is_tuned() -> N
     comparison = compared({"ten": SPLIT, "five": {**SPLIT, "strongest": 2, "strongest_of": "ten", "guards": []}})
     five = comparison.split("five")
     scores = {"ten/eua/tune": 0.7, "ten/npo/tune": 0.9}
-    assert contestants_of(comparison, five, scores) == []
-    assert contestants_of(comparison, five, scores | {"ten/simnpo/tune": 0.7}) == [("eua", "method"), ("npo", "method")]
-    assert contestants_of(comparison, five, scores | {"ten/simnpo/tune": 0.8}) == [
+    assert entries_of(comparison, five, scores) == []
+    assert entries_of(comparison, five, scores | {"ten/simnpo/tune": 0.7}) == [("eua", "method"), ("npo", "method")]
+    assert entries_of(comparison, five, scores | {"ten/simnpo/tune": 0.8}) == [
         (name, "method")
         for name in ("eua", "npo", "simnpo")  # eua is what they are compared with
     ]
@@ -79,24 +77,21 @@ def test_fewer_methods_do_not_make_weaker_ones_strong() -> None:
     scores = {"ten/eua/tune": 0.7, "ten/npo/tune": 0.9, "ten/simnpo/tune": 0.8}
     for methods, expected in ((["npo"], [("npo", "method")]), (["simnpo", "eua"], [("eua", "method")])):
         comparison = compared(splits, methods=methods)
-        assert contestants_of(comparison, comparison.split("five"), scores) == expected
+        assert entries_of(comparison, comparison.split("five"), scores) == expected
 
 
-def test_how_far_a_split_is() -> None:
+def test_whose_tuning_is_awaited_is_said() -> None:
     splits = {"ten": SPLIT, "five": {**SPLIT, "strongest": 1, "strongest_of": "ten"}}
-    comparison = compared(splits, methods=["eua", "npo", "simnpo"])
-    done = [f"ten/{each}" for each in ("eua/tune", "eua/seed-4", "eua/seed-5", "npo/tune", "original/seed-4")]
-    ten, five = standing(comparison, done, {"ten/eua/tune": 0.7, "ten/npo/tune": 0.9})
-    assert ten == Standing("ten", ("eua",), ("npo",), ("simnpo",))
-    assert five == Standing("five", (), (), ())
+    comparison = compared(splits)
     assert awaited(comparison, comparison.split("five"), {}) == "the 1 strongest of ten, once all of those are tuned"
     scores = {"ten/eua/tune": 0.7, "ten/npo/tune": 0.9, "ten/simnpo/tune": 0.8}
-    assert list(standing(comparison, done, scores))[1] == Standing("five", (), (), ("eua", "npo"))
+    assert awaited(comparison, comparison.split("five"), scores) == ""
+    assert awaited(comparison, comparison.split("ten"), {}) == ""
 
 
 def test_a_split_may_have_methods_of_its_own() -> None:
     comparison = compared({"ten": {**SPLIT, "methods": ["simnpo"], "guards": ["prompt_guard"]}}, guards=["input_classifier"])
-    assert contestants_of(comparison, comparison.splits[0], {}) == [("simnpo", "method"), ("prompt_guard", "guard")]
+    assert entries_of(comparison, comparison.splits[0], {}) == [("simnpo", "method"), ("prompt_guard", "guard")]
 
 
 def test_every_mistake_is_said_at_once() -> None:
@@ -123,7 +118,7 @@ def test_every_mistake_is_said_at_once() -> None:
         "npo is named twice",
         "seeds should be different numbers",
         "search npo.b: 2.0 should lie below 1.0",
-        "search names 'x', which is no contestant",
+        "search names 'x', no method or guard",
     ):
         assert part in said
 
@@ -143,8 +138,8 @@ def test_the_project_s_own_comparison_is_one_that_can_be_planned(monkeypatch: py
     comparison = comparison_of(load_settings(CompareSettings, file, {}), methods=ALL_METHODS, guards=ALL_GUARDS)
     assert (comparison.methods, comparison.settings.seeds) == (tuple(ALL_METHODS), [0, 1, 2])
     assert set(comparison.guards) | set(comparison.settings.left_out) == set(ALL_GUARDS)
-    runs = runs_of(comparison, {f"forget10/{name}/tune": 1 / (1 + place) for place, name in enumerate(ALL_METHODS)})
-    assert {run.contestant for run in runs if run.split == "forget05" and run.kind == "method"} == set(list(ALL_METHODS)[:4])
+    runs = runs_of(comparison, {f"forget10/{name}/tune": 1 / (1 + rank) for rank, name in enumerate(ALL_METHODS)})
+    assert {run.entry for run in runs if run.split == "forget05" and run.kind == "method"} == set(list(ALL_METHODS)[:4])
 
 
 def test_the_example_of_the_documentation_is_one_that_can_be_planned(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from d2unlearn.comparison.questions import Questions, divide, held_out_rows
+from d2unlearn.comparison.questions import SplitQuestions, divide, held_out_rows
 from d2unlearn.data.records import content_hash
 from d2unlearn.errors import DataError
 from d2unlearn.schema import Example, Message
@@ -33,7 +33,7 @@ REWORDED = [replace(row, prompt=(Message("user", f"Tell me: {row.question}"),)) 
 SEEN = [replace(row, prompt=(Message("user", f"Tell me: {row.question}"),)) for row in RETAIN[:60]]
 
 
-def divided(test_rows: int = 50) -> Questions:
+def divided(test_rows: int = 50) -> SplitQuestions:
     further = {"reworded": ("forget", REWORDED), "retain_reworded": ("retain", SEEN)}
     return divide(FORGET, RETAIN, further, test_rows=test_rows)  # type: ignore[arg-type]
 

@@ -17,18 +17,16 @@ import pytest
 
 from d2unlearn.comparison.plan import Run
 from d2unlearn.comparison.scheduler import (
-    BACKENDS,
     Backend,
-    Commands,
-    Here,
+    InProcess,
     Progress,
     RayTasks,
-    carry_out,
-    command_of,
+    RunCommand,
+    Subprocess,
+    backend_of,
     ended_by_sigterm,
-    last_line,
-    log_of,
     logged_call,
+    run_all,
 )
 from d2unlearn.config import CompareSettings
 from d2unlearn.errors import ConfigError
@@ -84,7 +82,7 @@ class Scripted(Backend):
 
 
 def carried(world: World, backend: Backend) -> list[str]:
-    return carry_out(world.progress(), backend, poll=0.0, wait=0.01)
+    return run_all(world.progress(), backend, poll=0.0, wait=0.01)
 
 
 def test_a_run_begins_when_what_it_needs_is_done_and_nothing_is_done_twice() -> None:
@@ -123,7 +121,7 @@ def test_what_others_are_at_is_waited_for_and_what_it_opens_is_done_here() -> No
         return run in world.done
 
     backend = Scripted(world)
-    assert carry_out(replace(world.progress(), is_done=is_done), backend, poll=0.0, wait=0.0) == []
+    assert run_all(replace(world.progress(), is_done=is_done), backend, poll=0.0, wait=0.0) == []
     assert backend.begun == [ONE.key]
 
 
@@ -149,7 +147,7 @@ def test_a_run_that_another_process_took_meanwhile_is_no_failure() -> None:
         world.claimed.clear()
         return claimed
 
-    assert carry_out(replace(world.progress(), is_claimed=is_claimed), backend, poll=0.0, wait=0.0) == []
+    assert run_all(replace(world.progress(), is_claimed=is_claimed), backend, poll=0.0, wait=0.0) == []
     assert backend.begun == [OTHER.key, OTHER.key]
     assert world.done == {OTHER}
 
@@ -178,12 +176,15 @@ def nothing(key: str) -> None:
     raise AssertionError(key)
 
 
+def command_in(folder: Path, launcher: str | None = None) -> RunCommand:
+    return RunCommand(folder / "c.yaml", launcher, folder / "logs")
+
+
 def test_a_run_is_a_plain_command_that_a_launcher_can_start(tmp_path: Path) -> None:
-    said = ["-m", "d2unlearn.cli.main", "compare", "--config", "c.yaml", "--key", "ten/npo/seed-1"]
-    assert command_of(settings(tmp_path), Path("c.yaml"), ONE) == [sys.executable, *said]
-    launched = settings(tmp_path, launcher="accelerate launch --num_processes 2 --mixed_precision 'no'")
-    expected = ["accelerate", "launch", "--num_processes", "2", "--mixed_precision", "no", *said]
-    assert command_of(launched, Path("c.yaml"), ONE) == expected
+    said = ["-m", "d2unlearn.cli.main", "compare", "--config", str(tmp_path / "c.yaml"), "--key", "ten/npo/seed-1"]
+    assert command_in(tmp_path).of(ONE) == [sys.executable, *said]
+    launched = command_in(tmp_path, "accelerate launch --num_processes 2 --mixed_precision 'no'")
+    assert launched.of(ONE) == ["accelerate", "launch", "--num_processes", "2", "--mixed_precision", "no", *said]
 
 
 def test_in_this_process_a_mendable_error_fails_the_run_and_a_bug_is_raised(
@@ -196,36 +197,33 @@ def test_in_this_process_a_mendable_error_fails_the_run_and_a_bug_is_raised(
             raise ConfigError(["no such thing"])
         world.done.add(OTHER)
 
-    backend = Here(settings(tmp_path), tmp_path, do)
+    backend = InProcess(do)
     assert carried(world, backend) == [TUNE.key]
     assert world.done == {OTHER}
     assert "error: no such thing" in capsys.readouterr().err
     with pytest.raises(AssertionError, match="ten/npo/tune"):
-        carried(World([TUNE]), Here(settings(tmp_path), tmp_path, nothing))
+        carried(World([TUNE]), InProcess(nothing))
 
 
 @pytest.fixture
 def scripted_command(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def replaced(program: str) -> None:
-        def command(*_: object) -> list[str]:
-            return [sys.executable, "-c", program]
-
-        monkeypatch.setattr("d2unlearn.comparison.scheduler.command_of", command)
+        monkeypatch.setattr(RunCommand, "of", lambda *_: [sys.executable, "-c", program])
 
     return replaced
 
 
 def test_commands_write_to_logs_and_end(tmp_path: Path, scripted_command: Callable[[str], None]) -> None:
     scripted_command("print('said'); import sys; print('and this', file=sys.stderr)")
-    backend = Commands(settings(tmp_path, jobs=2), tmp_path / "c.yaml", nothing)
+    backend = Subprocess(command_in(tmp_path), jobs=2)
     assert backend.slots == 2
     assert carried(World([TUNE]), backend) == [TUNE.key]
-    assert sorted(log_of(settings(tmp_path), TUNE).read_text().split("\n")) == ["", "and this", "said"]
+    assert sorted(command_in(tmp_path).log(TUNE).read_text().split("\n")) == ["", "and this", "said"]
 
 
 def test_a_stopped_command_is_gone(tmp_path: Path, scripted_command: Callable[[str], None]) -> None:
     scripted_command("import time; time.sleep(600)")
-    backend = Commands(settings(tmp_path), tmp_path / "c.yaml", nothing)
+    backend = Subprocess(command_in(tmp_path), jobs=1)
     handle = backend.start(ONE)
     assert not backend.has_ended(handle)
     backend.stop(handle)
@@ -235,12 +233,10 @@ def test_a_stopped_command_is_gone(tmp_path: Path, scripted_command: Callable[[s
 def test_a_command_that_failed_is_quoted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = tmp_path / "fails.py"
     script.write_text("print('much before')\nraise SystemExit('error: forget.jsonl does not exist\\n')\n")
-    backend = Commands(
-        settings(tmp_path, launcher=f"{shlex.quote(sys.executable)} {shlex.quote(str(script))}"), Path("c"), nothing
-    )
+    backend = Subprocess(command_in(tmp_path, f"{shlex.quote(sys.executable)} {shlex.quote(str(script))}"), jobs=1)
     assert carried(World([TUNE]), backend) == [TUNE.key]
     assert f"{TUNE.key} failed: error: forget.jsonl does not exist\n" in capsys.readouterr().err
-    assert last_line(tmp_path / "none.txt") == ""
+    assert command_in(tmp_path).last_line(ONE) == ""
 
 
 def test_sigterm_ends_what_is_under_way_as_ctrl_c_does() -> None:
@@ -300,8 +296,8 @@ def test_ray_is_given_plain_commands_with_what_each_needs_of_the_cluster(
     ray: Ray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    given = settings(tmp_path, jobs=3, cpus=2.0, gpus=0.5, launcher=f"{shlex.quote(sys.executable)} -c pass")
-    backend = BACKENDS["ray"](given, Path("c.yaml"), nothing)
+    given = settings(tmp_path, backend="ray", jobs=3, cpus=2.0, gpus=0.5, launcher=f"{shlex.quote(sys.executable)} -c pass")
+    backend = backend_of(given, Path("c.yaml"), nothing)
     assert isinstance(backend, RayTasks)
     assert (backend.slots, ray.asked, ray.initialised) == (
         3,
@@ -310,8 +306,9 @@ def test_ray_is_given_plain_commands_with_what_each_needs_of_the_cluster(
     )
     assert carried(World([TUNE]), backend) == [TUNE.key]
     command, log, folder = ray.ran[0]
-    assert command == command_of(given, tmp_path / "c.yaml", TUNE)
-    assert (Path(log), Path(folder)) == (log_of(given, TUNE).absolute(), tmp_path)
+    expected = command_in(tmp_path, given.launcher)
+    assert command == expected.of(TUNE)
+    assert (Path(log), Path(folder)) == (expected.log(TUNE), tmp_path)
     handle = backend.start(ONE)
     backend.stop(handle)
     assert ray.cancelled == [handle]
@@ -330,15 +327,15 @@ def test_ray_itself_runs_a_command_and_ends_one_that_is_stopped(cluster: None, t
     script.write_text(
         "import os, sys, time\nprint(sys.argv[-1], os.getpid(), flush=True)\n'tune' in sys.argv[-1] or time.sleep(600)\n"
     )
-    given = settings(tmp_path, jobs=2, launcher=f"{shlex.quote(sys.executable)} {shlex.quote(str(script))}")
-    backend = BACKENDS["ray"](given, tmp_path / "c.yaml", nothing)
+    given = settings(tmp_path, backend="ray", jobs=2, launcher=f"{shlex.quote(sys.executable)} {shlex.quote(str(script))}")
+    backend, logs = backend_of(given, tmp_path / "c.yaml", nothing), command_in(tmp_path)
     short, long = backend.start(TUNE), backend.start(ONE)
     wait_until(lambda: backend.has_ended(short))
-    assert log_of(given, TUNE).read_text().startswith(f"{TUNE.key} ")
-    wait_until(lambda: log_of(given, ONE).is_file() and log_of(given, ONE).read_text().endswith("\n"))
+    assert logs.log(TUNE).read_text().startswith(f"{TUNE.key} ")
+    wait_until(lambda: logs.log(ONE).is_file() and logs.log(ONE).read_text().endswith("\n"))
     assert not backend.has_ended(long)
     backend.stop(long)
-    wait_until(lambda: backend.has_ended(long) and not is_running(int(log_of(given, ONE).read_text().split()[-1])))
+    wait_until(lambda: backend.has_ended(long) and not is_running(int(logs.log(ONE).read_text().split()[-1])))
 
 
 def wait_until(holds: Callable[[], bool], *, seconds: float = 60.0) -> None:
@@ -356,10 +353,18 @@ def is_running(process: int) -> bool:
     return True
 
 
+def test_the_backend_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
+    made = {name: backend_of(settings(tmp_path, backend=name, jobs=2), tmp_path, nothing) for name in ("here", "process")}
+    assert {name: (type(backend), backend.slots) for name, backend in made.items()} == {
+        "here": (InProcess, 1),
+        "process": (Subprocess, 2),
+    }
+
+
 def test_without_ray_the_backend_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match="needs the package ray"):
-        BACKENDS["ray"](settings(tmp_path), tmp_path, nothing)
+        backend_of(settings(tmp_path, backend="ray"), tmp_path, nothing)
 
 
 def test_a_logged_call_runs_in_its_folder_and_returns_its_code(tmp_path: Path) -> None:

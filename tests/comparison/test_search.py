@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from d2unlearn.comparison.records import Trial
-from d2unlearn.comparison.search import RATE, RATES, SPACES, Range, Space, next_parameters, space_of, trials_of
+from d2unlearn.comparison.search import RATE, RATE_RANGE, SPACES, Range, Space, next_parameters, space_of, trials_of
 from d2unlearn.guards import GUARDS
 from d2unlearn.methods import METHODS
 
-SPACE = Space({RATE: RATES, "beta": Range(0.0, 2.0)}, {})
+SPACE = Space({RATE: RATE_RANGE, "beta": Range(0.0, 2.0)}, {})
 DEFAULTS = {RATE: 1.0, "beta": 7.0}
 
 
@@ -45,7 +45,7 @@ def test_the_search_goes_where_scores_are_high() -> None:
     """Of 25 trials on a hill at rate 3, the last ten are nearer to it than chance would have them."""
     done: list[Trial] = []
     while len(done) < 25:
-        tried = next_parameters(Space({RATE: RATES}, {}), {RATE: 1.0}, done, seed=0)
+        tried = next_parameters(Space({RATE: RATE_RANGE}, {}), {RATE: 1.0}, done, seed=0)
         done += [Trial(len(done), tried, -(math.log(tried[RATE] / 3) ** 2), {}, 1.0)]
     distances = [abs(math.log(trial.parameters[RATE] / 3)) for trial in done]
     assert np.mean(distances[-10:]) < 0.5 * np.mean(distances[:4])
@@ -59,17 +59,17 @@ def test_every_contestant_has_a_space_of_numbers_that_it_takes() -> None:
         assert all(key == RATE or hints[key] is float for key in ranges), name
         assert len(ranges) <= 3, name
         if name in METHODS:
-            assert ranges[RATE] == RATES
+            assert ranges[RATE] == RATE_RANGE
 
 
 def test_settings_change_ranges_and_fix_values() -> None:
     space, mistakes = space_of("npo", {"beta": [0.5, 2], "gamma": 3, "retain_loss_type": "KL"})
     assert mistakes == []
-    assert space.ranges == {RATE: RATES, "beta": Range(0.5, 2.0)}
+    assert space.ranges == {RATE: RATE_RANGE, "beta": Range(0.5, 2.0)}
     assert space.fixed == {"gamma": 3, "retain_loss_type": "KL"}
     assert space_of("npo", {"beta": [2, 1]})[1] == ["search npo.beta: 2.0 should lie below 1.0"]
     assert space_of("rmu", {"trainable_params_regex": ["a", "b"]})[0].fixed == {"trainable_params_regex": ["a", "b"]}
-    assert space_of("from_outside", {})[0].ranges == {RATE: RATES}
+    assert space_of("from_outside", {})[0].ranges == {RATE: RATE_RANGE}
 
 
 def test_all_have_the_same_number_of_trials_where_there_is_something_to_choose() -> None:

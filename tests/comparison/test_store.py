@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import subprocess
@@ -13,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from d2unlearn.comparison.plan import Run
-from d2unlearn.comparison.store import ClaimedError, Store, written
+from d2unlearn.comparison.records import RunResult
+from d2unlearn.comparison.store import ClaimedError, Store
 from d2unlearn.errors import DataError
 
-from .made_up import judged, tuned
+from .made_up import run_result, tuning_result
 
 RUN, TUNING = Run("ten", "npo", "method", 1), Run("ten", "npo", "method", None)
 
@@ -27,58 +27,36 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_records_come_back_as_they_were_numbers_that_are_none_included(store: Store) -> None:
-    run = judged("npo", 1, [0.25, math.nan, 0.5, 1.0], [1.0] * 4, refused=([1.0] * 4, [0.0] * 4), suite={"u": math.nan})
+    run = run_result("npo", 1, [0.25, math.nan, 0.5, 1.0], [1.0] * 4, refused=([1.0] * 4, [0.0] * 4), suite={"u": math.nan})
     store.keep(run)
-    store.keep(tuned("npo", 0.0, 0.5))
-    found = store.judged(RUN)
+    store.keep(tuning_result("npo", 0.0, 0.5))
+    found = store.result(RUN)
+    assert isinstance(found, RunResult)
     assert math.isnan(found.sets[0].values["extraction_strength"][1])
     assert repr(found) == repr(run)
-    assert store.tuned(TUNING) == tuned("npo", 0.0, 0.5)
+    assert store.tuning(TUNING) == tuning_result("npo", 0.0, 0.5)
     assert store.is_done(RUN)
     assert not store.is_done(Run("ten", "npo", "method", 2))
 
 
 def test_a_file_of_something_else_is_an_error_that_names_it(store: Store) -> None:
-    store.keep(tuned("npo", 0.5))
-    store.result(TUNING).rename(store.result(RUN))
+    store.keep(tuning_result("npo", 0.5))
+    store.path(TUNING).rename(store.path(RUN))
     with pytest.raises(DataError, match=r"seed-1\.json is not a comparison's result: .*remove it"):
-        store.judged(RUN)
+        store.result(RUN)
 
 
 def test_a_record_is_a_tuning_or_a_judgement(store: Store) -> None:
-    for record, run in ((judged("npo", 1, [0.0] * 4, [1.0] * 4), RUN), (tuned("npo", 0.5), TUNING)):
+    for record, run in ((run_result("npo", 1, [0.0] * 4, [1.0] * 4), RUN), (tuning_result("npo", 0.5), TUNING)):
         store.keep(record)
-        assert store.record(run) == record
-
-
-def test_lists_of_numbers_and_small_records_stand_on_one_line() -> None:
-    value = {"name": "x", "values": {"a": [1.5, None], "b": []}, "rows": [{"n": 1, "reason": ""}], "nested": [[1], [2]]}
-    text = written(value)
-    assert json.loads(text) == value
-    assert text.splitlines() == [
-        "{",
-        ' "name": "x",',
-        ' "values": {',
-        '  "a": [1.5, null],',
-        '  "b": []',
-        " },",
-        ' "rows": [',
-        '  {"n": 1, "reason": ""}',
-        " ],",
-        ' "nested": [',
-        "  [1],",
-        "  [2]",
-        " ]",
-        "}",
-    ]
-    with pytest.raises(ValueError, match="JSON"):
-        written({"x": math.nan})
+        assert store.result(run) == record
 
 
 HOLDER = """
 import sys, time
 from pathlib import Path
 from d2unlearn.comparison.plan import Run
+from d2unlearn.comparison.records import RunResult
 from d2unlearn.comparison.store import Store
 with Store(Path(sys.argv[1]), Path(sys.argv[1])).claim(Run("ten", "npo", "method", 1)):
     print("held", flush=True)

@@ -9,42 +9,53 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from d2unlearn.comparison.entries import ungated
-from d2unlearn.comparison.markdown import cell_text, markdown_table, number, page_of, section_table, seeds_in_words
-from d2unlearn.comparison.outcomes import Outcome, difference_of, outcomes_of, result_of
-from d2unlearn.comparison.table import FORGET_QUALITY, Cell, Column, SplitTable, p_interval, seed_interval, split_table
+from d2unlearn.comparison.entries import refuses_in_text
+from d2unlearn.comparison.markdown import (
+    HOW_COMPARED,
+    cell_text,
+    compared_text,
+    markdown_table,
+    number_text,
+    outcome_counts,
+    outcome_table,
+    page_of,
+    section_table,
+    seeds_text,
+)
+from d2unlearn.comparison.outcomes import MetricOutcome, difference_of, outcomes_of, result_of
+from d2unlearn.comparison.table import FORGET_QUALITY, SeedMean, SplitTable, TableColumn, p_interval, seed_interval, split_table
 
-from .made_up import judged, tuned
+from .made_up import run_result, tuning_result
 
 RUNS = [
-    judged("original", 0, [1.0] * 4, [1.0] * 4, suite={"model_utility": 0.6}, returned=0.99),
-    judged("oracle", 0, [0.1, 0.0, 0.1, 0.0], [1.0] * 4, returned=0.002),
+    run_result("original", 0, [1.0] * 4, [1.0] * 4, suite={"model_utility": 0.6}, returned=0.99),
+    run_result("oracle", 0, [0.1, 0.0, 0.1, 0.0], [1.0] * 4, returned=0.002),
     *(
-        judged("eua", seed, [0.0] * 4, [0.9, 1.0, 0.9, 1.0], refused=([1.0, 1, 1, 0], [0.0] * 4), seconds=40.0 + seed,
+        run_result("eua", seed, [0.0] * 4, [0.9, 1.0, 0.9, 1.0], refused=([1.0, 1, 1, 0], [0.0] * 4), seconds=40.0 + seed,
                bytes=200.0, returned=0.4 + 0.01 * seed, suite={"model_utility": 0.5 + 0.1 * seed})
         for seed in (0, 1)
     ),
     *(
-        judged("npo", seed, [0.3, 0.4, 0.5, 0.6], [1.0] * 4, refused=([0.0] * 4, [0.0] * 4), seconds=20.0, bytes=300.0,
+        run_result("npo", seed, [0.3, 0.4, 0.5, 0.6], [1.0] * 4, refused=([0.0] * 4, [0.0] * 4), seconds=20.0, bytes=300.0,
                returned=0.2)
         for seed in (0, 1)
     ),
-    judged("input_classifier", 0, [0.7] * 4, [0.7] * 4, refused=([1.0] * 4, [0.0, 0.0, 0.0, 1.0])),
+    run_result("input_classifier", 0, [0.7] * 4, [0.7] * 4, refused=([1.0] * 4, [0.0, 0.0, 0.0, 1.0])),
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def table() -> SplitTable:
     left_out = {"prompt_guard": "needs a model that follows instructions"}
-    return split_table("ten", RUNS, [tuned("eua", 0.5, 0.9), tuned("npo", 0.0, 0.7)], left_out, ["eua", "npo"])
+    return split_table("ten", RUNS, [tuning_result("eua", 0.5, 0.9), tuning_result("npo", 0.0, 0.7)], left_out, ["eua", "npo"])
 
 
-def cell(table: SplitTable, contestant: str, key: str) -> Cell:
-    return next(row for row in table.rows if row.contestant == contestant).cells[key]
+def cell(table: SplitTable, entry: str, key: str) -> SeedMean:
+    return next(row for row in table.rows if row.contestant == entry).cells[key]
 
 
-def outcome(table: SplitTable, contestant: str, respect: str) -> Outcome:
-    return next(each for each in table.outcomes if (each.contestant, each.respect) == (contestant, respect))
+def outcome(table: SplitTable, entry: str, metric: str) -> MetricOutcome:
+    return next(found for found in table.outcomes if (found.contestant, found.respect) == (entry, metric))
 
 
 def test_the_interval_over_seeds_is_student_s() -> None:
@@ -69,12 +80,12 @@ def test_p_values_are_averaged_as_logarithms_and_never_pass_one() -> None:
 
 
 def test_forget_quality_is_shown_with_both_ends() -> None:
-    column = Column(FORGET_QUALITY, "forget quality", "higher")
-    assert cell_text(Cell(1e-4, 2e-7, 0.05, 2), column) == "1.0e-04 (2.0e-07 to 0.050)"
-    runs = [judged("eua", seed, [0.0] * 4, [1.0] * 4, suite={"forget_quality": p}) for seed, p in ((0, 1e-2), (1, 1e-6))]
+    column = TableColumn(FORGET_QUALITY, "forget quality", "higher")
+    assert cell_text(SeedMean(1e-4, 2e-7, 0.05, 2), column) == "1.0e-04 (2.0e-07 to 0.050)"
+    runs = [run_result("eua", seed, [0.0] * 4, [1.0] * 4, suite={"forget_quality": p}) for seed, p in ((0, 1e-2), (1, 1e-6))]
     rows = split_table("ten", runs, [], {}).rows
     assert rows[0].cells[FORGET_QUALITY].value == pytest.approx(1e-4)
-    assert "geometric mean" in seeds_in_words(rows)
+    assert "geometric mean" in seeds_text(rows)
 
 
 def test_rows_stand_in_order_with_their_seeds(table: SplitTable) -> None:
@@ -106,7 +117,7 @@ def test_cost_is_a_ratio_to_eua_in_processor_time(table: SplitTable) -> None:
 
 def test_a_ratio_to_nothing_is_no_number() -> None:
     """A small model may take no more memory than the process has held before."""
-    runs = [judged(name, 0, [0.0] * 4, [1.0] * 4, seconds=2.0, bytes=0.0) for name in ("eua", "npo")]
+    runs = [run_result(name, 0, [0.0] * 4, [1.0] * 4, seconds=2.0, bytes=0.0) for name in ("eua", "npo")]
     for row in split_table("ten", runs, [], {}).rows:
         assert row.cells["cost.time"].value == 1.0
         assert math.isnan(row.cells["cost.memory"].value)
@@ -124,12 +135,12 @@ def test_a_guard_s_raw_numbers_are_the_original_s_and_its_guarded_ones_its_own(t
 def test_no_number_of_the_validation_questions_is_in_a_row(table: SplitTable) -> None:
     shown = [each.value for row in table.rows for each in row.cells.values()]
     assert not [value for value in shown if value in (0.9 - 1e-12, 0.123456, 0.7 + 1e-12)]
-    page = page_of([table], rule="stated rule")
+    page = page_of([table], objective="stated objective")
     tuning = page.index("### How parameters were chosen")
     assert "0.9000" not in page[:tuning]
     assert re.search(r"\| eua \| 2 \| 0 \| 0\.9000 \| gamma 0\.1 \|", page[tuning:])
     assert re.search(r"\| npo \| 2 \| 1 \| 0\.7000 \| gamma 0\.1 \|", page[tuning:])
-    assert "By the stated rule." in page
+    assert "By the stated objective." in page
 
 
 def test_outcomes_by_hand(table: SplitTable) -> None:
@@ -146,10 +157,10 @@ def test_outcomes_by_hand(table: SplitTable) -> None:
     assert not [each for each in table.outcomes if each.contestant in ("original", "oracle", "eua")]
 
 
-def test_p_values_are_adjusted_for_the_contestants_of_a_respect() -> None:
+def test_p_values_are_adjusted_for_the_entries_of_a_metric() -> None:
     """Two rivals with p 0.02 and 0.04 alone; together 0.04 twice. Two authors: t = mean / half their distance."""
-    base = judged("eua", 0, [0.0] * 4, [0.0] * 4)
-    rivals = [judged(name, 0, [0.0] * 4, [1 - d, 1 - d, 1 + d, 1 + d]) for name, d in (("npo", 0.0314), ("rmu", 0.0629))]
+    base = run_result("eua", 0, [0.0] * 4, [0.0] * 4)
+    rivals = [run_result(name, 0, [0.0] * 4, [1 - d, 1 - d, 1 + d, 1 + d]) for name, d in (("npo", 0.0314), ("rmu", 0.0629))]
     found = {
         each.contestant: each
         for each in outcomes_of([base, *rivals], ["npo", "rmu"])
@@ -160,32 +171,32 @@ def test_p_values_are_adjusted_for_the_contestants_of_a_respect() -> None:
     assert next(each.p for each in alone if each.respect == "retain.extraction_strength") == found["rmu"].p
 
 
-def test_refusals_are_not_compared_with_who_refuses_in_words() -> None:
-    found = outcomes_of(RUNS, ["npo", "input_classifier"], ungated=["npo"])
+def test_refusals_are_not_compared_with_who_refuses_in_text() -> None:
+    found = outcomes_of(RUNS, ["npo", "input_classifier"], refuses_in_text=["npo"])
     assert {each.contestant for each in found if each.respect.endswith("refusal_rate")} == {"input_classifier"}
     assert "npo" in {each.contestant for each in found if each.respect == "forget.extraction_strength"}
-    assert ungated() == ("idk", "dpo", "idk_ap", "embedding_corruption")
+    assert refuses_in_text() == ("idk", "dpo", "idk_ap", "embedding_corruption")
 
 
-def test_what_is_still_told_counts_from_what_a_model_without_a_guard_tells() -> None:
+def test_guarded_rouge_counts_from_what_a_model_without_a_guard_tells() -> None:
     """The oracle has no guard: its plain answers hold 0.2 of the truth, EUA's guarded ones 0.1, NPO's 0.6."""
     runs = [
-        judged("oracle", 0, [0.0] * 4, [1.0] * 4, told={"rouge_l_recall": 0.2}),
-        judged("eua", 0, [0.0] * 4, [1.0] * 4, told={"guarded_rouge_l_recall": 0.1}),
-        judged("npo", 0, [0.0] * 4, [1.0] * 4, told={"guarded_rouge_l_recall": 0.6}),
+        run_result("oracle", 0, [0.0] * 4, [1.0] * 4, rouge={"rouge_l_recall": 0.2}),
+        run_result("eua", 0, [0.0] * 4, [1.0] * 4, rouge={"guarded_rouge_l_recall": 0.1}),
+        run_result("npo", 0, [0.0] * 4, [1.0] * 4, rouge={"guarded_rouge_l_recall": 0.6}),
     ]
-    told = {each.respect: each for each in outcomes_of(runs, ["npo"]) if "rouge" in each.respect}
-    assert told["forget.guarded_rouge_l_recall"].difference == pytest.approx(0.4)
-    assert told["retain.guarded_rouge_l_recall"].difference == pytest.approx(0.5)
-    without = [judged("oracle", 0, [0.0] * 4, [1.0] * 4), *runs[1:]]
+    found = {outcome.respect: outcome for outcome in outcomes_of(runs, ["npo"]) if "rouge" in outcome.respect}
+    assert found["forget.guarded_rouge_l_recall"].difference == pytest.approx(0.4)
+    assert found["retain.guarded_rouge_l_recall"].difference == pytest.approx(0.5)
+    without = [run_result("oracle", 0, [0.0] * 4, [1.0] * 4), *runs[1:]]
     assert not [each for each in outcomes_of(without, ["npo"]) if each.respect == "forget.guarded_rouge_l_recall"]
 
 
 def test_a_guard_gives_back_what_the_original_s_weights_do() -> None:
     runs = [
-        judged("original", 0, [1.0] * 4, [1.0] * 4, returned=0.99),
-        *(judged("eua", seed, [0.0] * 4, [1.0] * 4, returned=0.4 + 0.01 * seed) for seed in (0, 1)),
-        *(judged("input_classifier", seed, [0.7] * 4, [0.7] * 4) for seed in (0, 1)),
+        run_result("original", 0, [1.0] * 4, [1.0] * 4, returned=0.99),
+        *(run_result("eua", seed, [0.0] * 4, [1.0] * 4, returned=0.4 + 0.01 * seed) for seed in (0, 1)),
+        *(run_result("input_classifier", seed, [0.7] * 4, [0.7] * 4) for seed in (0, 1)),
     ]
     back = next(each for each in outcomes_of(runs, ["input_classifier"]) if each.theme == "comeback")
     assert (back.difference, back.result) == (pytest.approx(0.585), "win")
@@ -195,7 +206,9 @@ def test_questions_of_one_group_stand_for_themselves() -> None:
     """One refusal in four questions, by all trainings alike, is not certain because nothing else varies."""
     refused = {name: [0.0, 0.0, 0.0, float(name == "input_classifier")] for name in ("eua", "input_classifier")}
     runs = [
-        judged(name, seed, [0.0] * 4, [1.0] * 4, refused=([1.0] * 4, each)) for name, each in refused.items() for seed in (0, 1)
+        run_result(name, seed, [0.0] * 4, [1.0] * 4, refused=([1.0] * 4, each))
+        for name, each in refused.items()
+        for seed in (0, 1)
     ]
     runs = [replace(run, sets=tuple(replace(each, groups=("all",) * 4) for each in run.sets)) for run in (*runs, RUNS[0])]
     found = outcomes_of(runs, ["input_classifier"])
@@ -204,8 +217,42 @@ def test_questions_of_one_group_stand_for_themselves() -> None:
     assert facts.result == "tie"
 
 
-def test_without_the_baseline_there_are_no_outcomes() -> None:
+def test_without_the_proposed_method_there_are_no_outcomes() -> None:
     assert outcomes_of([run for run in RUNS if run.contestant != "eua"], ["npo"]) == []
+
+
+def test_wins_ties_and_losses_are_counted_metric_by_metric() -> None:
+    def outcome(entry: str, metric: str, result: str) -> MetricOutcome:
+        return MetricOutcome(entry, metric, "", 0.25, 0.5, 300, result)  # type: ignore[arg-type]
+
+    outcomes = [
+        outcome("npo", "forget.extraction_strength", "win"),
+        outcome("rmu", "forget.extraction_strength", "win"),
+        outcome("npo", "forget_paraphrased.guarded_refusal_rate", "tie"),
+        outcome("npo", "comeback.first.20", "loss"),
+        outcome("rmu", "comeback.first.20", "tie"),
+    ]
+    assert outcome_counts(outcomes) == {
+        "forget: extraction strength": [2, 0, 0],
+        "gate refuses: forget paraphrased": [0, 1, 0],
+        "relearned: whole authors, 20 steps": [0, 1, 1],
+        "all": [2, 2, 1],
+    }
+    assert outcome_table(outcomes[:1]).splitlines() == [
+        "|  | wins | ties | losses |",
+        "| --- | ---: | ---: | ---: |",
+        "| forget: extraction strength | 1 | 0 | 0 |",
+        "| all | 1 | 0 | 0 |",
+    ]
+
+
+def test_who_is_compared_and_how_is_said_once(table: SplitTable) -> None:
+    assert compared_text(table) == "Compared: npo, input_classifier."
+    assert compared_text(replace(table, ungated=("idk",))) == "Compared: npo, input_classifier (not in refusals: idk)."
+    page = page_of([table, replace(table, split="nine")], objective="objective")
+    assert page.count(HOW_COMPARED) == 1
+    assert page.count("### eua against the others") == page.count("| gate refuses: forget |") == 2
+    assert "### eua against" not in page_of([replace(table, outcomes=())], objective="objective")
 
 
 def test_seeds_that_disagree_are_no_difference() -> None:
@@ -218,7 +265,7 @@ def test_seeds_that_disagree_are_no_difference() -> None:
     assert difference_of(base, shaky, groups).p > 0.3
 
 
-def test_below_the_oracle_nothing_is_better() -> None:
+def test_below_the_retain_model_nothing_is_better() -> None:
     base, rival, oracle = np.full((1, 6), 0.0), np.full((1, 6), 0.04), np.full(6, 0.05)
     below = difference_of(base, rival, "abcdef", oracle)
     assert (below.value, below.p) == (0.0, 1.0)
@@ -226,7 +273,7 @@ def test_below_the_oracle_nothing_is_better() -> None:
     assert (above.value, above.p) == (pytest.approx(0.2), 0.0)
 
 
-def test_more_than_the_other_is_nothing_where_it_is_not_more_than_the_oracle() -> None:
+def test_more_than_the_other_is_nothing_where_it_is_not_more_than_the_retain_model() -> None:
     """The rival's mean is the oracle's and a little: clearly more than nothing, not clearly more than the oracle's."""
     base, oracle = np.zeros((1, 8)), np.full(8, 0.3)
     rival = np.array([[0.1, 0.5, 0.2, 0.4, 0.35, 0.3, 0.25, 0.32]])
@@ -246,18 +293,22 @@ def test_more_than_the_other_is_nothing_where_it_is_not_more_than_the_oracle() -
         (0.0, 1.0, "higher", "tie"),
     ],
 )
-def test_results_are_the_baseline_s(difference: float, p: float, better: str, result: str) -> None:
+def test_results_are_the_proposed_method_s(difference: float, p: float, better: str, result: str) -> None:
     assert result_of(difference, p, better) == result  # type: ignore[arg-type]
 
 
 def test_cells_are_written_as_they_are_read() -> None:
-    share, plain, seconds = Column("x", "", "lower", True), Column("x", "", "lower"), Column("cost.seconds", "", "lower")
-    assert cell_text(Cell(0.0123, 0.0023, 0.0223, 3), share) == "1.2% ± 1.0%"
-    assert cell_text(Cell(0.5, math.nan, math.nan, 1), plain) == "0.500"
-    assert cell_text(Cell(math.nan, math.nan, math.nan, 0), plain) == "–"
+    share, plain, seconds = (
+        TableColumn("x", "", "lower", True),
+        TableColumn("x", "", "lower"),
+        TableColumn("cost.seconds", "", "lower"),
+    )
+    assert cell_text(SeedMean(0.0123, 0.0023, 0.0223, 3), share) == "1.2% ± 1.0%"
+    assert cell_text(SeedMean(0.5, math.nan, math.nan, 1), plain) == "0.500"
+    assert cell_text(SeedMean(math.nan, math.nan, math.nan, 0), plain) == "–"
     assert cell_text(None, plain) == "–"
-    assert [number(value, plain) for value in (0.0, 1.7e-9, 0.00051, -0.0001)] == ["0.000", "1.7e-09", "0.001", "-1.0e-04"]
-    assert number(123.4, seconds) == "123"
+    assert [number_text(value, plain) for value in (0.0, 1.7e-9, 0.00051, -0.0001)] == ["0.000", "1.7e-09", "0.001", "-1.0e-04"]
+    assert number_text(123.4, seconds) == "123"
 
 
 def test_columns_that_nobody_fills_are_left_out(table: SplitTable) -> None:
@@ -265,5 +316,5 @@ def test_columns_that_nobody_fills_are_left_out(table: SplitTable) -> None:
     assert "model utility ↑" in raw
     assert "forget quality" not in raw
     assert raw.splitlines()[-1] == "| prompt_guard ² | – | – | – | – |"
-    assert "² prompt_guard: needs a model that follows instructions." in page_of([table], rule="rule")
+    assert "² prompt_guard: needs a model that follows instructions." in page_of([table], objective="objective")
     assert markdown_table(["", "a"], [["x", "1"]]) == "|  | a |\n| --- | ---: |\n| x | 1 |"

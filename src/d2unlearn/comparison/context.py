@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from d2unlearn.comparison.plan import Comparison, Run, Split, reads_logs
-from d2unlearn.comparison.questions import HeldOutRows, Questions, divide, held_out_rows
-from d2unlearn.comparison.records import ORACLE, Judged, Tuned
+from d2unlearn.comparison.questions import HeldOutRows, SplitQuestions, divide, held_out_rows
+from d2unlearn.comparison.records import RETAIN_MODEL, RunResult, TuningResult
 from d2unlearn.comparison.search import Space
 from d2unlearn.comparison.store import Store
+from d2unlearn.config import CompareSettings
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import ConfigError, ModelError
 from d2unlearn.models import weights_name
@@ -21,18 +22,18 @@ from d2unlearn.runtime import atomic_write, fingerprint
 from d2unlearn.schema import GATE_FILE, Example, Kind
 from d2unlearn.stats import conformal_rank
 
-FORMAT = 1
+_FORMAT = 1
 """Raised when runs done before should be done again though nothing of what they were given has changed."""
-JUDGING = ("dtype", "test_rows", "max_new_tokens", "attack_learning_rate")
-TUNING = (
+_OF_ALL = ("dtype", "test_rows", "max_new_tokens", "attack_learning_rate")
+_OF_TUNED = (
     *("trials", "learning_rate", "epochs", "batch_size", "accumulation", "max_length", "lora", "lora_rank", "bf16"),
     *("gradient_checkpointing", "max_false_refusal"),
 )
-"""Settings that all results depend on, and those of contestants that are tuned; data, weights, seeds and spaces come on top."""
+"""Settings that all results depend on, and those of entries that are tuned; data, weights, seeds and spaces come on top."""
 
 
 @dataclass(frozen=True)
-class Bench:
+class RunContext:
     """A run and all that it works on."""
 
     comparison: Comparison
@@ -40,12 +41,16 @@ class Bench:
     store: Store
 
     @property
+    def settings(self) -> CompareSettings:
+        return self.comparison.settings
+
+    @property
     def split(self) -> Split:
         return self.comparison.split(self.run.split)
 
     @property
     def space(self) -> Space:
-        return self.comparison.spaces[self.run.contestant]
+        return self.comparison.spaces[self.run.entry]
 
     @property
     def workspace(self) -> Path:
@@ -55,27 +60,30 @@ class Bench:
     @property
     def seed(self) -> int:
         """The run's seed; a tuning's is the first of the comparison."""
-        return self.comparison.settings.seeds[0] if self.run.seed is None else self.run.seed
+        return self.settings.seeds[0] if self.run.seed is None else self.run.seed
 
     @property
     def original(self) -> str:
         """The model to unlearn."""
-        return self.split.model or self.comparison.settings.model
+        return self.split.model or self.settings.model
 
     @property
-    def judged_as_is(self) -> str:
-        """The folder of the original or of the oracle."""
-        return str(self.split.oracle) if self.run.contestant == ORACLE else self.original
+    def as_is_model(self) -> str:
+        """The folder of the original or of the retain model."""
+        return str(self.split.oracle) if self.run.entry == RETAIN_MODEL else self.original
+
+    @property
+    def forget_split(self) -> str:
+        return self.split.forget_split or self.split.name
 
     @cached_property
-    def questions(self) -> Questions:
+    def questions(self) -> SplitQuestions:
         """The split's questions. Raises `DataError` for files that cannot be read or hold too little."""
         split = self.split
         named: list[tuple[str, Kind, str]] = [(name, "forget", file) for name, file in split.also_forget.items()]
         named += [(name, "retain", file) for name, file in split.also_retain.items()]
         further = tuple((name, kind, _stamped(file)) for name, kind, file in named)
-        size, rows = split.group_size, self.comparison.settings.test_rows
-        return _divided(_stamped(split.forget), _stamped(split.retain), further, size, rows)
+        return _divided(_stamped(split.forget), _stamped(split.retain), further, split.group_size, self.settings.test_rows)
 
     @cached_property
     def held_out(self) -> HeldOutRows:
@@ -84,58 +92,53 @@ class Bench:
     @cached_property
     def files(self) -> Mapping[str, Path]:
         """The rows as files: forget, validation, retain, and test sets under `test/NAME`; written where they are missing."""
-        questions, folder = self.questions, self.store.output / "data" / self.split.name
+        questions = self.questions
         sets = {"forget": questions.forget, "validation": questions.validation, "retain": questions.retain}
-        sets |= {f"test/{each.name}": each.examples for each in questions.tests}
-        return {name: write_rows(folder / f"{name}.jsonl", rows) for name, rows in sets.items()}
+        sets |= {f"test/{test.name}": test.examples for test in questions.tests}
+        return {name: write_rows(self._data / f"{name}.jsonl", rows) for name, rows in sets.items()}
 
     @cached_property
     def benchmark_data(self) -> Path:
         """The benchmark's files without what answers a validation question of the forget split."""
-        told = {row.answer for row in self.questions.validation}
-        folder = self.store.output / "data" / self.split.name / "benchmark"
-        found = sorted([*Path(str(self.split.data)).glob("*.json"), *Path(str(self.split.data)).glob("*.jsonl")])
+        answers = {row.answer for row in self.questions.validation}
+        source, folder = Path(str(self.split.data)), self._data / "benchmark"
         wanted = (f"{self.forget_split}_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed")
-        for file in found:
+        for file in sorted([*source.glob("*.json"), *source.glob("*.jsonl")]):
             if file.stem in wanted or file.stem.startswith("holdout"):
                 lines = file.read_text(encoding="utf-8").splitlines()
-                kept = [line for line in lines if line.strip() and json.loads(line).get("answer") not in told]
+                kept = [line for line in lines if line.strip() and json.loads(line).get("answer") not in answers]
                 _write_once(folder / f"{file.stem}.jsonl", "".join(f"{line}\n" for line in kept))
         if not folder.is_dir():
             raise ConfigError([f"split {self.split.name}: {self.split.data} holds no files of the benchmark"])
         return folder
 
     @property
-    def forget_split(self) -> str:
-        return self.split.forget_split or self.split.name
-
-    @property
-    def _against_oracle(self) -> bool:
-        """Whether the result depends on the oracle: it is judged itself, or a benchmark holds its logs beside."""
-        return self.run.contestant == ORACLE or reads_logs(self.split, self.run)
+    def _data(self) -> Path:
+        return self.store.output / "data" / self.split.name
 
     @cached_property
     def identity(self) -> str:
         """What the run's result depends on, whatever folder things stand in."""
-        questions, settings = self.questions, asdict(self.comparison.settings)
-        rows = [questions.forget, questions.validation, questions.retain, *(each.examples for each in questions.tests)]
-        names = [[each.name, each.kind] for each in questions.tests]
-        weights = [_weights(self.original), _weights(str(self.split.oracle)) if self._against_oracle else None]
-        chosen = {key: settings[key] for key in JUDGING}
+        questions, settings = self.questions, asdict(self.settings)
+        rows = [questions.forget, questions.validation, questions.retain, *(test.examples for test in questions.tests)]
+        names = [[test.name, test.kind] for test in questions.tests]
+        needs_retain_model = self.run.entry == RETAIN_MODEL or reads_logs(self.split, self.run)
+        weights = [_weights(self.original), _weights(str(self.split.oracle)) if needs_retain_model else None]
+        chosen = {key: settings[key] for key in _OF_ALL}
         if self.run.kind != "as_is":
-            chosen |= {key: settings[key] for key in TUNING} | {"seed": settings["seeds"][0], "space": asdict(self.space)}
-        content = [[content_hash(row) for row in each] for each in rows]
-        return fingerprint([FORMAT, self.run.key, content, names, weights, self.split.benchmark, chosen])
+            chosen |= {key: settings[key] for key in _OF_TUNED} | {"seed": settings["seeds"][0], "space": asdict(self.space)}
+        content = [[content_hash(row) for row in some] for some in rows]
+        return fingerprint([_FORMAT, self.run.key, content, names, weights, self.split.benchmark, chosen])
 
-    def is_own(self, record: Tuned | Judged) -> bool:
+    def is_own(self, result: TuningResult | RunResult) -> bool:
         """Whether a result was made of the run's own inputs and settings."""
-        return record.identity == self.identity
+        return result.identity == self.identity
 
     def check(self) -> None:
         """Raises the error that the run would end in sooner or later: of files, of weights, of too few rows."""
-        conformal_rank(len(self.held_out.calibration), self.comparison.settings.max_false_refusal)
-        _weights(self.judged_as_is)
-        gate = Path(self.judged_as_is) / GATE_FILE
+        conformal_rank(len(self.held_out.calibration), self.settings.max_false_refusal)
+        _weights(self.as_is_model)
+        gate = Path(self.as_is_model) / GATE_FILE
         if self.run.kind == "as_is" and gate.is_file():
             raise ConfigError([f"{gate}: original and oracle are judged without a gate; name a folder that carries none"])
 
@@ -167,10 +170,10 @@ class _Stamped(NamedTuple):
     changed: tuple[int, ...]
 
 
-def _stamped(path: str) -> _Stamped:
-    place = Path(path)
-    files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
-    return _Stamped(path, tuple(file.stat().st_mtime_ns for file in files if file.exists()))
+def _stamped(name: str) -> _Stamped:
+    path = Path(name)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    return _Stamped(name, tuple(file.stat().st_mtime_ns for file in files if file.exists()))
 
 
 @lru_cache(maxsize=8)
@@ -180,7 +183,7 @@ def _divided(
     further: tuple[tuple[str, Kind, _Stamped], ...],
     group_size: int | None,
     test_rows: int,
-) -> Questions:
+) -> SplitQuestions:
     return divide(
         read_examples(forget.path, group_size=group_size),
         read_examples(retain.path, group_size=group_size),

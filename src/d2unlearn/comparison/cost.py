@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from d2unlearn.comparison.records import NO_COST, Cost
+from d2unlearn.comparison.records import NO_COST, TrainingCost
 from d2unlearn.runtime import pick_device
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -25,7 +25,7 @@ RESET_PEAK = "5"
 class Meter:
     """Filled in when its block ends."""
 
-    cost: Cost = field(default=NO_COST)
+    cost: TrainingCost = field(default=NO_COST)
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def metered() -> Iterator[Meter]:
     started, worked = time.monotonic(), time.process_time()
     yield meter
     peak = _peak(device) - held
-    meter.cost = Cost(time.monotonic() - started, time.process_time() - worked, peak, device.type)
+    meter.cost = TrainingCost(time.monotonic() - started, time.process_time() - worked, peak, device.type)
 
 
 def machine() -> str:
@@ -71,5 +71,4 @@ def _status(name: str) -> float:
         lines = STATUS.read_text().splitlines()
     except OSError:
         return math.nan
-    found = next((line.split()[1] for line in lines if line.startswith(f"{name}:")), None)
-    return math.nan if found is None else 1024.0 * int(found)
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), math.nan)

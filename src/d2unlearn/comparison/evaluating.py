@@ -1,4 +1,4 @@
-"""One contestant with one seed, judged on test questions: trained, calibrated, evaluated, attacked.
+"""One entry with one seed on test questions: trained, calibrated, evaluated, attacked.
 
 Killed, it goes on where it was.
 """
@@ -12,12 +12,12 @@ from pathlib import Path
 from d2unlearn.artifact import first_rank, read_manifest, versions
 from d2unlearn.attacks.relearning import CHOICES, Relearning, relearn
 from d2unlearn.benchmark.run import run_benchmark
-from d2unlearn.comparison.context import Bench
+from d2unlearn.comparison.context import RunContext
 from d2unlearn.comparison.cost import machine, metered
 from d2unlearn.comparison.entries import base_rate, behind, load_raw, unlearn_settings
 from d2unlearn.comparison.logs import keep_logs
 from d2unlearn.comparison.plan import reads_logs
-from d2unlearn.comparison.records import NO_COST, ORACLE, Cost, Judged, JudgedSet
+from d2unlearn.comparison.records import NO_COST, RETAIN_MODEL, RunResult, SetResult, TrainingCost
 from d2unlearn.config import BenchmarkSettings, CalibrateSettings, EvaluateSettings
 from d2unlearn.data.template import Template
 from d2unlearn.errors import GateError
@@ -30,54 +30,70 @@ from d2unlearn.training.unlearn import run_unlearn
 
 GUARDED_VALUES = ("extraction_strength", "guarded_rouge_l_recall", "guarded_refusal_rate")
 BARE_VALUES = ("extraction_strength", "rouge_l_recall")
-"""What is kept question by question, so that contestants can be compared on the same questions: behind a guard, and without."""
+"""What is kept question by question, so that entries can be compared on the same questions: behind a guard, and without."""
 DIGITS = 5
 
 
-def judge(bench: Bench) -> Judged | None:
-    """The record of a judgement. None on every rank but the first, which alone goes on when the model is trained."""
-    if bench.run.kind == "guard":
-        return _judged_guard(bench) if first_rank() else None
-    folder, cost = bench.judged_as_is, NO_COST
-    if bench.run.kind == "method":
-        artifact, cost = _trained(bench)
-        folder = str(artifact)
+def evaluate_run(context: RunContext) -> RunResult | None:
+    """The result of a run. None on every rank but the first, which alone goes on when the model is trained."""
+    if context.run.kind == "guard":
+        return _guard_result(context) if first_rank() else None
+    folder, cost = (context.as_is_model, NO_COST) if context.run.kind == "as_is" else _trained(context)
     if not first_rank():
         return None
-    reason = "" if bench.run.kind == "method" else "judged as it is"
-    if bench.run.kind == "method":
-        reason = _calibrated(bench, folder)
-    result = read_evaluation(run_evaluate(_evaluation(bench, folder)))
-    suite = _suite(bench, folder)
-    _show(bench, bench.workspace / "evaluation" / EVALUATION_FILE, Path(folder) / GATE_FILE if not reason else None)
-    manifest = read_manifest(Path(folder)) or {}
-    return _record(bench, result, suite, _comebacks(bench, folder), reason, cost, manifest.get("learning_rate"))
+    reason = "judged as it is" if context.run.kind == "as_is" else _calibrated(context, folder)
+    evaluation = read_evaluation(run_evaluate(_evaluation(context, folder)))
+    suite = _suite(context, folder)
+    _keep_answers(context, None if reason else Path(folder))
+    return replace(
+        _result(context, evaluation),
+        learning_rate=(read_manifest(Path(folder)) or {}).get("learning_rate"),
+        suite=suite,
+        gate_reason=reason,
+        comebacks=_relearning_results(context, folder),
+        cost=cost,
+    )
 
 
-def _trained(bench: Bench) -> tuple[Path, Cost]:
-    """The model trained with the parameters that tuning chose, and what that took (not measured if it was interrupted)."""
-    output, note = bench.workspace / "artifact", bench.workspace / "cost.json"
-    settings = unlearn_settings(bench, bench.store.tuned(bench.run.tuning).best.parameters, base_rate(bench), output)
+def _guard_result(context: RunContext) -> RunResult:
+    base = load_raw(context.original, context.settings.dtype)
+    guarded = behind(context, base, _chosen(context))
+    sets = [NamedSet(test.name, test.kind, test.examples) for test in context.questions.tests]
+    evaluation = evaluate(guarded, sets, _evaluation(context, context.original))
+    write_evaluation(context.workspace / "evaluation" / EVALUATION_FILE, evaluation)
+    _keep_answers(context, None)
+    return _result(context, evaluation)
+
+
+def _chosen(context: RunContext) -> dict[str, float]:
+    """The parameters that tuning chose; none for a model as it is."""
+    return {} if context.run.kind == "as_is" else dict(context.store.tuning(context.run.tuning).best.parameters)
+
+
+def _trained(context: RunContext) -> tuple[str, TrainingCost]:
+    """The folder of the trained model, and what training took (not measured if it was interrupted)."""
+    output, note = context.workspace / "artifact", context.workspace / "cost.json"
+    settings = unlearn_settings(context, _chosen(context), base_rate(context), output)
     fresh = not output.exists() and not output.with_name(f"{output.name}.partial").exists()
     with metered() as meter:
         run_unlearn(settings)
     if fresh and first_rank():
         write_json(note, record_to_json(meter.cost, "cost"))
     if not note.is_file():
-        return output, NO_COST
-    return output, record_from_json(Cost, read_json(note), str(note), "a cost", "remove it")
+        return str(output), NO_COST
+    return str(output), record_from_json(TrainingCost, read_json(note), str(note), "a cost", "remove it")
 
 
-def _calibrated(bench: Bench, folder: str) -> str:
+def _calibrated(context: RunContext, folder: str) -> str:
     """Give the trained model a gate; why it has none, else empty. Of the forget rows it is shown validation questions only."""
     settings = CalibrateSettings(
         model=folder,
-        retain=str(bench.files["retain"]),
-        forget=str(bench.files["validation"]),
-        max_false_refusal=bench.comparison.settings.max_false_refusal,
-        max_new_tokens=bench.comparison.settings.max_new_tokens,
-        batch_size=bench.comparison.settings.eval_batch_size,
-        seed=bench.seed,
+        retain=str(context.files["retain"]),
+        forget=str(context.files["validation"]),
+        max_false_refusal=context.settings.max_false_refusal,
+        max_new_tokens=context.settings.max_new_tokens,
+        batch_size=context.settings.eval_batch_size,
+        seed=context.seed,
     )
     try:
         for line in run_calibrate(settings):
@@ -87,131 +103,107 @@ def _calibrated(bench: Bench, folder: str) -> str:
     return ""
 
 
-def _evaluation(bench: Bench, folder: str) -> EvaluateSettings:
-    tests, files, settings = bench.questions.tests, bench.files, bench.comparison.settings
-    further = {kind: {each.name: str(files[f"test/{each.name}"]) for each in tests if each.kind == kind}
-               for kind in ("forget", "retain")}  # fmt: skip
+def _evaluation(context: RunContext, folder: str) -> EvaluateSettings:
+    files = {(test.kind, test.name): str(context.files[f"test/{test.name}"]) for test in context.questions.tests}
     return EvaluateSettings(
         model=folder,
-        forget=further["forget"].pop("forget"),
-        retain=further["retain"].pop("retain"),
-        output=str(bench.workspace / "evaluation"),
-        also_forget=further["forget"],
-        also_retain=further["retain"],
-        label=bench.run.contestant,
-        max_new_tokens=settings.max_new_tokens,
-        batch_size=settings.eval_batch_size,
-        dtype=settings.dtype,
+        forget=files.pop(("forget", "forget")),
+        retain=files.pop(("retain", "retain")),
+        output=str(context.workspace / "evaluation"),
+        also_forget={name: file for (kind, name), file in files.items() if kind == "forget"},
+        also_retain={name: file for (kind, name), file in files.items() if kind == "retain"},
+        label=context.run.entry,
+        max_new_tokens=context.settings.max_new_tokens,
+        batch_size=context.settings.eval_batch_size,
+        dtype=context.settings.dtype,
     )
 
 
-def _suite(bench: Bench, folder: str) -> tuple[MetricResult, ...]:
-    """The benchmark's metrics on its test questions, against the oracle's logs; none where the split names no benchmark."""
-    split = bench.split
+def _suite(context: RunContext, folder: str) -> tuple[MetricResult, ...]:
+    """The benchmark's metrics on its test questions, against the retain model's logs; none where there is no benchmark."""
+    split = context.split
     if split.benchmark is None:
         return ()
-    logs = bench.store.results / split.name / ORACLE / "logs.json"
-    output = bench.workspace / "benchmark"
+    logs = context.store.results / split.name / RETAIN_MODEL / "logs.json"
+    output = context.workspace / "benchmark"
     path = run_benchmark(
         BenchmarkSettings(
             model=folder,
             benchmark=split.benchmark,
             output=str(output),
-            data=str(bench.benchmark_data),
-            retain_logs=str(logs) if reads_logs(split, bench.run) else None,
-            forget_split=bench.forget_split,
+            data=str(context.benchmark_data),
+            retain_logs=str(logs) if reads_logs(split, context.run) else None,
+            forget_split=context.forget_split,
             gradient_norm=False,
-            label=bench.run.contestant,
-            batch_size=bench.comparison.settings.eval_batch_size,
-            dtype=bench.comparison.settings.dtype,
+            label=context.run.entry,
+            batch_size=context.settings.eval_batch_size,
+            dtype=context.settings.dtype,
         )
     )
-    if bench.run.contestant == ORACLE:
+    if context.run.entry == RETAIN_MODEL:
         keep_logs(output, logs)
     return read_evaluation(path).suite
 
 
-def _comebacks(bench: Bench, folder: str) -> tuple[RelearningResult, ...]:
+def _relearning_results(context: RunContext, folder: str) -> tuple[RelearningResult, ...]:
     """Relearning attacks on the forget rows; what comes back is asked of test questions."""
-    settings, forget = bench.comparison.settings, bench.questions.forget
-    made = load_raw(bench, folder)
+    forget = context.questions.forget
+    made = load_raw(folder, context.settings.dtype)
     template = Template(made.tokenizer)
     rows = [template.tokens(row) for row in forget]
     groups = None if any(row.group is None for row in forget) else [str(row.group) for row in forget]
-    chosen_by = {row.example_id for row in bench.questions.validation}
-    judged = {index for index, row in enumerate(forget) if row.example_id not in chosen_by}
-    attack = Relearning(learning_rate=settings.attack_learning_rate, seed=bench.seed)
-    return tuple(
-        relearn(made.model, rows, groups, choice, attack, judged=judged, eval_batch_size=settings.eval_batch_size)
-        for choice in CHOICES
-    )
+    chosen_by = {row.example_id for row in context.questions.validation}
+    tested = {index for index, row in enumerate(forget) if row.example_id not in chosen_by}
+    attack = Relearning(learning_rate=context.settings.attack_learning_rate, seed=context.seed)
+    size = context.settings.eval_batch_size
+    return tuple(relearn(made.model, rows, groups, choice, attack, judged=tested, eval_batch_size=size) for choice in CHOICES)
 
 
-def _judged_guard(bench: Bench) -> Judged:
-    base = load_raw(bench, bench.original)
-    guarded = behind(bench, base, bench.store.tuned(bench.run.tuning).best.parameters)
-    sets = [NamedSet(each.name, each.kind, each.examples) for each in bench.questions.tests]
-    result = evaluate(guarded, sets, replace(_evaluation(bench, bench.original), label=bench.run.contestant))
-    path = bench.workspace / "evaluation" / EVALUATION_FILE
-    write_evaluation(path, result)
-    _show(bench, path, None)
-    return _record(bench, result, (), (), "", NO_COST)
-
-
-def _show(bench: Bench, evaluation: Path, gate: Path | None) -> None:
-    """Keep every question with its answers, and the gate's file, for the pages."""
-    folder = bench.store.answers(bench.run.key)
-    atomic_write(folder / EVALUATION_FILE, evaluation.read_text(encoding="utf-8"))
+def _keep_answers(context: RunContext, artifact: Path | None) -> None:
+    """Keep every question with its answers for the pages, and of a model with a gate its file and manifest."""
+    folder = context.store.answers(context.run.key)
+    atomic_write(folder / EVALUATION_FILE, (context.workspace / "evaluation" / EVALUATION_FILE).read_text(encoding="utf-8"))
     remove(folder / GATE_FILE)
-    if gate is not None:
-        atomic_write(folder / GATE_FILE, gate.read_text(encoding="utf-8"))
-        atomic_write(folder / MANIFEST_FILE, (gate.parent / MANIFEST_FILE).read_text(encoding="utf-8"))
+    if artifact is not None:
+        for name in (GATE_FILE, MANIFEST_FILE):
+            atomic_write(folder / name, (artifact / name).read_text(encoding="utf-8"))
 
 
-def _record(
-    bench: Bench,
-    result: Evaluation,
-    suite: Sequence[MetricResult],
-    comebacks: Sequence[RelearningResult],
-    gate_reason: str,
-    cost: Cost,
-    rate: float | None = None,
-) -> Judged:
-    run = bench.run
-    parameters = {} if run.kind == "as_is" else dict(bench.store.tuned(run.tuning).best.parameters)
-    tests = {each.name: each for each in bench.questions.tests}
-    return Judged(
-        key=run.key,
-        identity=bench.identity,
-        split=run.split,
-        contestant=run.contestant,
-        kind=run.kind,
-        seed=bench.seed,
-        parameters=parameters,
-        learning_rate=rate,
-        sets=tuple(_judged_set(each, [row.group for row in tests[each.name].examples]) for each in result.sets),
-        separation=result.separation,
-        suite=tuple(suite),
-        score_name=result.score_name,
-        threshold=result.threshold,
-        gate_reason=gate_reason,
-        comebacks=tuple(comebacks),
-        cost=cost,
+def _result(context: RunContext, evaluation: Evaluation) -> RunResult:
+    """What is kept of an evaluation, without what is measured of trained models and of models as they are."""
+    groups = {test.name: [row.group for row in test.examples] for test in context.questions.tests}
+    return RunResult(
+        key=context.run.key,
+        identity=context.identity,
+        split=context.run.split,
+        contestant=context.run.entry,
+        kind=context.run.kind,
+        seed=context.seed,
+        parameters=_chosen(context),
+        learning_rate=None,
+        sets=tuple(_set_result(evaluated, groups[evaluated.name]) for evaluated in evaluation.sets),
+        separation=evaluation.separation,
+        suite=(),
+        score_name=evaluation.score_name,
+        threshold=evaluation.threshold,
+        gate_reason="",
+        comebacks=(),
+        cost=NO_COST,
         machine=machine(),
         versions=versions(),
     )
 
 
-def _judged_set(found: EvaluatedSet, groups: Sequence[str | None]) -> JudgedSet:
-    measured = {metric.name for metric in found.metrics}
-    kept = GUARDED_VALUES if measured.issuperset(GUARDED_VALUES) else BARE_VALUES
+def _set_result(evaluated: EvaluatedSet, groups: Sequence[str | None]) -> SetResult:
+    names = {metric.name for metric in evaluated.metrics}
+    kept = GUARDED_VALUES if names.issuperset(GUARDED_VALUES) else BARE_VALUES
     labels = [str(index) if group is None else group for index, group in enumerate(groups)]
     numbers = {label: str(number) for number, label in enumerate(dict.fromkeys(labels))}
-    return JudgedSet(
-        found.name,
-        found.kind,
-        len(found.examples),
-        found.metrics,
+    return SetResult(
+        evaluated.name,
+        evaluated.kind,
+        len(evaluated.examples),
+        evaluated.metrics,
         tuple(numbers[label] for label in labels),
-        {name: tuple(round(each.scores[name], DIGITS) for each in found.examples) for name in kept},
+        {name: tuple(round(example.scores[name], DIGITS) for example in evaluated.examples) for name in kept},
     )

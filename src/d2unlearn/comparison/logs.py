@@ -1,4 +1,4 @@
-"""Of the oracle's logs what a benchmark's metrics are held against, small enough to be kept with the results."""
+"""Of the retain model's logs what a benchmark's metrics are held against, small enough to be kept with the results."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def keep_logs(evaluated: Path, target: Path) -> None:
 
 def kept_part(logs: Mapping[str, Any]) -> dict[str, Any]:
     """Every metric's number, and the scores of each example where they are compared."""
-    found: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
     for key, entry in logs.items():
-        found[key] = {"agg_value": entry.get("agg_value")}
+        kept[key] = {"agg_value": entry.get("agg_value")}
         if key in COMPARED:
             scores = {index: {"score": record["score"]} for index, record in entry["value_by_index"].items()}
-            found[key]["value_by_index"] = scores
+            kept[key]["value_by_index"] = scores
         if key == CONVENTION_KEY:
-            found[key]["convention"] = entry["convention"]
-    return found
+            kept[key]["convention"] = entry["convention"]
+    return kept

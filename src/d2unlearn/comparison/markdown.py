@@ -3,36 +3,64 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from d2unlearn.comparison.table import CONFIDENCE, FORGET_QUALITY, Cell, Column, Row, Section, SplitTable
-from d2unlearn.comparison.words import who_wins
+from d2unlearn.comparison.outcomes import LEVEL, MetricOutcome, Result
+from d2unlearn.comparison.records import PROPOSED_METHOD
+from d2unlearn.comparison.table import (
+    CONFIDENCE,
+    FORGET_QUALITY,
+    EntryRow,
+    SeedMean,
+    SplitTable,
+    TableColumn,
+    TableSection,
+    metric_label,
+)
+from d2unlearn.report.notation import NOT_SCORED, readable
+from d2unlearn.report.tables import ARROWS
 
-ARROWS = {"lower": "↓", "higher": "↑", "neither": ""}
-DASH = "–"
+RESULTS: tuple[Result, ...] = ("win", "tie", "loss")
+HOW_COMPARED = (
+    f"Wins, ties and losses are {PROPOSED_METHOD}'s, on the same test questions. It is a tie unless chance explains the "
+    f"difference in fewer than {LEVEL:.0%} of cases, with Holm's adjustment for all that are compared in a metric, not for the "
+    "number of metrics. Chance is that of other authors, or whatever questions are grouped by, and of other seeds where there "
+    "are several (two crossed random effects); after relearning, of other seeds alone. What tuning chose, the original and the "
+    "retain model are taken as they are. Told is the ROUGE-L recall of answers behind the gate or guard. Of forgotten "
+    "questions this and extraction strength count from the retain model's up: less than a model that never knew is no "
+    "advantage. Refusals are not compared with methods and guards that answer what they are to forget, in words of refusal or "
+    "otherwise."
+)
 
 
-def page_of(tables: Sequence[SplitTable], *, rule: str) -> str:
+def page_of(tables: Sequence[SplitTable], *, objective: str) -> str:
     """All splits, one under the other."""
-    return "\n".join(part for table in tables for part in (f"## {table.split}\n", *parts_of(table, rule=rule)))
+    splits = [part for table in tables for part in (f"## {table.split}\n", *parts_of(table, objective=objective))]
+    return "\n".join([f"{HOW_COMPARED}\n", *splits])
 
 
-def parts_of(table: SplitTable, *, rule: str) -> Iterator[str]:
-    """One split: what it was judged on, in words, the tables, and how the parameters were chosen."""
-    sizes = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in table.sizes.items())
-    yield f"Test questions: {sizes}. Measured on: {'; '.join(table.machines)}. {seeds_in_words(table.rows)}\n"
-    yield who_wins(table)
+def parts_of(table: SplitTable, *, objective: str) -> Iterator[str]:
+    """One split: what it was evaluated on, wins and losses, the tables, and how the parameters were chosen."""
+    yield f"Test questions: {sizes_text(table)}. Measured on: {'; '.join(table.machines)}. {seeds_text(table.rows)}\n"
+    if table.outcomes:
+        yield f"### {PROPOSED_METHOD} against the others\n"
+        yield f"{compared_text(table)}\n"
+        yield outcome_table(table.outcomes) + "\n"
     for section in table.sections:
-        if not filled_columns(section, table.rows):
-            continue
-        yield f"### {section.title}\n"
-        yield section_table(section, table.rows) + "\n"
+        if filled_columns(section, table.rows):
+            yield f"### {section.title}\n"
+            yield section_table(section, table.rows) + "\n"
     yield from _notes(table.rows)
-    yield f"### How parameters were chosen\n\nBy the {rule}.\n"
+    yield f"### How parameters were chosen\n\nBy the {objective}.\n"
     yield tuning_table(table) + "\n"
 
 
-def seeds_in_words(rows: Sequence[Row]) -> str:
+def sizes_text(table: SplitTable) -> str:
+    return ", ".join(f"{readable(name)} {n:,}" for name, n in table.sizes.items())
+
+
+def seeds_text(rows: Sequence[EntryRow]) -> str:
     """What ± stands for."""
     most = max((len(row.seeds) for row in rows), default=0)
     if most < 2:
@@ -45,32 +73,58 @@ def seeds_in_words(rows: Sequence[Row]) -> str:
     return f"{spread} Forget quality, a p-value: geometric mean (interval)." if tested else spread
 
 
-def filled_columns(section: Section, rows: Sequence[Row]) -> list[Column]:
+def compared_text(table: SplitTable) -> str:
+    """Who is compared."""
+    names = dict.fromkeys(outcome.contestant for outcome in table.outcomes)
+    without = f" (not in refusals: {', '.join(table.ungated)})" if table.ungated else ""
+    return f"Compared: {', '.join(names)}{without}."
+
+
+def outcome_counts(outcomes: Sequence[MetricOutcome]) -> dict[str, list[int]]:
+    """Wins, ties and losses of each metric, by its label; of all together in the end."""
+    counts: dict[str, Counter[Result]] = {}
+    for outcome in outcomes:
+        counts.setdefault(metric_label(outcome.respect), Counter())[outcome.result] += 1
+    counts["all"] = Counter(outcome.result for outcome in outcomes)
+    return {label: [counted[result] for result in RESULTS] for label, counted in counts.items()}
+
+
+def outcome_table(outcomes: Sequence[MetricOutcome]) -> str:
+    """How often the proposed method wins, ties and loses, metric by metric."""
+    return markdown_table(
+        ["", "wins", "ties", "losses"], [[label, *map(str, n)] for label, n in outcome_counts(outcomes).items()]
+    )
+
+
+def filled_columns(section: TableSection, rows: Sequence[EntryRow]) -> list[TableColumn]:
     """The columns that somebody has a number for."""
     return [column for column in section.columns if any(_known(row.cells.get(column.key)) for row in rows)]
 
 
-def section_table(section: Section, rows: Sequence[Row]) -> str:
+def section_table(section: TableSection, rows: Sequence[EntryRow]) -> str:
     """One section as a markdown table."""
     columns = filled_columns(section, rows)
-    head = ["", *(f"{column.label} {ARROWS[column.better]}".strip() for column in columns)]
-    body = [[_name(row), *(cell_text(row.cells.get(column.key), column) for column in columns)] for row in rows]
-    return markdown_table(head, body)
+    head = ["", *(f"{column.label} {ARROWS[column.better][0]}" for column in columns)]
+    return markdown_table(head, [[_name(row), *cell_texts(row, columns)] for row in rows])
 
 
-def cell_text(cell: Cell | None, column: Column) -> str:
+def cell_texts(row: EntryRow, columns: Sequence[TableColumn]) -> list[str]:
+    return [cell_text(row.cells.get(column.key), column) for column in columns]
+
+
+def cell_text(cell: SeedMean | None, column: TableColumn) -> str:
     """`0.012 ± 0.004`, `0.002 (1.0e-05 to 0.300)` for a p-value; one seed: the mean alone; not measured: a dash."""
     if cell is None or not _known(cell):
-        return DASH
-    text = number(cell.value, column)
+        return NOT_SCORED
+    text = number_text(cell.value, column)
     if math.isnan(cell.low):
         return text
     if column.key == FORGET_QUALITY:
-        return f"{text} ({number(cell.low, column)} to {number(cell.high, column)})"
-    return f"{text} ± {number((cell.high - cell.low) / 2, column)}"
+        return f"{text} ({number_text(cell.low, column)} to {number_text(cell.high, column)})"
+    return f"{text} ± {number_text((cell.high - cell.low) / 2, column)}"
 
 
-def number(value: float, column: Column) -> str:
+def number_text(value: float, column: TableColumn) -> str:
     """A share in percent, seconds whole, p-values and what is very small in powers of ten, everything else to three digits."""
     if column.percent:
         return f"{value:.1%}"
@@ -82,16 +136,20 @@ def number(value: float, column: Column) -> str:
 def tuning_table(table: SplitTable) -> str:
     """What was chosen; scores are of validation questions, which no other table shows."""
     head = ["", "trials", "of them worth nothing", "score on validation questions", "chosen"]
-    body = [
-        [each.contestant, str(each.trials), str(each.worthless), f"{each.score:.4f}", parameters_text(each.parameters)]
-        for each in table.tunings
+    return markdown_table(head, tuning_texts(table))
+
+
+def tuning_texts(table: SplitTable) -> list[list[str]]:
+    """Of each entry that was tuned: name, trials, failed trials, score of the chosen one, its parameters."""
+    return [
+        [row.contestant, str(row.trials), str(row.worthless), f"{row.score:.4f}", parameters_text(row.parameters)]
+        for row in table.tunings
     ]
-    return markdown_table(head, body)
 
 
 def parameters_text(parameters: Mapping[str, float]) -> str:
     """`gamma 0.05, learning rate factor 1`."""
-    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in parameters.items()) or DASH
+    return ", ".join(f"{readable(name)} {value:g}" for name, value in parameters.items()) or NOT_SCORED
 
 
 def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -100,18 +158,19 @@ def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *body))
 
 
-def _name(row: Row) -> str:
-    return f"{row.contestant} ¹" if row.kind == "guard" and row.seeds else f"{row.contestant} ²" if row.note else row.contestant
+def _name(row: EntryRow) -> str:
+    if row.kind == "guard" and row.seeds:
+        return f"{row.contestant} ¹"
+    return f"{row.contestant} ²" if row.note else row.contestant
 
 
-def _notes(rows: Sequence[Row]) -> Iterator[str]:
-    guards = [row for row in rows if row.kind == "guard" and row.seeds]
-    if guards:
+def _notes(rows: Sequence[EntryRow]) -> Iterator[str]:
+    if any(_name(row).endswith("¹") for row in rows):
         yield "¹ A guard: what its weights know, and what relearning brings back, is the original's.\n"
     for row in rows:
-        if row.note and not (row.kind == "guard" and row.seeds):
+        if _name(row).endswith("²"):
             yield f"² {row.contestant}: {row.note}.\n"
 
 
-def _known(cell: Cell | None) -> bool:
+def _known(cell: SeedMean | None) -> bool:
     return cell is not None and not math.isnan(cell.value)

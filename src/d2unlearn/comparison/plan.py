@@ -1,15 +1,15 @@
 """Which runs a comparison is made of, in which order, and what each has to wait for. Pure.
 
-For each split: the original and the oracle as they are; then, contestant by contestant, one tuning and one judgement a seed.
+For each split: the original and the retain model as they are; then, entry by entry, one tuning and one evaluation a seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, get_type_hints
 
-from d2unlearn.comparison.records import ORACLE, ORIGINAL, PROPOSED_METHOD, ContestantKind
+from d2unlearn.comparison.records import ORIGINAL, PROPOSED_METHOD, RETAIN_MODEL, EntryKind
 from d2unlearn.comparison.search import Space, space_of
 from d2unlearn.config import CompareSettings
 from d2unlearn.errors import ConfigError
@@ -20,12 +20,12 @@ BENCHMARKS = ("tofu",)
 
 @dataclass(frozen=True)
 class Split:
-    """What is forgotten and what kept, and what it is judged on.
+    """What is forgotten and what kept, and what it is tested on.
 
-    model: what to unlearn (None: the comparison's); oracle: a model that never knew; also_forget, also_retain: further test
-    sets; benchmark: `tofu`, with its files in `data`, where the forget split is called `forget_split` (None: as this split).
-    methods, guards: other ones than the comparison's; strongest: only so many, those whose tuning scored best on the split
-    `strongest_of`.
+    model: what to unlearn (None: the comparison's); oracle: the retain model, which never knew; also_forget, also_retain:
+    further test sets; benchmark: `tofu`, with its files in `data`, where the forget split is called `forget_split` (None: as
+    this split). methods, guards: other ones than the comparison's; strongest: only so many, those whose tuning scored best on
+    the split `strongest_of`.
     """
 
     forget: str
@@ -56,7 +56,7 @@ class Comparison:
     spaces: Mapping[str, Space]
 
     def split(self, name: str) -> Split:
-        return next(each for each in self.splits if each.name == name)
+        return next(split for split in self.splits if split.name == name)
 
 
 @dataclass(frozen=True)
@@ -64,27 +64,17 @@ class Run:
     """One piece of work. seed None: the tuning, whose outcome all seeds share."""
 
     split: str
-    contestant: str
-    kind: ContestantKind
+    entry: str
+    kind: EntryKind
     seed: int | None
 
     @property
     def key(self) -> str:
-        return f"{self.split}/{self.contestant}/{'tune' if self.seed is None else f'seed-{self.seed}'}"
+        return f"{self.split}/{self.entry}/{'tune' if self.seed is None else f'seed-{self.seed}'}"
 
     @property
     def tuning(self) -> Run:
-        return Run(self.split, self.contestant, self.kind, None)
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How far a split is: contestants with all, some and none of their runs done; nobody while they are not known."""
-
-    split: str
-    complete: tuple[str, ...]
-    begun: tuple[str, ...]
-    missing: tuple[str, ...]
+        return Run(self.split, self.entry, self.kind, None)
 
 
 def comparison_of(settings: CompareSettings, *, methods: Collection[str], guards: Collection[str]) -> Comparison:
@@ -92,20 +82,19 @@ def comparison_of(settings: CompareSettings, *, methods: Collection[str], guards
     splits, mistakes = _splits(settings.splits)
     chosen = tuple(settings.methods or methods)
     for what, given, known in (
-        ("method", [*chosen, *(name for each in splits for name in each.methods or ())], methods),
-        ("guard", [*settings.guards, *(name for each in splits for name in each.guards or ())], guards),
+        ("method", [*chosen, *(name for split in splits for name in split.methods or ())], methods),
+        ("guard", [*settings.guards, *(name for split in splits for name in split.guards or ())], guards),
     ):
         unknown = sorted(set(given) - set(known))
         mistakes += [f"{what} {name!r} is not known; known: {', '.join(known)}" for name in unknown]
-    mistakes += (
-        [] if settings.seeds and len(set(settings.seeds)) == len(settings.seeds) else ["seeds should be different numbers"]
-    )
+    if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
+        mistakes.append("seeds should be different numbers")
     mistakes += _repeated([*chosen, *settings.guards])
     spaces: dict[str, Space] = {}
     for name in dict.fromkeys([*methods, *guards]):
         spaces[name], wrong = space_of(name, settings.search.get(name, {}))
         mistakes += wrong
-    mistakes += [f"search names {name!r}, which is no contestant" for name in settings.search if name not in spaces]
+    mistakes += [f"search names {name!r}, no method or guard" for name in settings.search if name not in spaces]
     if mistakes:
         raise ConfigError(mistakes)
     return Comparison(settings, splits, chosen, tuple(settings.guards), spaces)
@@ -114,23 +103,23 @@ def comparison_of(settings: CompareSettings, *, methods: Collection[str], guards
 def runs_of(comparison: Comparison, scores: Mapping[str, float]) -> list[Run]:
     """All runs, in the order in which they are best done. scores: of the methods' tunings that are done, by key.
 
-    Contestants of a split with `strongest` are known once the split that it looks at is tuned.
+    Entries of a split with `strongest` are known once the split that it looks at is tuned.
     """
     runs = []
     first = comparison.settings.seeds[0]
     for split in comparison.splits:
         runs.append(Run(split.name, ORIGINAL, "as_is", first))
-        runs += [Run(split.name, ORACLE, "as_is", first)] if split.oracle is not None else []
-        for name, kind in contestants_of(comparison, split, scores):
+        runs += [Run(split.name, RETAIN_MODEL, "as_is", first)] if split.oracle is not None else []
+        for name, kind in entries_of(comparison, split, scores):
             runs += [Run(split.name, name, kind, seed) for seed in (None, *comparison.settings.seeds)]
     return runs
 
 
-def contestants_of(comparison: Comparison, split: Split, scores: Mapping[str, float]) -> list[tuple[str, ContestantKind]]:
+def entries_of(comparison: Comparison, split: Split, scores: Mapping[str, float]) -> list[tuple[str, EntryKind]]:
     """The split's methods and guards. Of the strongest methods of another split, none while any of those is not tuned.
 
-    Who is strongest is asked of all methods tuned there, also of those that are not in this comparison. The proposed method
-    is among them in any case, since it is what they are compared with.
+    Who is strongest is asked of all methods tuned there, also of those that are not in this comparison. The proposed method is
+    among them in any case, since it is what they are compared with.
     """
     methods = list(comparison.methods if split.methods is None else split.methods)
     if split.strongest is not None:
@@ -138,73 +127,55 @@ def contestants_of(comparison: Comparison, split: Split, scores: Mapping[str, fl
         known = [(name, Run(other.name, name, "method", None).key) for name in comparison.spaces]
         if any(key not in scores for name, key in known if name in (other.methods or comparison.methods)):
             return []
-        ranked = sorted((-scores[key], place, name) for place, (name, key) in enumerate(known) if key in scores)
+        ranked = sorted((-scores[key], index, name) for index, (name, key) in enumerate(known) if key in scores)
         methods = [name for name in methods if name in {PROPOSED_METHOD, *(name for *_, name in ranked[: split.strongest])}]
-    guards = list(comparison.guards if split.guards is None else split.guards)
-    kinds: tuple[tuple[ContestantKind, list[str]], ...] = (("method", methods), ("guard", guards))
-    return [(name, kind) for kind, names in kinds for name in names]
+    guards = comparison.guards if split.guards is None else split.guards
+    return [*((name, "method") for name in methods), *((name, "guard") for name in guards)]
 
 
 def needs_of(comparison: Comparison, run: Run) -> list[str]:
     """The keys of what has to be done before a run can begin."""
     needs = [] if run.seed is None or run.kind == "as_is" else [run.tuning.key]
     if reads_logs(comparison.split(run.split), run):
-        needs.append(Run(run.split, ORACLE, "as_is", comparison.settings.seeds[0]).key)
+        needs.append(Run(run.split, RETAIN_MODEL, "as_is", comparison.settings.seeds[0]).key)
     return needs
 
 
 def reads_logs(split: Split, run: Run) -> bool:
-    """Whether a benchmark holds the run's model against the oracle's logs."""
-    judged = run.seed is not None and run.kind != "guard" and run.contestant != ORACLE
-    return judged and split.benchmark is not None and split.oracle is not None
-
-
-def standing(comparison: Comparison, done: Collection[str], scores: Mapping[str, float]) -> Iterator[Standing]:
-    """How far each split is. done: the keys of runs with a result."""
-    runs = runs_of(comparison, scores)
-    for split in comparison.splits:
-        left: dict[str, list[bool]] = {}
-        for run in runs:
-            if run.split == split.name and run.kind != "as_is":
-                left.setdefault(run.contestant, []).append(run.key in done)
-        yield Standing(
-            split.name,
-            tuple(name for name, each in left.items() if all(each)),
-            tuple(name for name, each in left.items() if any(each) and not all(each)),
-            tuple(name for name, each in left.items() if not any(each)),
-        )
+    """Whether a benchmark holds the run's model against the retain model's logs."""
+    evaluated = run.seed is not None and run.kind != "guard" and run.entry != RETAIN_MODEL
+    return evaluated and split.benchmark is not None and split.oracle is not None
 
 
 def awaited(comparison: Comparison, split: Split, scores: Mapping[str, float]) -> str:
-    """Whose tuning decides on the contestants of a split; empty where they are known."""
-    if split.strongest is None or contestants_of(comparison, split, scores):
+    """Whose tuning decides on the entries of a split; empty where they are known."""
+    if split.strongest is None or entries_of(comparison, split, scores):
         return ""
     return f"the {split.strongest} strongest of {split.strongest_of}, once all of those are tuned"
 
 
 def find_run(runs: Sequence[Run], key: str) -> Run:
     """The run of a key. Raises `ConfigError` when there is none."""
-    found = next((run for run in runs if run.key == key), None)
-    if found is None:
-        raise ConfigError([f"there is no run {key!r} in this comparison (--plan lists them)"])
-    return found
+    for run in runs:
+        if run.key == key:
+            return run
+    raise ConfigError([f"there is no run {key!r} in this comparison (--plan lists them)"])
 
 
 def _splits(given: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[Split, ...], list[str]]:
-    found, mistakes = [], [] if given else ["splits names nothing to forget"]
-    required = ("forget", "retain")
+    splits, mistakes = [], [] if given else ["splits names nothing to forget"]
     hints = {name: hint for name, hint in get_type_hints(Split, include_extras=True).items() if name != "name"}
     for name, entries in given.items():
         values, wrong = typed(entries, hints)
-        wrong += [f"{key} is missing" for key in required if key not in entries]
+        wrong += [f"{key} is missing" for key in ("forget", "retain") if key not in entries]
         if not wrong:
             split = Split(**{**values, "name": name})
             wrong += _wrong_in(split, list(given))
-            found.append(split)
+            splits.append(split)
         if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
             wrong.append("its name should be of letters, digits, '-', '_' and '.': folders are called after it")
         mistakes += [f"split {name}: {mistake}" for mistake in wrong]
-    return tuple(found), mistakes
+    return tuple(splits), mistakes
 
 
 def _wrong_in(split: Split, names: Sequence[str]) -> list[str]:
@@ -215,8 +186,7 @@ def _wrong_in(split: Split, names: Sequence[str]) -> list[str]:
         wrong.append("benchmark needs data: the folder with its files")
     if (split.strongest is None) != (split.strongest_of is None):
         wrong.append("strongest and strongest_of go together")
-    earlier = names[: names.index(split.name)]
-    if split.strongest_of is not None and split.strongest_of not in earlier:
+    if split.strongest_of is not None and split.strongest_of not in names[: names.index(split.name)]:
         wrong.append(f"strongest_of should be a split that stands before it, not {split.strongest_of!r}")
     taken = {"forget", "retain"} & {*split.also_forget, *split.also_retain}
     return [*wrong, *(f"a further set cannot be called {name}" for name in sorted(taken))]

@@ -1,4 +1,4 @@
-"""Which questions choose and which judge: no test question is seen by any choice. Pure.
+"""Which questions choose and which test: no test question is seen by any choice. Pure.
 
     forget    all rows are unlearned, whatever the method; a seeded quarter of their groups (authors) are validation questions,
               the rest are test questions
@@ -22,8 +22,8 @@ from d2unlearn.errors import DataError
 from d2unlearn.runtime import fingerprint
 from d2unlearn.schema import Example, Kind
 
-VALIDATION_SHARE = 0.25
-LARGEST_TEST_SHARE = 0.25
+_VALIDATION_SHARE = 0.25
+_LARGEST_TEST_SHARE = 0.25
 """Of the retained rows, however many test rows were asked for."""
 
 
@@ -39,7 +39,7 @@ class TestSet:
 
 
 @dataclass(frozen=True)
-class Questions:
+class SplitQuestions:
     """forget: all rows to unlearn; validation: those of them that choices are made on; retain: the rows that methods get."""
 
     forget: tuple[Example, ...]
@@ -55,24 +55,27 @@ def divide(
     *,
     test_rows: int,
     seed: int = 0,
-) -> Questions:
-    """The division of a split, the same for every contestant and seed. Raises `DataError` when a test set would be empty."""
+) -> SplitQuestions:
+    """The division of a split, the same for every entry and seed. Raises `DataError` when a test set would be empty."""
     chosen = _validation_rows(forget, seed)
     validation = [row for index, row in enumerate(forget) if index in chosen]
     tested = [row for index, row in enumerate(forget) if index not in chosen]
-    drawn = _drawn(retain, min(test_rows, round(LARGEST_TEST_SHARE * len(retain))), seed)
+    drawn = _drawn(retain, min(test_rows, round(_LARGEST_TEST_SHARE * len(retain))), seed)
     kept_back = [row for row in retain if content_hash(row) in drawn]
-    told = {row.answer for row in validation}
+    validation_answers = {row.answer for row in validation}
     sets: dict[str, tuple[Kind, Sequence[Example]]] = {"forget": ("forget", tested), "retain": ("retain", kept_back), **further}
     tests = tuple(
-        TestSet(name, kind, tuple(row for row in rows if row.answer not in told)) for name, (kind, rows) in sets.items()
+        TestSet(name, kind, tuple(row for row in rows if row.answer not in validation_answers))
+        for name, (kind, rows) in sets.items()
     )
-    empty = [each.name for each in tests if not each.examples]
+    empty = [test.name for test in tests if not test.examples]
     if empty or not validation:
         raise DataError(
             f"too few rows to tell validation from test questions: none are left for {', '.join(empty) or 'the former'}"
         )
-    return Questions(tuple(forget), tuple(validation), tuple(row for row in retain if content_hash(row) not in drawn), tests)
+    return SplitQuestions(
+        tuple(forget), tuple(validation), tuple(row for row in retain if content_hash(row) not in drawn), tests
+    )
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,11 @@ class HeldOutRows:
     calibration: tuple[Example, ...]
 
 
-def held_out_rows(questions: Questions, seed: int) -> HeldOutRows:
+def held_out_rows(questions: SplitQuestions, seed: int) -> HeldOutRows:
     """The rows that `unlearn` and `calibrate` set aside with this seed. Raises `DataError` when none is left to choose by."""
     held = hold_out(questions.retain, seed=seed)
     validation, calibration = split_validation(held.held_out, seed=seed)
-    tested = {row.answer for each in questions.tests if each.kind == "retain" for row in each.examples}
+    tested = {row.answer for test in questions.tests if test.kind == "retain" for row in test.examples}
     left = tuple(row for row in validation if row.answer not in tested)
     if not left:
         raise DataError("no retained row is left to choose by: give more retained rows, or fewer test sets made of them")
@@ -102,7 +105,7 @@ def _validation_rows(forget: Sequence[Example], seed: int) -> set[int]:
     if len(names) < 2:
         labels = [f"row {index}" for index in range(len(forget))]
         names = labels
-    count = max(1, round(VALIDATION_SHARE * len(names)))
+    count = max(1, round(_VALIDATION_SHARE * len(names)))
     order = np.random.default_rng([seed, len(names)]).permutation(len(names))
     chosen = {names[index] for index in order[:count]}
     return {index for index, label in enumerate(labels) if label in chosen}
@@ -111,4 +114,4 @@ def _validation_rows(forget: Sequence[Example], seed: int) -> set[int]:
 def _drawn(rows: Sequence[Example], count: int, seed: int) -> set[str]:
     """Content hashes of `count` distinct rows, drawn by seed and content alone."""
     distinct = {content_hash(row) for row in rows}
-    return set(sorted(distinct, key=lambda each: fingerprint(["test", seed, each]))[:count])
+    return set(sorted(distinct, key=lambda content: fingerprint(["test", seed, content]))[:count])

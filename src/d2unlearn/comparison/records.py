@@ -1,4 +1,7 @@
-"""What a comparison keeps of its runs: two records, a JSON file each, made of plain values. Imports no torch."""
+"""What a comparison keeps of its runs: two records, a JSON file each, made of plain values. Imports no torch.
+
+The fields' names are the files' keys.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,16 @@ from typing import Literal
 
 from d2unlearn.schema import Kind, MetricResult, RelearningResult
 
-ContestantKind = Literal["as_is", "method", "guard"]
-"""A model judged as it is (the original, the oracle), one that a method trained, or untouched weights behind a guard."""
-ORIGINAL, ORACLE = "original", "oracle"
+EntryKind = Literal["as_is", "method", "guard"]
+"""A model as it is (the original, the retain model), one that a method trained, or untouched weights behind a guard."""
+ORIGINAL, RETAIN_MODEL = "original", "oracle"
 PROPOSED_METHOD = "eua"
-"""What the others are compared with."""
+"""What all others are compared with."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One choice of parameters, tried out. `score`: the rule's, 0 to 1; `measured`: what it was computed from, on validation.
+    """One choice of parameters, tried out. `score`: the objective, 0 to 1; `measured`: what it is made of, on validation.
 
     `reason`: why there is nothing measured (the model was destroyed, say); the score is 0 then.
     """
@@ -32,14 +35,14 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """The trials of a contestant on a split, in order. `chosen`: the number of the best; `before`: the original's measures."""
+class TuningResult:
+    """The trials of an entry on a split, in order. `chosen`: the number of the best; `before`: the original's measures."""
 
     key: str
     identity: str
     split: str
     contestant: str
-    kind: ContestantKind
+    kind: EntryKind
     seed: int
     trials: tuple[Trial, ...]
     chosen: int
@@ -55,7 +58,7 @@ class Tuned:
 
 
 @dataclass(frozen=True)
-class JudgedSet:
+class SetResult:
     """One set of test questions. `groups`: each question's author or document; `values`: some metrics, question by question.
 
     Questions stand in the file's order, the same in every run of a split, so that runs can be compared question by question.
@@ -69,11 +72,11 @@ class JudgedSet:
     values: Mapping[str, tuple[float, ...]]
 
     def metric(self, name: str) -> MetricResult | None:
-        return next((each for each in self.metrics if each.name == name), None)
+        return next((metric for metric in self.metrics if metric.name == name), None)
 
 
 @dataclass(frozen=True)
-class Cost:
+class TrainingCost:
     """What training took: wall-clock and processor seconds, and bytes held at once beyond what the process held before.
 
     NaN where it could not be measured (a run that was interrupted, a system that does not tell) or nothing was trained.
@@ -85,14 +88,14 @@ class Cost:
     device: str
 
 
-NO_COST = Cost(math.nan, math.nan, math.nan, "")
+NO_COST = TrainingCost(math.nan, math.nan, math.nan, "")
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One contestant on one split with one seed, judged on test questions.
+class RunResult:
+    """One entry on one split with one seed, evaluated on test questions.
 
-    `parameters`: those that were chosen; empty for a model judged as it is. `score_name`, `threshold`: of its gate or guard;
+    `parameters`: those that were chosen; empty for a model as it is. `score_name`, `threshold`: of its gate or guard;
     `gate_reason`: why there is none. `suite`: a benchmark's metrics.
     """
 
@@ -100,20 +103,20 @@ class Judged:
     identity: str
     split: str
     contestant: str
-    kind: ContestantKind
+    kind: EntryKind
     seed: int
     parameters: Mapping[str, float]
     learning_rate: float | None
-    sets: tuple[JudgedSet, ...]
+    sets: tuple[SetResult, ...]
     separation: tuple[MetricResult, ...]
     suite: tuple[MetricResult, ...]
     score_name: str | None
     threshold: float | None
     gate_reason: str
     comebacks: tuple[RelearningResult, ...]
-    cost: Cost
+    cost: TrainingCost
     machine: str
     versions: Mapping[str, str]
 
-    def of_set(self, name: str) -> JudgedSet | None:
-        return next((each for each in self.sets if each.name == name), None)
+    def of_set(self, name: str) -> SetResult | None:
+        return next((result for result in self.sets if result.name == name), None)

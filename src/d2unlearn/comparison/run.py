@@ -9,12 +9,11 @@ from pathlib import Path
 import yaml
 
 from d2unlearn.artifact import DONE, first_rank
-from d2unlearn.comparison.context import Bench
-from d2unlearn.comparison.evaluating import judge
-from d2unlearn.comparison.output import write_output
-from d2unlearn.comparison.plan import Comparison, Run, awaited, comparison_of, find_run, needs_of, runs_of
-from d2unlearn.comparison.records import ORACLE, ORIGINAL
-from d2unlearn.comparison.scheduler import BACKENDS, Progress, carry_out, ended_by_sigterm
+from d2unlearn.comparison.context import RunContext
+from d2unlearn.comparison.evaluating import evaluate_run
+from d2unlearn.comparison.output import known_runs, tuning_scores, write_output
+from d2unlearn.comparison.plan import Comparison, awaited, comparison_of, find_run, needs_of
+from d2unlearn.comparison.scheduler import Progress, backend_of, ended_by_sigterm, run_all
 from d2unlearn.comparison.store import OTHERS, Store
 from d2unlearn.comparison.tuning import tune
 from d2unlearn.config import CompareSettings
@@ -43,10 +42,15 @@ def run_compare(settings: CompareSettings) -> Iterator[str]:
         return
     _check_inputs(comparison, store)
     _check_done(comparison, store)
-    file = _resolved(settings, store)
-    backend = BACKENDS[settings.backend](settings, file, lambda key: run_one(comparison, store, key))
+    backend = backend_of(settings, _resolved(settings, store), lambda key: run_one(comparison, store, key))
+    progress = Progress(
+        runs=lambda: known_runs(comparison, store),
+        is_done=store.is_done,
+        is_claimed=store.is_claimed,
+        needs=lambda run: needs_of(comparison, run),
+    )
     with ended_by_sigterm():
-        failed = carry_out(_progress(comparison, store), backend)
+        failed = run_all(progress, backend)
     yield from write_output(comparison, store)
     if failed:
         what = f"{len(failed)} run{'s' if len(failed) > 1 else ''} failed ({', '.join(failed)})"
@@ -55,35 +59,34 @@ def run_compare(settings: CompareSettings) -> Iterator[str]:
 
 def run_one(comparison: Comparison, store: Store, key: str) -> None:
     """Do a run, unless it is done. Raises `ClaimedError` while another process is at it, `ConfigError` before its time."""
-    run = find_run(runs_of(comparison, scores_of(comparison, store)), key)
-    bench = Bench(comparison, run, store)
+    run = find_run(known_runs(comparison, store), key)
+    context = RunContext(comparison, run, store)
     with store.claim(run):
         if store.is_done(run):
-            if not bench.is_own(store.record(run)):
-                raise ArtifactError(OTHERS.format(store.result(run)))
+            if not context.is_own(store.result(run)):
+                raise ArtifactError(OTHERS.format(store.path(run)))
             if first_rank():
-                say(DONE.format(store.result(run)))
+                say(DONE.format(store.path(run)))
             return
         missing = [need for need in needs_of(comparison, run) if not (store.results / f"{need}.json").is_file()]
         if missing:
             raise ConfigError([f"{key} needs the results of {', '.join(missing)}: run them first"])
-        bench.check()
-        record = tune(bench) if run.seed is None else judge(bench)
-        if record is not None:
-            store.keep(record)
-            _clear(bench)
+        context.check()
+        result = tune(context) if run.seed is None else evaluate_run(context)
+        if result is not None:
+            store.keep(result)
+            _clear(context)
 
 
 def _check_inputs(comparison: Comparison, store: Store) -> None:
     """Raises `ConfigError` with what every run of a split would fail by: files, models, too few rows."""
     mistakes = []
-    for split in comparison.splits:
-        for contestant in (ORIGINAL, ORACLE) if split.oracle is not None else (ORIGINAL,):
-            bench = Bench(comparison, Run(split.name, contestant, "as_is", comparison.settings.seeds[0]), store)
+    for run in known_runs(comparison, store):
+        if run.kind == "as_is":
             try:
-                bench.check()
+                RunContext(comparison, run, store).check()
             except D2Error as error:
-                mistakes.append(f"split {split.name}: {error}")
+                mistakes.append(f"split {run.split}: {error}")
     if mistakes:
         raise ConfigError(list(dict.fromkeys(mistakes)))
 
@@ -91,26 +94,20 @@ def _check_inputs(comparison: Comparison, store: Store) -> None:
 def _check_done(comparison: Comparison, store: Store) -> None:
     """Raises `ArtifactError` where results are there that other inputs or settings made."""
     wrong = [
-        str(store.result(run))
-        for run in runs_of(comparison, scores_of(comparison, store))
-        if store.is_done(run) and not Bench(comparison, run, store).is_own(store.record(run))
+        str(store.path(run))
+        for run in known_runs(comparison, store)
+        if store.is_done(run) and not RunContext(comparison, run, store).is_own(store.result(run))
     ]
     if wrong:
         raise ArtifactError(OTHERS.format(", ".join(wrong)))
 
 
-def scores_of(comparison: Comparison, store: Store) -> dict[str, float]:
-    """The best score of every method's tuning that is done, by key."""
-    runs = [Run(split.name, name, "method", None) for split in comparison.splits for name in METHODS]
-    return {run.key: store.tuned(run).best.score for run in runs if store.is_done(run)}
-
-
 def listed(comparison: Comparison, store: Store) -> Iterator[str]:
     """Every run and how it stands."""
-    for run in runs_of(comparison, scores_of(comparison, store)):
+    for run in known_runs(comparison, store):
         state = "done" if store.is_done(run) else "at work" if store.is_claimed(run) else "to do"
         yield f"{state:8s}{run.key}"
-    scores = scores_of(comparison, store)
+    scores = tuning_scores(comparison, store)
     for split in comparison.splits:
         if later := awaited(comparison, split, scores):
             yield f"later   {split.name}: {later}"
@@ -122,20 +119,6 @@ def store_of(settings: CompareSettings) -> Store:
     return Store(output, output / "results" if settings.results is None else Path(settings.results))
 
 
-def _progress(comparison: Comparison, store: Store) -> Progress:
-    """How the work stands, looked up anew each time: other processes may be at it too."""
-
-    def runs() -> list[Run]:
-        return runs_of(comparison, scores_of(comparison, store))
-
-    return Progress(
-        runs=runs,
-        is_done=store.is_done,
-        is_claimed=store.is_claimed,
-        needs=lambda run: needs_of(comparison, run),
-    )
-
-
 def _resolved(settings: CompareSettings, store: Store) -> Path:
     """The settings as a file that a run's command is given, named after its content. Splits stay in their order."""
     values = {key: value for key, value in asdict(settings).items() if value is not None}
@@ -145,12 +128,12 @@ def _resolved(settings: CompareSettings, store: Store) -> Path:
     return path
 
 
-def _clear(bench: Bench) -> None:
+def _clear(context: RunContext) -> None:
     """Remove the run's work; with `keep_artifacts` the trained model goes to `artifacts/` first."""
-    artifact = bench.workspace / "artifact"
-    if bench.comparison.settings.keep_artifacts and artifact.is_dir():
-        target = bench.store.output / "artifacts" / bench.run.key
+    artifact = context.workspace / "artifact"
+    if context.settings.keep_artifacts and artifact.is_dir():
+        target = context.store.output / "artifacts" / context.run.key
         remove(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         artifact.rename(target)
-    remove(bench.store.work(bench.run))
+    remove(context.store.work(context.run))

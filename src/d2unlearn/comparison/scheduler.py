@@ -72,7 +72,7 @@ class Backend(ABC):
         return ""
 
 
-def carry_out(progress: Progress, backend: Backend, *, poll: float = POLL_SECONDS, wait: float = WAIT_SECONDS) -> list[str]:
+def run_all(progress: Progress, backend: Backend, *, poll: float = POLL_SECONDS, wait: float = WAIT_SECONDS) -> list[str]:
     """Do all runs that can be done; the keys of those that failed here. Each is tried once; done work is never repeated.
 
     Ends when nothing is left that this process could do, now or once others have finished what they are at.
@@ -84,7 +84,7 @@ def carry_out(progress: Progress, backend: Backend, *, poll: float = POLL_SECOND
             ended = [key for key, (_, handle, _) in going.items() if backend.has_ended(handle)]
             for key in ended:
                 run, _, began = going.pop(key)
-                _told(progress, backend, run, time.monotonic() - began, failed)
+                _note_end(progress, backend, run, time.monotonic() - began, failed)
             others = progress.others_work()  # looked up before and after: what they finish in between opens new work
             todo = [run for run in progress.ready() if run.key not in going and run.key not in failed]
             begun = todo[: backend.slots - len(going)]
@@ -101,7 +101,7 @@ def carry_out(progress: Progress, backend: Backend, *, poll: float = POLL_SECOND
             backend.stop(handle)
 
 
-def _told(progress: Progress, backend: Backend, run: Run, seconds: float, failed: list[str]) -> None:
+def _note_end(progress: Progress, backend: Backend, run: Run, seconds: float, failed: list[str]) -> None:
     if progress.is_done(run):
         runs = progress.runs()
         say(f"{run.key} done in {seconds / 60:.1f} minutes, {sum(map(progress.is_done, runs))} of {len(runs)}")
@@ -110,10 +110,10 @@ def _told(progress: Progress, backend: Backend, run: Run, seconds: float, failed
         say(": ".join(part for part in (f"{run.key} failed", backend.last_words(run)) if part))
 
 
-class Here(Backend):
+class InProcess(Backend):
     """Runs in this process, one after another. An error that a person can mend fails the run and is said; others are raised."""
 
-    def __init__(self, settings: CompareSettings, file: Path, do: Callable[[str], None]) -> None:
+    def __init__(self, do: Callable[[str], None]) -> None:
         self._do = do
 
     def start(self, run: Run) -> None:
@@ -129,25 +129,51 @@ class Here(Backend):
         pass
 
 
-class Logged(Backend):
+@dataclass(frozen=True)
+class RunCommand:
+    """How a run is started as a command of its own, and where that writes what it says."""
+
+    settings: Path
+    launcher: str | None
+    logs: Path
+
+    def of(self, run: Run) -> list[str]:
+        """The command that does one run: python's, or that of a launcher which takes `-m MODULE` as python does.
+
+        `--key` is `--run` by another name, which torchrun does not take for an option of its own cut short.
+        """
+        launcher = [sys.executable] if self.launcher is None else shlex.split(self.launcher)
+        return [*launcher, "-m", "d2unlearn.cli.main", "compare", "--config", str(self.settings), "--key", run.key]
+
+    def log(self, run: Run) -> Path:
+        path = self.logs / f"{run.key}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def last_line(self, run: Run) -> str:
+        """The last line of a run's log that something stands on."""
+        log = self.log(run)
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+class _Logged(Backend):
     """Runs that say what they say to their logs, `jobs` at once."""
 
-    def __init__(self, settings: CompareSettings, file: Path, do: Callable[[str], None]) -> None:
-        self.slots = settings.jobs
-        self._settings = settings
-        self._file = file
+    def __init__(self, command: RunCommand, jobs: int) -> None:
+        self.slots = jobs
+        self._command = command
 
     def last_words(self, run: Run) -> str:
-        return last_line(log_of(self._settings, run))
+        return self._command.last_line(run)
 
 
-class Commands(Logged):
+class Subprocess(_Logged):
     """Each run as a command of its own."""
 
     def start(self, run: Run) -> subprocess.Popen[bytes]:
-        log = log_of(self._settings, run)
-        with log.open("ab") as file:
-            return subprocess.Popen(command_of(self._settings, self._file, run), stdout=file, stderr=subprocess.STDOUT)
+        with self._command.log(run).open("ab") as file:
+            return subprocess.Popen(self._command.of(run), stdout=file, stderr=subprocess.STDOUT)
 
     def has_ended(self, handle: subprocess.Popen[bytes]) -> bool:
         return handle.poll() is not None
@@ -157,22 +183,21 @@ class Commands(Logged):
         handle.wait()
 
 
-class RayTasks(Logged):
-    """Each run as a task of a Ray cluster whose machines share the folders, on `cpus` and `gpus` of it."""
+class RayTasks(_Logged):
+    """Each run as a task of a Ray cluster whose machines share the folders, on so many processors and accelerators of it."""
 
-    def __init__(self, settings: CompareSettings, file: Path, do: Callable[[str], None]) -> None:
+    def __init__(self, command: RunCommand, jobs: int, cpus: float, gpus: float) -> None:
         try:
             import ray
         except ModuleNotFoundError:
             raise ConfigError(["backend ray needs the package ray, which is not installed here"]) from None
-        super().__init__(settings, file.absolute(), do)
+        super().__init__(command, jobs)
         self._ray = ray
         ray.init(ignore_reinit_error=True)
-        self._task = ray.remote(num_cpus=settings.cpus, num_gpus=settings.gpus)(logged_call)
+        self._task = ray.remote(num_cpus=cpus, num_gpus=gpus)(logged_call)
 
     def start(self, run: Run) -> Any:
-        log = log_of(self._settings, run).absolute()
-        return self._task.remote(command_of(self._settings, self._file, run), str(log), str(Path.cwd()))
+        return self._task.remote(self._command.of(run), str(self._command.log(run)), str(Path.cwd()))
 
     def has_ended(self, handle: Any) -> bool:
         ended, _ = self._ray.wait([handle], timeout=0)
@@ -182,33 +207,14 @@ class RayTasks(Logged):
         self._ray.cancel(handle, force=True)  # a task that waits for its command hears nothing else
 
 
-BACKENDS: dict[str, Callable[[CompareSettings, Path, Callable[[str], None]], Backend]] = {
-    "here": Here,
-    "process": Commands,
-    "ray": RayTasks,
-}
-
-
-def command_of(settings: CompareSettings, file: Path, run: Run) -> list[str]:
-    """The command that does one run: python's, or that of a launcher which takes `-m MODULE` as python does.
-
-    `--key` is `--run` by another name, which torchrun does not take for an option of its own cut short.
-    """
-    launcher = [sys.executable] if settings.launcher is None else shlex.split(settings.launcher)
-    return [*launcher, "-m", "d2unlearn.cli.main", "compare", "--config", str(file), "--key", run.key]
-
-
-def log_of(settings: CompareSettings, run: Run) -> Path:
-    """Where a run's command writes what it says."""
-    path = Path(settings.output) / "logs" / f"{run.key}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def last_line(log: Path) -> str:
-    """The last line that something stands on."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+def backend_of(settings: CompareSettings, file: Path, do: Callable[[str], None]) -> Backend:
+    """The backend that was asked for. file: the settings, for commands; do: a run's work by its key, for this process."""
+    if settings.backend == "here":
+        return InProcess(do)
+    command = RunCommand(file.absolute(), settings.launcher, (Path(settings.output) / "logs").absolute())
+    if settings.backend == "ray":
+        return RayTasks(command, settings.jobs, settings.cpus, settings.gpus)
+    return Subprocess(command, settings.jobs)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""What is searched for each contestant, and which parameters to try next. The search itself is optuna's.
+"""What is searched for each entry, and which parameters to try next. The search itself is optuna's.
 
-All contestants have the same number of trials. The first is the published one: default parameters at the rate that fits the
+All entries have the same number of trials. The first is the published one: default parameters at the rate that fits the
 model's size. Every method's learning rate is searched within the same factors of that; beside it at most two parameters of its
-own, those that its authors say matter. A contestant that is not in the table is searched in its learning rate alone.
+own, those that its authors say matter. An entry that is not in the table is searched in its learning rate alone.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ class Space:
     fixed: Mapping[str, Any]
 
 
-RATES = Range(0.2, 5.0)
+RATE_RANGE = Range(0.2, 5.0)
 SPACES: dict[str, dict[str, Range]] = {
-    "eua": {RATE: RATES, "gamma": Range(0.01, 1.0)},
-    "gradient_ascent": {RATE: RATES},
-    "gradient_difference": {RATE: RATES, "gamma": Range(0.01, 1.0)},
-    "npo": {RATE: RATES, "beta": Range(0.03, 1.0), "gamma": Range(0.1, 3.0)},
-    "simnpo": {RATE: RATES, "beta": Range(1.0, 10.0), "gamma": Range(0.03, 1.0)},
-    "wga": {RATE: RATES, "beta": Range(0.3, 5.0), "gamma": Range(0.03, 3.0)},
-    "satimp": {RATE: RATES, "beta1": Range(1.0, 10.0), "gamma": Range(0.03, 3.0)},
-    "ce_u": {RATE: RATES},
-    "undial": {RATE: RATES, "beta": Range(3.0, 30.0), "alpha": Range(0.0, 2.0)},
-    "rmu": {RATE: RATES, "steering_coeff": Range(1.0, 100.0), "alpha": Range(0.1, 10.0)},
-    "max_entropy": {RATE: RATES, "gamma": Range(0.03, 3.0)},
-    "pdu": {RATE: RATES, "gamma": Range(0.001, 1.0), "retain_loss_eps": Range(0.03, 1.0)},
-    "altpo": {RATE: RATES, "beta": Range(0.03, 1.0), "gamma": Range(0.1, 3.0)},
-    "idk": {RATE: RATES, "gamma": Range(0.1, 3.0)},
-    "dpo": {RATE: RATES, "beta": Range(0.03, 1.0), "gamma": Range(0.1, 3.0)},
-    "idk_ap": {RATE: RATES, "beta": Range(0.03, 1.0), "gamma": Range(0.1, 3.0)},
+    "eua": {RATE: RATE_RANGE, "gamma": Range(0.01, 1.0)},
+    "gradient_ascent": {RATE: RATE_RANGE},
+    "gradient_difference": {RATE: RATE_RANGE, "gamma": Range(0.01, 1.0)},
+    "npo": {RATE: RATE_RANGE, "beta": Range(0.03, 1.0), "gamma": Range(0.1, 3.0)},
+    "simnpo": {RATE: RATE_RANGE, "beta": Range(1.0, 10.0), "gamma": Range(0.03, 1.0)},
+    "wga": {RATE: RATE_RANGE, "beta": Range(0.3, 5.0), "gamma": Range(0.03, 3.0)},
+    "satimp": {RATE: RATE_RANGE, "beta1": Range(1.0, 10.0), "gamma": Range(0.03, 3.0)},
+    "ce_u": {RATE: RATE_RANGE},
+    "undial": {RATE: RATE_RANGE, "beta": Range(3.0, 30.0), "alpha": Range(0.0, 2.0)},
+    "rmu": {RATE: RATE_RANGE, "steering_coeff": Range(1.0, 100.0), "alpha": Range(0.1, 10.0)},
+    "max_entropy": {RATE: RATE_RANGE, "gamma": Range(0.03, 3.0)},
+    "pdu": {RATE: RATE_RANGE, "gamma": Range(0.001, 1.0), "retain_loss_eps": Range(0.03, 1.0)},
+    "altpo": {RATE: RATE_RANGE, "beta": Range(0.03, 1.0), "gamma": Range(0.1, 3.0)},
+    "idk": {RATE: RATE_RANGE, "gamma": Range(0.1, 3.0)},
+    "dpo": {RATE: RATE_RANGE, "beta": Range(0.03, 1.0), "gamma": Range(0.1, 3.0)},
+    "idk_ap": {RATE: RATE_RANGE, "beta": Range(0.03, 1.0), "gamma": Range(0.1, 3.0)},
     "input_classifier": {"C": Range(0.001, 100.0)},
     "embedding_corruption": {"C": Range(0.001, 100.0), "strength": Range(0.1, 10.0)},
     "prompt_guard": {},
@@ -68,15 +68,15 @@ STARTUP = 3
 
 
 def space_of(name: str, given: Mapping[str, Any]) -> tuple[Space, list[str]]:
-    """A contestant's space with the settings' entries over the table's: [low, high] is a range, anything else a fixed value.
+    """An entry's space with the settings' entries over the table's: [low, high] is a range, anything else a fixed value.
 
     Returns the space and what is wrong with the entries.
     """
-    ranges, fixed, mistakes = dict(SPACES.get(name, {RATE: RATES})), dict[str, Any](), list[str]()
+    ranges, fixed, mistakes = dict(SPACES.get(name, {RATE: RATE_RANGE})), dict[str, Any](), list[str]()
     for key, value in given.items():
         ranges.pop(key, None)
-        if isinstance(value, list) and len(value) == 2 and all(_is_number(each) for each in value):
-            low, high = (float(each) for each in value)
+        if isinstance(value, list) and len(value) == 2 and all(_is_number(end) for end in value):
+            low, high = (float(end) for end in value)
             ranges[key] = Range(low, high)
             mistakes += [] if low < high else [f"search {name}.{key}: {low} should lie below {high}"]
         else:
@@ -100,16 +100,16 @@ def next_parameters(space: Space, defaults: Mapping[str, float], done: Sequence[
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     distributions: dict[str, optuna.distributions.BaseDistribution] = {
-        name: optuna.distributions.FloatDistribution(each.low, each.high, log=each.logarithmic)
-        for name, each in space.ranges.items()
+        name: optuna.distributions.FloatDistribution(searched.low, searched.high, log=searched.logarithmic)
+        for name, searched in space.ranges.items()
     }
     sampler = optuna.samplers.TPESampler(seed=1000 * seed + len(done), n_startup_trials=STARTUP)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for trial in done:
-        inside = {name: each.clipped(trial.parameters[name]) for name, each in space.ranges.items()}
+        inside = {name: searched.clipped(trial.parameters[name]) for name, searched in space.ranges.items()}
         study.add_trial(optuna.trial.create_trial(params=inside, distributions=distributions, value=trial.score))
-    asked: dict[str, float] = study.ask(distributions).params
-    return {name: float(f"{asked[name]:.4g}") for name in space.ranges}
+    proposed: dict[str, float] = study.ask(distributions).params
+    return {name: float(f"{proposed[name]:.4g}") for name in space.ranges}
 
 
 def _is_number(value: object) -> bool:
