@@ -20,8 +20,8 @@ from d2unlearn.config import CompareSettings, load_settings
 from d2unlearn.guards import GUARDS
 from d2unlearn.methods import METHODS
 from d2unlearn.report.figures import Drawing
+from tables import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 LIGHT = {"forget": "#bc4c00", "retain": "#0969da", "axis": "#59636e", "ink": "#1f2328", "series1": "#8250df"}
 DARK = {"forget": "#f0883e", "retain": "#58a6ff", "axis": "#9198a1", "ink": "#e6edf3", "series1": "#bc8cff"}
 FONT = "-apple-system,'Segoe UI',Helvetica,Arial,sans-serif"
@@ -76,19 +76,26 @@ def comparison_blocks(results: Path) -> dict[str, str]:
 
 
 def comparison_figures(results: Path) -> dict[Path, str]:
-    """The figures in both colours. What this very source drew is taken as it is: versions of matplotlib differ in bytes."""
+    """The figures of all splits in both colours."""
     tables = kept(results)[2]
-    files: dict[Path, str] = {}
-    for name, drawn, source in (figure for table in tables for figure in _figures(table, entries_in(tables))):
-        paths = results / f"{name}.svg", results / f"{name}-dark.svg"
-        mark = f"<!-- docs/build/comparison_page.py {hashlib.sha256(source).hexdigest()[:16]} -->\n"
-        if all(path.is_file() and path.read_text(encoding="utf-8").endswith(mark) for path in paths):
-            files |= {path: path.read_text(encoding="utf-8") for path in paths}
-            continue
-        svg = drawn.svg.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" font-family="{FONT}" ', 1) + mark
-        for path, palette in zip(paths, (LIGHT, DARK), strict=True):
-            files[path] = re.sub(r"var\(--(\w+)\)", lambda colour, palette=palette: palette[colour[1]], svg)
-    return files
+    drawn = [figure for table in tables for figure in _figures(table, entries_in(tables))]
+    return {path: text for figure in drawn for path, text in figure_files(*figure, results).items()}
+
+
+def figure_files(name: str, drawn: Drawing, source: bytes, folder: Path) -> dict[Path, str]:
+    """A figure as files for both colours. What this very source drew is taken as it is: versions of matplotlib differ in bytes.
+
+    source: the drawing's code, and the numbers that it draws.
+    """
+    paths = folder / f"{name}.svg", folder / f"{name}-dark.svg"
+    mark = f"<!-- docs/build/comparison_page.py {hashlib.sha256(source).hexdigest()[:16]} -->\n"
+    if all(path.is_file() and path.read_text(encoding="utf-8").endswith(mark) for path in paths):
+        return {path: path.read_text(encoding="utf-8") for path in paths}
+    svg = drawn.svg.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" font-family="{FONT}" ', 1) + mark
+    return {
+        path: re.sub(r"var\(--(\w+)\)", lambda colour, palette=palette: palette[colour[1]], svg)
+        for path, palette in zip(paths, (LIGHT, DARK), strict=True)
+    }
 
 
 def comparison_section(results: Path) -> str:
