@@ -19,7 +19,7 @@ from d2unlearn.errors import ArtifactError, ConfigError
 if TYPE_CHECKING:
     import torch
 
-T = TypeVar("T")
+Item = TypeVar("Item")
 
 QUIET_SECONDS = 30.0
 """Between two lines about long work where there is no terminal to draw a bar on."""
@@ -151,18 +151,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def progress(items: Iterable[T], description: str, *, total: int | None = None) -> Iterator[T]:
+def progress(items: Iterable[Item], description: str, *, total: int | None = None) -> Iterator[Item]:
     """Iterate with a progress bar on the standard error; without a terminal, with a line every `QUIET_SECONDS`."""
-    from rich.console import Console
-    from rich.progress import track
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
-    if not sys.stderr.isatty():
-        yield from _told(items, description, total)
+    if sys.stderr.isatty():
+        yield from tqdm(items, description, total=total, leave=False)
         return
-    yield from track(items, description, total=total, console=Console(stderr=True), transient=True)
-
-
-def _told(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
     size = len(items) if total is None and isinstance(items, Sized) else total
     last = time.monotonic()
     for number, item in enumerate(items):
@@ -173,6 +168,7 @@ def _told(items: Iterable[T], description: str, total: int | None) -> Iterator[T
 
 
 def say(text: str) -> None:
-    """One line for the person at the terminal, on the standard error: results go to the standard output."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    """One line for the person at the terminal, above a bar if there is one, on the standard error: results go to the other."""
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stderr)

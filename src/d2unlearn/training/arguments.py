@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from d2unlearn.errors import ConfigError
-from d2unlearn.training.bar import tell
+from d2unlearn.runtime import say
 
 
 @dataclass
@@ -59,7 +59,7 @@ def check_parallelism(args: UnlearnConfig) -> None:
     if asked:
         raise ConfigError([f"{asked[0]} is not supported: several devices train with torchrun alone (DDP)"])
     if args.n_gpu > 1:
-        tell(f"{args.n_gpu} devices are here and one is used: start with torchrun to use them all")
+        say(f"{args.n_gpu} devices are here and one is used: start with torchrun to use them all")
         args._n_gpu = 1
 
 

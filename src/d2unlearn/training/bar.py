@@ -1,11 +1,9 @@
-"""What a terminal shows while a model trains: one bar, and lines that stand above it."""
+"""What a terminal shows while a model trains."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers.trainer_callback import ProgressCallback
 
 
@@ -16,8 +14,3 @@ class TrainingBar(ProgressCallback):
         bar: Any = self.training_bar
         if state.is_world_process_zero and bar is not None and "loss" in (logs or {}):
             bar.set_postfix(loss=f"{logs['loss']:.4g}", refresh=False)
-
-
-def tell(text: str) -> None:
-    """One line on the standard error, above the bar if there is one."""
-    tqdm.write(text, file=sys.stderr)

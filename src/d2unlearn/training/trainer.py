@@ -21,13 +21,13 @@ from d2unlearn.head import Head, head_of
 from d2unlearn.methods import AdaptiveMethod, Method
 from d2unlearn.observation import Batch, causal_model, check_head, observe, observed
 from d2unlearn.quantities import HiddenState, Observable, Quantity
-from d2unlearn.runtime import remove, seed_everything
+from d2unlearn.runtime import remove, say, seed_everything
 from d2unlearn.schema import Kind, Role, Tokens
 from d2unlearn.training.adaptation import Adaptation
 from d2unlearn.training.adapter import adapted, train_only_named
 from d2unlearn.training.alternates import Asked, alternate_rows
 from d2unlearn.training.arguments import UnlearnConfig, check_parallelism, set_warmup, vocabulary_rows
-from d2unlearn.training.bar import TrainingBar, tell
+from d2unlearn.training.bar import TrainingBar
 from d2unlearn.training.monitor import Snapshot, take_snapshot, warning_of
 from d2unlearn.training.reference import Reference, compute_reference
 from d2unlearn.training.rows import KINDS, Rows, monitor_rows, training_rows
@@ -264,7 +264,7 @@ class UnlearnTrainer(Trainer):
         assert self.model is not None
         vocabulary = self._vocab_rows or int(causal_model(self.model).get_output_embeddings().out_features)  # type: ignore[operator]
         active = [f"{monitored[f'{kind}_hinge_active']:.0%}" for kind in KINDS if f"{kind}_hinge_active" in monitored]
-        tell(
+        say(
             f"epoch {self.state.epoch or 0:.0f}: energy forget {now.forget_energy:.2f}, retain {now.retain_energy:.2f}"
             f"{' | active hinges ' + ' / '.join(active) if active else ''}"
             f" | answer probability {now.forget_probability:.3f} / {now.retain_probability:.3f}"
@@ -272,7 +272,7 @@ class UnlearnTrainer(Trainer):
         )
         warning = warning_of(self.before, now, energy_of_nothing=-math.log(vocabulary))
         if warning:
-            tell(f"warning: {warning}")
+            say(f"warning: {warning}")
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
