@@ -11,11 +11,13 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 os.environ.update(COLUMNS="100", TERM="dumb", NO_COLOR="1")
 
+import typer
 from typer.testing import CliRunner
 
 from benchmark_page import benchmark_blocks
@@ -34,20 +36,6 @@ from tofu_suite_page import evaluation_blocks, suite_section
 KEPT = ROOT / "benchmarks" / "results"
 RESULTS = KEPT / "tofu"
 SUITE = KEPT / "tofu-benchmark"
-COMMANDS = (
-    "quickstart",
-    "unlearn",
-    "calibrate",
-    "generate",
-    "chat",
-    "serve",
-    "play",
-    "evaluate",
-    "analyze",
-    "compare",
-    "report",
-    "data check",
-)
 MARKS = re.compile(r"(<!-- results: docs/build/generated_docs.py -->\n).*?(<!-- end of results -->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- made by `make docs`: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -104,13 +92,21 @@ def filled(page: Path, blocks: Mapping[str, str]) -> dict[Path, str]:
 def cli_page() -> str:
     """Every command's help, as the terminal shows it."""
     parts = ["# The commands\n\nMade from the commands' own help by `make docs`.\n"]
-    for command in COMMANDS:
-        shown = CliRunner().invoke(app, [*command.split(), "--help"], prog_name="d2unlearn")
+    for verb in verbs(typer.main.get_command(app)):
+        shown = CliRunner().invoke(app, [*verb.split(), "--help"], prog_name="d2unlearn")
         if shown.exit_code:
-            sys.exit(f"d2unlearn {command} --help failed: {shown.output}")
+            sys.exit(f"d2unlearn {verb} --help failed: {shown.output}")
         lines = "\n".join(line.rstrip() for line in shown.output.strip().splitlines())
-        parts.append(f"## d2unlearn {command}\n\n```text\n{lines}\n```\n")
+        parts.append(f"## d2unlearn {verb}\n\n```text\n{lines}\n```\n")
     return "\n".join(parts)
+
+
+def verbs(command: Any, *path: str) -> Iterator[str]:
+    """The words that each command is called with."""
+    if not hasattr(command, "commands"):
+        yield " ".join(path)
+    for name, verb in getattr(command, "commands", {}).items():
+        yield from verbs(verb, *path, name)
 
 
 if __name__ == "__main__":

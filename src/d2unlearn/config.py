@@ -16,14 +16,14 @@ import yaml
 
 from d2unlearn.errors import ConfigError
 from d2unlearn.fields import (
+    ABOVE_ZERO,
     AT_LEAST_TWO,
     COUNT,
     INCIDENTAL,
-    NOT_NEGATIVE,
     PORT,
-    POSITIVE,
     PROPER_SHARE,
     SEED,
+    ZERO_OR_MORE,
     Default,
     Flag,
     Group,
@@ -53,7 +53,7 @@ GroupSize = Annotated[
 AnswerLength = Annotated[int | None, COUNT, Default("what the gate was calibrated for; raw 128"), "Longest answer."]
 AlsoForget = Annotated[dict[str, str], INCIDENTAL, NAMED_FILE, "A further set that should be gone; repeatable."]
 AlsoRetain = Annotated[dict[str, str], INCIDENTAL, NAMED_FILE, "A further set to keep; repeatable."]
-Epochs = Annotated[float | str, POSITIVE.or_auto, "Passes over the forget rows, or auto: 10, more for few."]
+Epochs = Annotated[float | str, ABOVE_ZERO.or_auto, "Passes over the forget rows, or auto: 10, more for few."]
 Accumulation = Annotated[int | str, COUNT.or_auto, "Batches that make one update, or auto: 1 to 4 by size."]
 MaxLength = Annotated[int, AT_LEAST_TWO, "Rows are cut there, in tokens, or at the model's context."]
 Lora = Annotated[bool, Flag("--lora/--full"), "Train a low-rank adapter; its merged weights are written too."]
@@ -79,7 +79,7 @@ class UnlearnSettings:
         Metavar("KEY=VALUE"),
         "A parameter of the method; in a file `method_parameters`; repeatable.",
     ] = field(default_factory=dict)
-    learning_rate: Annotated[float | str, POSITIVE.or_auto, "A number, or auto: from the model's size."] = "auto"
+    learning_rate: Annotated[float | str, ABOVE_ZERO.or_auto, "A number, or auto: from the model's size."] = "auto"
     epochs: Epochs = "auto"
     batch_size: Annotated[int, COUNT, "Forget rows a step and device, with as many retained."] = 8
     accumulation: Accumulation = "auto"
@@ -135,7 +135,7 @@ class GenerateSettings:
     raw: Annotated[bool, "Answer without the gate."] = False
     show_energy: Annotated[bool, INCIDENTAL, "Print energy, threshold and decision too."] = False
     sample: Annotated[bool, Flag("--sample/--greedy"), "Draw tokens instead of taking the most likely."] = False
-    temperature: Annotated[float, POSITIVE, "With --sample."] = 1.0
+    temperature: Annotated[float, ABOVE_ZERO, "With --sample."] = 1.0
     top_p: Annotated[float, Limit("above 0 and at most 1", lambda value: 0 < value <= 1), "With --sample."] = 1.0
     batch_size: Annotated[int, COUNT, INCIDENTAL, "Prompts at once."] = 16
     seed: Seed = 0
@@ -158,9 +158,9 @@ class ServeSettings:
     batch_size: Annotated[int, COUNT, "Requests answered together."] = 16
     queue: Annotated[int, COUNT, "Requests that may wait; beyond, 503."] = 256
     connections: Annotated[int, COUNT, "Connections open at once; beyond, 503."] = 2048
-    timeout: Annotated[float, POSITIVE, "Seconds until a request is given up, 504."] = 120.0
-    stop_timeout: Annotated[float, POSITIVE, "Seconds that running requests have to finish at a stop."] = 20.0
-    hold_back: Annotated[int, NOT_NEGATIVE, "Tokens that a stream stays behind, so that late refusals leak less."] = 0
+    timeout: Annotated[float, ABOVE_ZERO, "Seconds until a request is given up, 504."] = 120.0
+    stop_timeout: Annotated[float, ABOVE_ZERO, "Seconds that running requests have to finish at a stop."] = 20.0
+    hold_back: Annotated[int, ZERO_OR_MORE, "Tokens that a stream stays behind, so that late refusals leak less."] = 0
     api_keys: Annotated[str | None, FILE, "One key a line; a request has to bring one of them."] = None
     hide_energy: Annotated[bool, "Show no energies to clients, who could search by them."] = False
     log_prompts: Annotated[bool, Default("never"), "Log what is asked."] = False
@@ -311,7 +311,7 @@ class CompareSettings:
         Metavar("NAME={beta: [0.1, 1], gamma: 2}"),
         "Other ranges, or fixed values, of a contestant; repeatable.",
     ] = field(default_factory=dict)
-    learning_rate: Annotated[float | str, POSITIVE.or_auto, TRAINING, "The rate that the search's factors are of."] = "auto"
+    learning_rate: Annotated[float | str, ABOVE_ZERO.or_auto, TRAINING, "The rate that the search's factors are of."] = "auto"
     epochs: Annotated[Epochs, TRAINING] = 5.0
     batch_size: Annotated[int, COUNT, TRAINING, "Forget rows a step and device."] = 8
     accumulation: Annotated[Accumulation, TRAINING] = "auto"
@@ -325,7 +325,7 @@ class CompareSettings:
     test_rows: Annotated[int, COUNT, "Retained rows that only judge, at most a quarter."] = 400
     max_new_tokens: Annotated[int, COUNT, "Longest answer."] = 96
     eval_batch_size: Annotated[int, COUNT, "Rows at once when nothing is trained."] = 32
-    attack_learning_rate: Annotated[float, POSITIVE, "Of relearning; this suits millions of parameters."] = 5e-4
+    attack_learning_rate: Annotated[float, ABOVE_ZERO, "Of relearning; this suits millions of parameters."] = 5e-4
     keep_artifacts: Annotated[bool, "Keep the trained models too."] = False
     backend: Annotated[
         str,
@@ -334,8 +334,8 @@ class CompareSettings:
         "process: a command a run; here: in this process; ray: tasks of a cluster.",
     ] = "process"
     jobs: Annotated[int, COUNT, WHERE, "Runs at once."] = 1
-    cpus: Annotated[float, POSITIVE, WHERE, "Of a Ray cluster, for each run."] = 1.0
-    gpus: Annotated[float, NOT_NEGATIVE, WHERE, "Likewise."] = 0.0
+    cpus: Annotated[float, ABOVE_ZERO, WHERE, "Of a Ray cluster, for each run."] = 1.0
+    gpus: Annotated[float, ZERO_OR_MORE, WHERE, "Likewise."] = 0.0
     launcher: Annotated[str | None, WHERE, Metavar("COMMAND"), "Starts a run in place of python: `accelerate launch ...`."] = (
         None
     )

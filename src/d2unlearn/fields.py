@@ -52,8 +52,8 @@ def one_of(*names: str) -> Limit:
 
 INCIDENTAL = Incidental()
 COUNT = Limit("at least 1", lambda value: value >= 1)
-NOT_NEGATIVE = Limit("0 or more", lambda value: 0 <= value < math.inf)
-POSITIVE = Limit("a positive number", lambda value: 0 < value < math.inf)
+ZERO_OR_MORE = Limit("0 or more", lambda value: 0 <= value < math.inf)
+ABOVE_ZERO = Limit("a positive number", lambda value: 0 < value < math.inf)
 PROPER_SHARE = Limit("above 0 and below 1", lambda value: 0 < value < 1)
 AT_LEAST_TWO = Limit("at least 2", lambda value: value >= 2)
 PORT = Limit("between 0 and 65535", lambda value: 0 <= value <= 65535)

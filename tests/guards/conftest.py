@@ -7,7 +7,7 @@ import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from d2unlearn.generation.guarded import GuardedModel
-from d2unlearn.guards import Known
+from d2unlearn.guards import GuardInputs
 from d2unlearn.schema import Example, Message
 from gate import tiny
 from gate.conftest import model, one_thread, tokenizer
@@ -31,9 +31,9 @@ def base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Guarded
 
 
 @pytest.fixture(scope="session")
-def known() -> Known:
+def known() -> GuardInputs:
     """Requests about the first words should be gone."""
     assert len(tiny.WORDS) == 60
-    return Known(
+    return GuardInputs(
         requests(1, 60, ABOUT), requests(2, 120, range(20, 60)), requests(3, 39, range(20, 60)), max_false_refusal=0.05
     )

@@ -15,7 +15,7 @@ from d2unlearn.config import EvaluateSettings
 from d2unlearn.errors import ConfigError, GateError
 from d2unlearn.evaluation.runner import NamedSet, evaluate
 from d2unlearn.generation.guarded import Answer, GuardedModel, Prompt
-from d2unlearn.guards import GUARDS, Guarded, Known
+from d2unlearn.guards import GUARDS, GuardInputs, ModelBehindGuard
 from d2unlearn.guards.embedding_corruption import EmbeddingCorruption, corrupted, prompt_noise
 from d2unlearn.guards.input_classifier import InputClassifier, linear_score
 from d2unlearn.guards.prompt_guard import PromptGuard, instructed
@@ -31,12 +31,12 @@ ASKED: list[Prompt] = [row.prompt for pair in zip(FORGET, RETAIN, strict=True) f
 
 
 @pytest.fixture(scope="module")
-def refusing(base: GuardedModel, known: Known) -> Guarded:
+def refusing(base: GuardedModel, known: GuardInputs) -> ModelBehindGuard:
     return InputClassifier().fit(base, known)
 
 
 @pytest.fixture(scope="module")
-def corrupting(base: GuardedModel, known: Known) -> Guarded:
+def corrupting(base: GuardedModel, known: GuardInputs) -> ModelBehindGuard:
     return EmbeddingCorruption(strength=4.0).fit(base, known)
 
 
@@ -83,7 +83,7 @@ def test_a_component_that_never_varies_counts_for_nothing() -> None:
 
 
 def test_the_threshold_is_the_conformal_order_statistic_of_the_calibration_scores(
-    refusing: Guarded, base: GuardedModel, known: Known
+    refusing: ModelBehindGuard, base: GuardedModel, known: GuardInputs
 ) -> None:
     """39 prompts at 5%: rank ceil(40 * 0.95) = 38, so that one of them lies above."""
     ids = [base.template.prompt_ids(row.prompt) for row in known.calibration]
@@ -92,14 +92,14 @@ def test_the_threshold_is_the_conformal_order_statistic_of_the_calibration_score
     assert (refusing.gate.score_name, refusing.gate.max_false_refusal) == ("input_classifier", 0.05)
 
 
-def test_too_few_calibration_prompts_are_an_error(base: GuardedModel, known: Known) -> None:
-    few = Known(known.forget, known.retain, known.calibration[:18], max_false_refusal=0.05)
+def test_too_few_calibration_prompts_are_an_error(base: GuardedModel, known: GuardInputs) -> None:
+    few = GuardInputs(known.forget, known.retain, known.calibration[:18], max_false_refusal=0.05)
     with pytest.raises(GateError, match="18 calibration prompts are too few"):
         InputClassifier().fit(base, few)
 
 
 def test_what_is_flagged_is_refused_before_a_token_and_the_rest_is_answered_as_ever(
-    refusing: Guarded, base: GuardedModel
+    refusing: ModelBehindGuard, base: GuardedModel
 ) -> None:
     answers, raw = refusing.answer(ASKED, max_new_tokens=6), base.answer(ASKED, max_new_tokens=6, raw=True)
     refused = [answer.refused for answer in answers]
@@ -115,13 +115,13 @@ def test_what_is_flagged_is_refused_before_a_token_and_the_rest_is_answered_as_e
             assert (answer.text, answer.n_tokens) == (plain.text, plain.n_tokens)
 
 
-def test_raw_answers_pass_by_the_guard(refusing: Guarded, corrupting: Guarded, base: GuardedModel) -> None:
+def test_raw_answers_pass_by_the_guard(refusing: ModelBehindGuard, corrupting: ModelBehindGuard, base: GuardedModel) -> None:
     raw = base.answer(ASKED[:4], max_new_tokens=5, raw=True)
     assert refusing.answer(ASKED[:4], max_new_tokens=5, raw=True) == raw
     assert corrupting.answer(ASKED[:4], max_new_tokens=5, raw=True) == raw
 
 
-def test_decisions_and_words_do_not_depend_on_the_batch(refusing: Guarded) -> None:
+def test_decisions_and_words_do_not_depend_on_the_batch(refusing: ModelBehindGuard) -> None:
     one, many = (refusing.answer(ASKED, max_new_tokens=4, batch_size=size) for size in (1, 24))
     assert [(a.refused, a.text) for a in one] == [(a.refused, a.text) for a in many]
 
@@ -129,7 +129,7 @@ def test_decisions_and_words_do_not_depend_on_the_batch(refusing: Guarded) -> No
 # -- embedding corruption -------------------------------------------------------------------------------------------------
 
 
-def test_without_strength_nothing_changes(base: GuardedModel, known: Known) -> None:
+def test_without_strength_nothing_changes(base: GuardedModel, known: GuardInputs) -> None:
     still = EmbeddingCorruption(strength=0.0).fit(base, known)
     answers = still.answer(ASKED, max_new_tokens=6)
     assert [a.text for a in answers] == [a.text for a in base.answer(ASKED, max_new_tokens=6, raw=True)]
@@ -137,7 +137,7 @@ def test_without_strength_nothing_changes(base: GuardedModel, known: Known) -> N
 
 
 def test_flagged_prompts_are_answered_from_embeddings_with_noise_and_others_as_ever(
-    corrupting: Guarded, base: GuardedModel
+    corrupting: ModelBehindGuard, base: GuardedModel
 ) -> None:
     answers = corrupting.answer(ASKED, max_new_tokens=6)
     plain = base.answer(ASKED, max_new_tokens=6, raw=True)
@@ -204,7 +204,7 @@ class Obedient(GuardedModel):
 
 
 def test_an_obedient_model_refuses_the_subjects_of_its_instruction(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, known: Known
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, known: GuardInputs
 ) -> None:
     guard = PromptGuard(subjects=["Basil", "the works of Nadia"], refusal="I do not say.")
     assert "Basil; the works of Nadia" in guard.told
@@ -221,7 +221,7 @@ def test_the_instruction_stands_before_a_system_message_that_is_there() -> None:
     assert instructed("No.", (Message("system", "Be brief."), user)) == (Message("system", "No.\n\nBe brief."), user)
 
 
-def test_a_small_model_gets_the_instruction_in_its_prompt(base: GuardedModel, known: Known) -> None:
+def test_a_small_model_gets_the_instruction_in_its_prompt(base: GuardedModel, known: GuardInputs) -> None:
     """It does not read it: what is shown is that the interface asks with it, and that nothing is called a refusal."""
     guard = PromptGuard(subjects=["w1"])
     guarded = guard.fit(base, known)
@@ -237,7 +237,7 @@ def test_a_small_model_gets_the_instruction_in_its_prompt(base: GuardedModel, kn
 
 @pytest.mark.parametrize("name", ["input_classifier", "embedding_corruption", "prompt_guard"])
 def test_a_guard_leaves_weights_and_hooks_as_they_were_and_can_be_evaluated(
-    name: str, base: GuardedModel, known: Known
+    name: str, base: GuardedModel, known: GuardInputs
 ) -> None:
     before, hooks = state_hash(base.model), len(base.model.get_input_embeddings()._forward_hooks)
     parameters: dict[str, Any] = {"subjects": ["w1"]} if name == "prompt_guard" else {}
@@ -256,7 +256,9 @@ def test_a_guard_leaves_weights_and_hooks_as_they_were_and_can_be_evaluated(
     assert (state_hash(base.model), len(base.model.get_input_embeddings()._forward_hooks)) == (before, hooks)
 
 
-def test_fingerprints_tell_guards_apart(base: GuardedModel, known: Known, refusing: Guarded, corrupting: Guarded) -> None:
+def test_fingerprints_tell_guards_apart(
+    base: GuardedModel, known: GuardInputs, refusing: ModelBehindGuard, corrupting: ModelBehindGuard
+) -> None:
     again = InputClassifier().fit(base, known)
     assert again.fingerprint == refusing.fingerprint
     others = [corrupting, InputClassifier(C=0.1).fit(base, known), EmbeddingCorruption(strength=1.0).fit(base, known)]
@@ -287,7 +289,7 @@ def test_parameters_that_cannot_be_are_said_in_one_sentence(name: str, parameter
         GUARDS[name](**parameters)
 
 
-def test_an_example_s_answer_plays_no_part(base: GuardedModel, known: Known, refusing: Guarded) -> None:
+def test_an_example_s_answer_plays_no_part(base: GuardedModel, known: GuardInputs, refusing: ModelBehindGuard) -> None:
     other = [Example(e.example_id, e.prompt, "other words", e.source) for e in known.forget]
-    again = InputClassifier().fit(base, Known(other, known.retain, known.calibration, known.max_false_refusal))
+    again = InputClassifier().fit(base, GuardInputs(other, known.retain, known.calibration, known.max_false_refusal))
     assert again.gate.threshold == refusing.gate.threshold

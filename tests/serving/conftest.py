@@ -22,7 +22,7 @@ from d2unlearn.gate import EnergyGate
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.serving.app import Service, make_app
 from d2unlearn.serving.middleware import key_digest
-from d2unlearn.serving.run import Server, listen, make_server, make_service
+from d2unlearn.serving.run import Server, listen, make_service
 from gate.conftest import gate, model, one_thread, tokenizer
 from generation.conftest import SCORES, Halves, halves
 
@@ -113,7 +113,7 @@ def serving(
     service = make_service(guarded, wanted)
     app = make_app(service)
     with_app(app, service)
-    server = make_server(app, service, wanted, [key_digest(key) for key in keys])
+    server = Server(app, service, wanted, [key_digest(key) for key in keys])
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

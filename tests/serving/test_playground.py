@@ -116,13 +116,13 @@ def test_the_histogram_holds_all_scores_and_the_threshold(split: Halves) -> None
     assert gate is not None
     measured = replace(gate.calibration, threshold=9.0, calibration_scores=(0.0, 1.0, 1.0, 4.0), forget_scores=(8.0, 8.5))
     found = histogram(replace(gate, calibration=measured))
-    assert found.low < 0 < 9 < found.high
-    assert sum(found.retain) == pytest.approx(1)
-    assert sum(found.forget) == pytest.approx(1)
-    width = (found.high - found.low) / len(found.retain)
-    assert found.retain[int((1.0 - found.low) / width)] == 0.5
+    assert found["low"] < 0 < 9 < found["high"]
+    assert sum(found["retain"]) == pytest.approx(1)
+    assert sum(found["forget"]) == pytest.approx(1)
+    width = (found["high"] - found["low"]) / len(found["retain"])
+    assert found["retain"][int((1.0 - found["low"]) / width)] == 0.5
     none = histogram(replace(gate, calibration=replace(measured, forget_scores=(), calibration_scores=(9.0, 9.0))))
-    assert (sum(none.retain), sum(none.forget)) == (1, 0)
+    assert (sum(none["retain"]), sum(none["forget"])) == (1, 0)
 
 
 def shown_and_expected(tokens: Sequence[dict[str, Any]], trace: Trace) -> tuple[list[float], list[float]]:

@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 import warnings
-from typing import TextIO
+from typing import Any
 
 import typer
 
@@ -100,14 +100,7 @@ def _sentence(error: Exception) -> str | None:
     return None
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """A warning as one line, without the place in the code."""
     say(f"warning: {' '.join(str(message).split())}")
 

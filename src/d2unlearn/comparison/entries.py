@@ -13,7 +13,7 @@ from d2unlearn.config import UnlearnSettings
 from d2unlearn.errors import ConfigError
 from d2unlearn.fields import typed
 from d2unlearn.generation.guarded import GuardedModel
-from d2unlearn.guards import GUARDS, Guard, Guarded, Known
+from d2unlearn.guards import GUARDS, Guard, GuardInputs, ModelBehindGuard
 from d2unlearn.methods import METHODS
 from d2unlearn.models import load_model
 from d2unlearn.runtime import torch_dtype
@@ -91,9 +91,9 @@ def refuses_in_text() -> tuple[str, ...]:
     return (*methods, *(name for name, guard in GUARDS.items() if not guard.refuses))
 
 
-def behind(context: RunContext, base: GuardedModel, parameters: Mapping[str, float]) -> Guarded:
+def behind(context: RunContext, base: GuardedModel, parameters: Mapping[str, float]) -> ModelBehindGuard:
     """The original behind a guard, fitted on what `unlearn` trains on; its threshold is set by the calibration rows."""
-    known = Known(
+    known = GuardInputs(
         context.questions.forget,
         context.held_out.train,
         context.held_out.calibration,

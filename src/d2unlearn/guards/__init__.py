@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from d2unlearn.guards.base import Guard, Guarded, Known
+from d2unlearn.guards.base import Guard, GuardInputs, ModelBehindGuard
 from d2unlearn.guards.embedding_corruption import EmbeddingCorruption
 from d2unlearn.guards.input_classifier import InputClassifier
 from d2unlearn.guards.prompt_guard import PromptGuard
 
-__all__ = ["GUARDS", "Guard", "Guarded", "Known"]
+__all__ = ["GUARDS", "Guard", "GuardInputs", "ModelBehindGuard"]
 
 GUARDS: dict[str, type[Guard]] = {
     "prompt_guard": PromptGuard,

@@ -16,7 +16,7 @@ from d2unlearn.schema import Example, Message
 
 
 @dataclass(frozen=True)
-class Known:
+class GuardInputs:
     """What a guard is fitted on: rows to keep away from, retained rows to tell them from, and retained rows, none of them
     among the former, that do nothing but set the threshold.
     """
@@ -29,7 +29,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Rule:
+class GuardThreshold:
     """How a guard decides: a request whose score exceeds `threshold` is dealt with.
 
     max_false_refusal None: no rate is promised.
@@ -48,14 +48,14 @@ class Guard(ABC):
     """Whether a flagged request is refused; a guard that does not leads to another answer. Not a parameter."""
 
     @abstractmethod
-    def fit(self, base: GuardedModel, known: Known) -> Guarded:
+    def fit(self, base: GuardedModel, known: GuardInputs) -> ModelBehindGuard:
         """The model behind this guard. Trains nothing of the model; its weights stay as they are."""
 
 
-class Guarded(ABC):
+class ModelBehindGuard(ABC):
     """A model of untouched weights behind a guard: of `GuardedModel` what an evaluation asks for."""
 
-    def __init__(self, base: GuardedModel, gate: Rule) -> None:
+    def __init__(self, base: GuardedModel, gate: GuardThreshold) -> None:
         self.base = base
         self.gate = gate
 
@@ -82,12 +82,9 @@ class Guarded(ABC):
         """Answer each prompt greedily, in order. `raw`: without the guard."""
         if raw:
             return self.base.answer(prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, raw=True)
-        return self._guarded([_messages(prompt) for prompt in prompts], max_new_tokens, batch_size)
+        messages = [(Message("user", prompt),) if isinstance(prompt, str) else prompt for prompt in prompts]
+        return self._guarded(messages, max_new_tokens, batch_size)
 
     @abstractmethod
     def _guarded(self, prompts: Sequence[tuple[Message, ...]], max_new_tokens: int | None, batch_size: int) -> list[Answer]:
         """The answers behind the guard, in order."""
-
-
-def _messages(prompt: Prompt) -> tuple[Message, ...]:
-    return (Message("user", prompt),) if isinstance(prompt, str) else prompt

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from d2unlearn.errors import ConfigError
 from d2unlearn.generation.guarded import Answer, GuardedModel
-from d2unlearn.guards.base import Guard, Guarded, Known
+from d2unlearn.guards.base import Guard, GuardInputs, ModelBehindGuard
 from d2unlearn.guards.input_classifier import Classifier, check_penalty, classify
 from d2unlearn.guards.prompt_states import prompt_states
 from d2unlearn.models import pad_token_id
@@ -46,11 +46,11 @@ class EmbeddingCorruption(Guard):
         if not 0 <= self.strength < float("inf"):
             raise ConfigError([f"strength must not be negative, not {self.strength}"])
 
-    def fit(self, base: GuardedModel, known: Known) -> Guarded:
+    def fit(self, base: GuardedModel, known: GuardInputs) -> ModelBehindGuard:
         return Corrupting(base, classify(base, known, self.C), self.strength, known.seed)
 
 
-class Corrupting(Guarded):
+class Corrupting(ModelBehindGuard):
     """Answers flagged prompts from corrupted embeddings, and the rest as ever."""
 
     def __init__(self, base: GuardedModel, classifier: Classifier, strength: float, seed: int) -> None:

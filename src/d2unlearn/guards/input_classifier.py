@@ -9,12 +9,12 @@ import numpy as np
 
 from d2unlearn.errors import ConfigError
 from d2unlearn.generation.guarded import Answer, GuardedModel
-from d2unlearn.guards.base import Guard, Guarded, Known, Rule
-from d2unlearn.guards.prompt_states import Floats, PromptStates, prompt_states
+from d2unlearn.guards.base import Guard, GuardInputs, GuardThreshold, ModelBehindGuard
+from d2unlearn.guards.prompt_states import PromptStates, prompt_states
 from d2unlearn.refusals import GATE_REFUSALS, refusal_index
 from d2unlearn.runtime import fingerprint
 from d2unlearn.schema import Example, Message
-from d2unlearn.stats import conformal_rank
+from d2unlearn.stats import Floats, conformal_rank
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class InputClassifier(Guard):
     def __post_init__(self) -> None:
         check_penalty(self.C)
 
-    def fit(self, base: GuardedModel, known: Known) -> Guarded:
+    def fit(self, base: GuardedModel, known: GuardInputs) -> ModelBehindGuard:
         return Refusing(base, classify(base, known, self.C), known.seed)
 
 
@@ -63,13 +63,15 @@ class Classifier:
     threshold: float
     max_false_refusal: float
 
-    def rule(self, name: str, **parameters: object) -> Rule:
+    def rule(self, name: str, **parameters: object) -> GuardThreshold:
         """What an evaluation reports of a guard that goes by this classifier."""
         made_of = {key: np.asarray(value).tolist() for key, value in asdict(self.score).items()}
-        return Rule(name, self.threshold, self.max_false_refusal, fingerprint([name, made_of, self.threshold, parameters]))
+        return GuardThreshold(
+            name, self.threshold, self.max_false_refusal, fingerprint([name, made_of, self.threshold, parameters])
+        )
 
 
-def classify(base: GuardedModel, known: Known, penalty: float) -> Classifier:
+def classify(base: GuardedModel, known: GuardInputs, penalty: float) -> Classifier:
     """Fit the score on forget and retained prompts, and set its threshold by the calibration prompts.
 
     Raises `GateError` when those are too few for the rate asked for.
@@ -95,7 +97,7 @@ def linear_score(retain: Floats, forget: Floats, penalty: float) -> LinearScore:
     return LinearScore(mean, scale, fitted.coef_[0], float(fitted.intercept_[0]))
 
 
-class Refusing(Guarded):
+class Refusing(ModelBehindGuard):
     """Refuses what the classifier flags, before a token is generated; answers the rest as ever."""
 
     def __init__(self, base: GuardedModel, classifier: Classifier, seed: int) -> None:
@@ -110,8 +112,8 @@ class Refusing(Guarded):
         passed = [i for i in range(len(prompts)) if not scores[i] > threshold]
         told = self.base.answer([prompts[i] for i in passed], max_new_tokens=max_new_tokens, batch_size=batch_size, raw=True)
         answers = [
-            Answer(refusal_text(each, self.seed), True, float(energy), float(score), threshold, 0)
-            for each, energy, score in zip(ids, states.energies, scores, strict=True)
+            Answer(refusal_text(prompt, self.seed), True, float(energy), float(score), threshold, 0)
+            for prompt, energy, score in zip(ids, states.energies, scores, strict=True)
         ]
         for index, answer in zip(passed, told, strict=True):
             answers[index] = Answer(answer.text, False, answer.energy, float(scores[index]), threshold, answer.n_tokens)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from d2unlearn.errors import ConfigError
 from d2unlearn.generation.guarded import Answer, GuardedModel
-from d2unlearn.guards.base import Guard, Guarded, Known, Rule
+from d2unlearn.guards.base import Guard, GuardInputs, GuardThreshold, ModelBehindGuard
 from d2unlearn.refusals import GATE_REFUSALS
 from d2unlearn.runtime import fingerprint
 from d2unlearn.schema import Message
@@ -51,15 +51,15 @@ class PromptGuard(Guard):
         subjects = "; ".join(self.subjects)
         return self.instruction.replace("{subjects}", subjects).replace("{refusal}", self.refusal)
 
-    def fit(self, base: GuardedModel, known: Known) -> Guarded:
+    def fit(self, base: GuardedModel, known: GuardInputs) -> ModelBehindGuard:
         return Instructed(base, self)
 
 
-class Instructed(Guarded):
+class Instructed(ModelBehindGuard):
     """Answers with the instruction in front. An answer's score is 1 where it is the refusal, else 0."""
 
     def __init__(self, base: GuardedModel, guard: PromptGuard) -> None:
-        super().__init__(base, Rule("prompt_guard", REFUSED, None, fingerprint([guard.told, guard.refusal])))
+        super().__init__(base, GuardThreshold("prompt_guard", REFUSED, None, fingerprint([guard.told, guard.refusal])))
         self.guard = guard
 
     def _guarded(self, prompts: Sequence[tuple[Message, ...]], max_new_tokens: int | None, batch_size: int) -> list[Answer]:
@@ -67,8 +67,8 @@ class Instructed(Guarded):
         answers = self.base.answer(asked, max_new_tokens=max_new_tokens, batch_size=batch_size, raw=True)
         refused = [_begins_with(answer.text, self.guard.refusal) for answer in answers]
         return [
-            replace(answer, refused=each, score=float(each), threshold=REFUSED)
-            for answer, each in zip(answers, refused, strict=True)
+            replace(answer, refused=is_refusal, score=float(is_refusal), threshold=REFUSED)
+            for answer, is_refusal in zip(answers, refused, strict=True)
         ]
 
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from d2unlearn.data.batching import by_length, pad_tokens
@@ -15,8 +14,7 @@ from d2unlearn.observation import observe
 from d2unlearn.quantities import HiddenState, LogSumExp
 from d2unlearn.runtime import progress
 from d2unlearn.schema import Tokens
-
-Floats = NDArray[np.float64]
+from d2unlearn.stats import Floats
 
 
 class PromptStates(NamedTuple):

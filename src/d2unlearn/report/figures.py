@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from d2unlearn.schema import EvaluatedSet, Evaluation, GateSummary, Kind
+from d2unlearn.schema import Evaluation, GateSummary, Kind
 from d2unlearn.stats import Floats
 
 PAGE_COLOURS = {
@@ -116,7 +116,8 @@ def gate_ridges(after: Evaluation, gate: GateSummary | None) -> Ridges | None:
 
     None when there is no score. The threshold is the gate's, or the evaluation's own.
     """
-    rows = [row for s in after.sets if len((row := _scores(s))[2])]
+    rows = [(s.name, s.kind, _numbers([e.gate_score for e in s.examples])) for s in after.sets]
+    rows = [row for row in rows if len(row[2])]
     if gate is not None:
         rows += [("calibration, retained", "retain", _numbers(gate.retain_scores))] if gate.retain_scores else []
         rows += [("calibration, forget", "forget", _numbers(gate.forget_scores))] if gate.forget_scores else []
@@ -179,10 +180,6 @@ def plain_axes(axes: Axes) -> None:
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", linewidth=0.6, alpha=0.45)
     axes.set_axisbelow(True)
-
-
-def _scores(evaluated: EvaluatedSet) -> tuple[str, str, Floats]:
-    return evaluated.name, evaluated.kind, _numbers([e.gate_score for e in evaluated.examples])
 
 
 def _ridge(name: str, kind: str, values: Floats, edges: Floats, threshold: float | None, key: str) -> Ridge:

@@ -80,16 +80,6 @@ class QuestionSet:
     questions: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """Shares of calibration scores in equal bins, [_BINS] each, and the range of the axis."""
-
-    low: float
-    high: float
-    retain: tuple[float, ...]
-    forget: tuple[float, ...]
-
-
 class Playground:
     """The three models and what the page shows of them. `compare` runs where the engine runs."""
 
@@ -183,7 +173,7 @@ def sentence(outcome: Outcome, gate: EnergyGate) -> str:
         return "Refused: its energy could not be computed, and what cannot be judged is not answered."
     score, threshold = _number(outcome.score), _number(gate.threshold)
     scores = gate.calibration.calibration_scores
-    higher = sum(each > outcome.score for each in scores)
+    higher = sum(other > outcome.score for other in scores)
     beside = f"{higher or 'none'} of the {len(scores)} retained calibration prompts scored higher"
     if not outcome.refused:
         return f"Answered: its score stayed at {score}, not above the threshold of {threshold}; {beside}."
@@ -197,16 +187,17 @@ def _number(value: float) -> str:
     return f"{value:.2f}".replace("-", "−")
 
 
-def histogram(gate: EnergyGate) -> Histogram:
-    """The gate's calibration scores; the axis holds the threshold, too."""
-    retain, forget = (np.array(each) for each in (gate.calibration.calibration_scores, gate.calibration.forget_scores))
+def histogram(gate: EnergyGate) -> dict[str, Any]:
+    """Shares of the calibration scores in equal bins, by kind, and the ends of the axis, which holds the threshold, too."""
+    retain, forget = (np.array(scores) for scores in (gate.calibration.calibration_scores, gate.calibration.forget_scores))
     everything = np.concatenate([retain, forget, [gate.threshold]])
     margin = (float(np.ptp(everything)) or 1.0) / (_BINS - 2)
     edges = np.linspace(everything.min() - margin, everything.max() + margin, _BINS + 1)
-    retain_shares, forget_shares = (
-        tuple((np.histogram(each, edges)[0] / max(len(each), 1)).tolist()) for each in (retain, forget)
-    )
-    return Histogram(float(edges[0]), float(edges[-1]), retain_shares, forget_shares)
+    shares = {
+        kind: (np.histogram(scores, edges)[0] / max(len(scores), 1)).tolist()
+        for kind, scores in (("retain", retain), ("forget", forget))
+    }
+    return {"low": float(edges[0]), "high": float(edges[-1]), **shares}
 
 
 def read_samples(sources: Mapping[str, str], *, seed: int = 0) -> list[QuestionSet]:
@@ -307,7 +298,7 @@ def playground_html(gate: EnergyGate, name: str, original: str, samples: Sequenc
         "score": gate.score_name,
         "unit": "nats" if isinstance(gate.score, IN_NATS) else "standard deviations",
         "n": {"retain": gate.n_calibration, "forget": len(gate.calibration.forget_scores)},
-        "histogram": asdict(histogram(gate)),
+        "histogram": histogram(gate),
     }
     return (
         _template()

@@ -138,7 +138,7 @@ def serve_app(
 ) -> None:
     """Serve the application until a signal."""
     allow_files(settings.connections)
-    make_server(app, service, settings, keys).run(sockets=[listener])
+    Server(app, service, settings, keys).run(sockets=[listener])
 
 
 def allow_files(connections: int) -> None:
@@ -163,26 +163,20 @@ def allow_files(connections: int) -> None:
         )
 
 
-def make_server(app: FastAPI, service: Service, settings: ServeSettings, keys: Sequence[bytes] = ()) -> Server:
-    """uvicorn with this package's limits in front of the application."""
-    loopback = settings.host in LOOPBACK
-    rules = Rules(
-        hosts=frozenset((*LOOPBACK, settings.host)) if loopback else None,
-        keys=tuple(keys),
-        max_body_bytes=settings.max_body_bytes,
-        body_seconds=min(settings.timeout, 30.0),
-        request_seconds=2 * settings.timeout,
-        gate=GATE_ON if service.engine.guarded.gate is not None else GATE_OFF,
-    )
-    return Server(app, service, settings, rules)
-
-
 class Server(uvicorn.Server):
     """uvicorn with limits in front; told to stop, it lets requests finish for a while, then ends them with an error."""
 
-    def __init__(self, app: FastAPI, service: Service, settings: ServeSettings, rules: Rules) -> None:
+    def __init__(self, app: FastAPI, service: Service, settings: ServeSettings, keys: Sequence[bytes] = ()) -> None:
         self._service = service
         self._settings = settings
+        rules = Rules(
+            hosts=frozenset((*LOOPBACK, settings.host)) if settings.host in LOOPBACK else None,
+            keys=tuple(keys),
+            max_body_bytes=settings.max_body_bytes,
+            body_seconds=min(settings.timeout, 30.0),
+            request_seconds=2 * settings.timeout,
+            gate=GATE_ON if service.engine.guarded.gate is not None else GATE_OFF,
+        )
         config = uvicorn.Config(
             LimitsMiddleware(app, rules, service.metrics.note_request, self._too_many_connections),
             http=PatientProtocol,
