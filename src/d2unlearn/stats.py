@@ -74,7 +74,9 @@ def bootstrap_bounds(
     arrays = [(name, np.asarray(values, dtype=np.float64)) for name, values in columns]
     drawn = []
     for _ in range(n_boot):
-        chosen = {name: _drawn(each, rng) for name, each in members.items() if len(each)}
+        chosen = {
+            name: np.concatenate([of[i] for i in rng.integers(0, len(of), len(of))]) for name, of in members.items() if of
+        }
         drawn.append(statistic([values[chosen[name]] if name in chosen else values for name, values in arrays]))
     scored = finite(drawn)
     if not len(scored):
@@ -83,19 +85,12 @@ def bootstrap_bounds(
     return float(low), float(high)
 
 
-def _members(labels: Sequence[Hashable]) -> list[NDArray[np.intp]] | NDArray[np.intp]:
-    """The indices of each group's examples; one array [groups, size] where all groups are of one size."""
+def _members(labels: Sequence[Hashable]) -> list[NDArray[np.intp]]:
+    """The indices of each group's examples."""
     found: dict[Hashable, list[int]] = {}
     for index, label in enumerate(labels):
         found.setdefault(label, []).append(index)
-    members = [np.array(each, dtype=np.intp) for each in found.values()]
-    return np.stack(members) if len({len(each) for each in members}) == 1 else members
-
-
-def _drawn(members: list[NDArray[np.intp]] | NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
-    """The indices of as many groups as there are, drawn with replacement."""
-    chosen = rng.integers(0, len(members), len(members))
-    return members[chosen].ravel() if isinstance(members, np.ndarray) else np.concatenate([members[i] for i in chosen])
+    return [np.array(indices, dtype=np.intp) for indices in found.values()]
 
 
 class MeanTest(NamedTuple):

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 import tiny_models
 from d2unlearn.analysis.costs import detector_costs, generation_seconds, prompt_logits, quantity_cost, timer_of
-from d2unlearn.analysis.detectors import ANSWER, BASE_DETECTOR, DETECTORS, PROMPT, QUANTITIES, TOKEN_SCORES
+from d2unlearn.analysis.detectors import ANSWER, BASE_DETECTOR, DETECTORS, PROMPT, QUANTITIES, TOKEN_SCORES, signed_values
 from d2unlearn.analysis.distances import Mahalanobis, Neighbours, shrunk_covariance
 from d2unlearn.analysis.perturbations import PERTURBATIONS, ModelUnderTest, rounded_to_int8
 from d2unlearn.analysis.recorder import LAYER_POSITIONS, Answering, AnswerTraces, layers_of, read_answers
@@ -205,7 +205,7 @@ def by_hand() -> AnswerTraces:
     ],
 )
 def test_detectors_by_hand(name: str, first: float, second: float) -> None:
-    assert DETECTORS[name].values(by_hand()) == pytest.approx([first, second])
+    assert signed_values(DETECTORS[name], by_hand()) == pytest.approx([first, second])
 
 
 def test_scores_are_higher_where_the_model_is_less_sure() -> None:

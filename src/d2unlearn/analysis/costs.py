@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from d2unlearn.analysis.detectors import PROMPT, Detector, TokenDetector
-from d2unlearn.analysis.recorder import Answering, AnswerTraces, answer_greedily
+from d2unlearn.analysis.recorder import Answering, AnswerTraces, answer_batch
 from d2unlearn.analysis.records import DetectorCost
 from d2unlearn.data.batching import pad_left
 from d2unlearn.head import head_of
@@ -45,7 +45,7 @@ def timer_of(device: torch.device) -> Timer:
 
 def generation_seconds(model: PreTrainedModel, prompts: Sequence[Sequence[int]], how: Answering, *, repeats: int = 2) -> float:
     """Seconds a request of answering one batch greedily with nothing read: the least of some repetitions."""
-    return least_seconds(lambda: answer_greedily(model, prompts, how), timer_of(model.device), repeats) / len(prompts)
+    return least_seconds(lambda: answer_batch(model, prompts, how), timer_of(model.device), repeats) / len(prompts)
 
 
 @torch.inference_mode()

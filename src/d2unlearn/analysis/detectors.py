@@ -8,14 +8,13 @@ turned already, so the two highest are the two most suspicious tokens, whichever
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from d2unlearn.analysis.distances import Distance, Mahalanobis, Neighbours
+from d2unlearn.analysis.distances import Mahalanobis, Neighbours
 from d2unlearn.analysis.recorder import AnswerTraces
 from d2unlearn.analysis.records import Direction
 from d2unlearn.gate.score import (
@@ -30,16 +29,7 @@ from d2unlearn.gate.score import (
     score_to_json,
 )
 from d2unlearn.metrics.membership import min_k
-from d2unlearn.quantities import (
-    CentredEnergy,
-    Entropy,
-    LargestProbability,
-    LogitMargin,
-    LogSumExp,
-    MaxLogit,
-    Nll,
-    Quantity,
-)
+from d2unlearn.quantities import CentredEnergy, Entropy, LargestProbability, LogitMargin, LogSumExp, MaxLogit, Nll, Quantity
 from d2unlearn.stats import Floats
 
 PROMPT = "the prompt's end"
@@ -69,45 +59,8 @@ class Aggregation:
     positions: int | None = None
 
 
-class Detector(ABC):
-    """One number a request. Subclasses are frozen dataclasses.
-
-    `label`: what it is, in words. `reads`: what of a request has to be there before it can be computed. `forgotten`: where its
-    values lie for forgotten requests. `fitted`: it cannot be computed without retained examples; `kept_bytes`: what was fitted,
-    as it would be kept with a gate.
-    """
-
-    @property
-    @abstractmethod
-    def label(self) -> str: ...
-    @property
-    @abstractmethod
-    def reads(self) -> str: ...
-    @property
-    @abstractmethod
-    def forgotten(self) -> Direction: ...
-    @property
-    @abstractmethod
-    def fitted(self) -> bool: ...
-    @property
-    @abstractmethod
-    def kept_bytes(self) -> int: ...
-
-    @abstractmethod
-    def fit(self, retained: AnswerTraces) -> Detector:
-        """With whatever it standardises or measures by estimated from retained requests."""
-
-    @abstractmethod
-    def scores(self, traces: AnswerTraces) -> Floats:
-        """One number a request, [N], higher for forgotten ones. NaN where it is not a number."""
-
-    def values(self, traces: AnswerTraces) -> Floats:
-        """The scores in the detector's own sign, [N]."""
-        return self.scores(traces) if self.forgotten == "higher" else -self.scores(traces)
-
-
 @dataclass(frozen=True)
-class TokenDetector(Detector):
+class TokenDetector:
     """A token score, aggregated over the answer."""
 
     token_score: TokenScore
@@ -151,12 +104,12 @@ class TokenDetector(Detector):
 
 
 @dataclass(frozen=True)
-class StateDetector(Detector):
+class StateDetector:
     """The distance of a hidden state from retained ones: where the prompt ends, or the mean over the answer."""
 
     name: str
     place: Literal["prompt", "answer"]
-    distance: Distance
+    distance: Mahalanobis | Neighbours
     forgotten: Direction = "higher"
     fitted: bool = True
 
@@ -180,6 +133,21 @@ class StateDetector(Detector):
 
     def _states(self, traces: AnswerTraces) -> Floats:
         return traces.prompt_states if self.place == "prompt" else traces.answer_states
+
+
+Detector = TokenDetector | StateDetector
+"""One number a request.
+
+`label`: what it is, in words. `reads`: what of a request has to be there before it can be computed. `forgotten`: where its
+values lie for forgotten requests. `fitted`: it cannot be computed without retained examples; `fit` is the detector with what it
+standardises or measures by estimated from them, `kept_bytes` what of it would be kept with a gate. `scores`: [N], higher for
+forgotten requests, NaN where there is no number.
+"""
+
+
+def signed_values(detector: Detector, traces: AnswerTraces) -> Floats:
+    """The scores in the detector's own sign, [N]."""
+    return detector.scores(traces) if detector.forgotten == "higher" else -detector.scores(traces)
 
 
 def _mean(tokens: Floats) -> float:

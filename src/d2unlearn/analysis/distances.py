@@ -1,11 +1,11 @@
 """How far a request's hidden state lies from those of retained requests. Pure functions of numbers; no forget example is used.
 
-Hidden states are what the LM head reads, [N, H]. Larger distances should mean forgotten.
+Hidden states are what the LM head reads, [N, H]. `fit` takes retained ones, N at least 1, and gives a distance that can be
+asked: `of` [M, H] -> [M], larger where content should be forgotten. `kept_bytes`: what has to be kept to compute it.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,25 +13,8 @@ import numpy as np
 from d2unlearn.stats import Floats
 
 
-class Distance(ABC):
-    """A distance from retained hidden states. Subclasses are frozen dataclasses; `fit` gives one that can be asked."""
-
-    @abstractmethod
-    def fit(self, retained: Floats) -> Distance:
-        """Fitted to retained hidden states, [N, H] with N at least 1."""
-
-    @abstractmethod
-    def of(self, states: Floats) -> Floats:
-        """The distance of each state, [M, H] -> [M]."""
-
-    @property
-    @abstractmethod
-    def kept_bytes(self) -> int:
-        """What has to be kept to compute it."""
-
-
 @dataclass(frozen=True, eq=False)
-class Mahalanobis(Distance):
+class Mahalanobis:
     """(h - mean)^T S^-1 (h - mean), with S the covariance shrunk towards a multiple of the identity (`shrunk_covariance`).
 
     Source: Lee et al. 2018 (1807.03888), with one class; Ren et al. 2023 (2209.15558) for generated text.
@@ -55,7 +38,7 @@ class Mahalanobis(Distance):
 
 
 @dataclass(frozen=True, eq=False)
-class Neighbours(Distance):
+class Neighbours:
     """Euclidean distance to the `k`-th nearest retained state (the farthest, where there are fewer), all of length 1.
 
     Source: Sun et al. 2022 (2204.06507).

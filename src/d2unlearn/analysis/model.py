@@ -5,14 +5,15 @@ Pure: numbers in, records out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
-from d2unlearn.analysis.detectors import BASE_DETECTOR, DETECTORS, Detector
+from d2unlearn.analysis.detectors import BASE_DETECTOR, DETECTORS, Detector, signed_values
 from d2unlearn.analysis.recorder import LAYER_POSITIONS, AnswerTraces
 from d2unlearn.analysis.records import (
     AnsweredQuestion,
@@ -68,10 +69,9 @@ def model_trial(
     """Every detector on every pair of a forget and a retained set, and what its thresholds would refuse."""
     scores = {name: traces.scores(detector) for name, detector in fitted.items()}
     separations = []
-    for forget in sets.named("forget"):
-        for retain in sets.named("retain"):
-            sides = {name: (of.sets[retain], of.sets[forget]) for name, of in scores.items()}
-            separations += pair_separations(sides, weights[retain], weights[forget], base, (forget, retain))
+    for forget, retain in product(sets.named("forget"), sets.named("retain")):
+        sides = {name: (of.sets[retain], of.sets[forget]) for name, of in scores.items()}
+        separations += pair_separations(sides, weights[retain], weights[forget], base, (forget, retain))
     return ModelTrial(
         role,
         model,
@@ -144,11 +144,14 @@ def perturbation_results(
     return results
 
 
-Decode = Callable[[Sequence[int]], Sequence[str]]
+TokenText = Callable[[int], str]
 
 
 def answered_questions(
-    sets: AnalysisSets, traces: Mapping[ModelRole, ModelTraces], base: Detector, decode: Mapping[ModelRole, Decode]
+    sets: AnalysisSets,
+    traces: Mapping[ModelRole, ModelTraces],
+    base: Detector,
+    texts: Mapping[ModelRole, TokenText],
 ) -> list[AnsweredQuestion]:
     """Of each set the typical and the most misleading request to the model on trial, as every model answered it."""
     questions = []
@@ -156,19 +159,19 @@ def answered_questions(
         order = np.argsort(base.scores(traces["model"].sets[one.name]), kind="stable")
         rows = {"typical": order[len(order) // 2], "most misleading": order[0] if one.kind == "forget" else order[-1]}
         for choice, row in rows.items():
-            told = tuple(_energies(role, of.sets[one.name], int(row), decode[role]) for role, of in traces.items())
+            told = tuple(_energies(role, of.sets[one.name], int(row), texts[role]) for role, of in traces.items())
             question = one.examples[int(row)].question
             questions.append(AnsweredQuestion(one.name, one.kind, choice, question, told))  # type: ignore[arg-type]
     return questions
 
 
-def _energies(role: ModelRole, traces: AnswerTraces, row: int, decode: Decode) -> AnswerEnergies:
+def _energies(role: ModelRole, traces: AnswerTraces, row: int, text: TokenText) -> AnswerEnergies:
     energies = -traces.values[LogSumExp()][row]
-    return AnswerEnergies(role, tuple(decode(traces.token_ids[row])), tuple(_short(energy) for energy in energies))
+    return AnswerEnergies(role, tuple(map(text, traces.token_ids[row])), tuple(_short(energy) for energy in energies))
 
 
 def _values(detector: Detector, traces: ModelTraces) -> dict[str, tuple[float, ...]]:
-    return {name: tuple(_short(value) for value in detector.values(of)) for name, of in traces.sets.items()}
+    return {name: tuple(_short(value) for value in signed_values(detector, of)) for name, of in traces.sets.items()}
 
 
 def _spread(values: Floats) -> Spread:

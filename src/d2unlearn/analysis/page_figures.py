@@ -17,7 +17,20 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from d2unlearn.analysis.records import AnswerEnergies, CurvePoint, Estimate, ModelRole, Spread
 from d2unlearn.analysis.roc import Roc
-from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, SERIES, STYLE, Panel, plain_axes, shares, stairs, svg_of
+from d2unlearn.report.figures import (
+    AXIS,
+    FORGET,
+    INK,
+    RETAIN,
+    SERIES,
+    STYLE,
+    Panel,
+    bin_edges,
+    plain_axes,
+    shares,
+    stairs,
+    svg_of,
+)
 from d2unlearn.report.notation import fixed, percent, stated
 from d2unlearn.schema import Kind
 from d2unlearn.stats import Floats
@@ -31,7 +44,6 @@ LINES: tuple[dict[str, Any], ...] = tuple(
     )
 )
 """How the detectors of one picture are told apart, in their order; the page's legend has the same in CSS."""
-_BINS = 44
 WIDE, NARROW = 5.2, 4.0
 """Inches, for two and for three pictures side by side: at the width of a phone the text is still to be read."""
 
@@ -128,20 +140,21 @@ def separation_panel(title: str, auroc: Mapping[ModelRole, Sequence[Estimate]], 
     with rc_context(STYLE):
         figure, axes = _canvas(2.9, bottom=0.19)
         draw_separation(axes, auroc)
-        last = "; ".join(f"{role}: {fixed(each[-1].value)}" for role, each in auroc.items())
+        last = "; ".join(f"{role}: {fixed(layers[-1].value)}" for role, layers in auroc.items())
         return Panel(title, svg_of(figure, key), f"{title}. After the last layer {last}.")
 
 
 def draw_separation(axes: Axes, auroc: Mapping[ModelRole, Sequence[Estimate]]) -> None:
     """AUROC from the embeddings on, one line a model."""
     axes.axhline(0.5, color=AXIS, linewidth=1)
-    for role, each in auroc.items():
-        places, line = np.arange(len(each)), ROLE_LINES[role]
-        axes.fill_between(places, [e.low for e in each], [e.high for e in each], color=line["color"], alpha=0.14, linewidth=0)
-        axes.plot(places, [e.value for e in each], marker="o", markersize=4, clip_on=False, **line)
+    for role, layers in auroc.items():
+        places, line = np.arange(len(layers)), ROLE_LINES[role]
+        low, high = [of.low for of in layers], [of.high for of in layers]
+        axes.fill_between(places, low, high, color=line["color"], alpha=0.14, linewidth=0)
+        axes.plot(places, [of.value for of in layers], marker="o", markersize=4, clip_on=False, **line)
     plain_axes(axes)
-    _layer_axis(axes, max(len(each) for each in auroc.values()) - 1, first=0)
-    axes.set_ylim(min(0.5, *(e.low for each in auroc.values() for e in each)) - 0.02, 1.005)
+    _layer_axis(axes, max(len(layers) for layers in auroc.values()) - 1, first=0)
+    axes.set_ylim(min(0.5, *(of.low for layers in auroc.values() for of in layers)) - 0.02, 1.005)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
 
 
@@ -149,22 +162,26 @@ def tokens_panel(title: str, told: Sequence[AnswerEnergies], key: str) -> Panel:
     """The energy that each token of an answer was chosen from, position by position, one line a model."""
     with rc_context(STYLE):
         figure, axes = _canvas(2.4, bottom=0.21)
-        for each in told:
-            axes.plot(np.arange(1, len(each.energies) + 1), each.energies, clip_on=False, **ROLE_LINES[each.role])
+        for answer in told:
+            axes.plot(np.arange(1, len(answer.energies) + 1), answer.energies, clip_on=False, **ROLE_LINES[answer.role])
         plain_axes(axes)
         _signed_axis(axes)
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
         axes.set_xlabel("token of the answer")
-        middle = "; ".join(f"{each.role}: median {fixed(float(np.median(each.energies)), 1)}" for each in told)
+        middle = "; ".join(f"{answer.role}: median {fixed(float(np.median(answer.energies)), 1)}" for answer in told)
         return Panel(title, svg_of(figure, key), f"{title}. Energy in nats, {middle}.")
 
 
-def sizes_panel(title: str, curves: Sequence[Sequence[tuple[CurvePoint, Estimate]]], rate: float | None, key: str) -> Panel:
+Curve = Sequence[tuple[CurvePoint, Estimate]]
+"""A detector's share at every number of calibration requests."""
+
+
+def sizes_panel(title: str, curves: Sequence[Curve], rate: float | None, key: str) -> Panel:
     """A share over the number of calibration requests; the band (of the first detector) holds 80% of the draws.
 
     Open circles: too few requests for the rate's guarantee. rate: drawn as the line that should not be passed, None for none.
     """
-    sizes = sorted({point.n for each in curves for point, _ in each})
+    sizes = sorted({point.n for curve in curves for point, _ in curve})
     with rc_context(STYLE):
         figure, axes = _canvas(2.9, bottom=0.19, left=0.125)
         if rate is not None:
@@ -178,18 +195,15 @@ def sizes_panel(title: str, curves: Sequence[Sequence[tuple[CurvePoint, Estimate
         return Panel(title, svg_of(figure, key), f"{title}. The first index, by number of requests: {said}.")
 
 
-def _size_line(axes: Axes, line: Mapping[str, Any], curve: Sequence[tuple[CurvePoint, Estimate]], *, banded: bool) -> None:
-    sizes = [point.n for point, _ in curve]
+def _size_line(axes: Axes, line: Mapping[str, Any], curve: Curve, *, banded: bool) -> None:
+    sizes, colour = [point.n for point, _ in curve], line["color"]
     if banded:
-        axes.fill_between(
-            sizes, [share.low for _, share in curve], [share.high for _, share in curve], color=AXIS, alpha=0.22, linewidth=0
-        )
+        low, high = [share.low for _, share in curve], [share.high for _, share in curve]
+        axes.fill_between(sizes, low, high, color=AXIS, alpha=0.22, linewidth=0)
     axes.plot(sizes, [share.value for _, share in curve], clip_on=False, **line)
     for point, share in curve:
-        face = line["color"] if point.guaranteed else "none"
-        axes.plot(
-            [point.n], [share.value], "o", markersize=5, clip_on=False, markerfacecolor=face, markeredgecolor=line["color"]
-        )
+        style = {"markerfacecolor": colour if point.guaranteed else "none", "markeredgecolor": colour}
+        axes.plot([point.n], [share.value], "o", markersize=5, clip_on=False, **style)
 
 
 def _canvas(height: float, *, width: float = WIDE, left: float = 0.105, bottom: float = 0.13) -> tuple[Figure, Axes]:
@@ -200,9 +214,7 @@ def _canvas(height: float, *, width: float = WIDE, left: float = 0.105, bottom: 
 def _edges(values: Floats, threshold: float) -> Floats:
     """Edges of equal bins between the 0.5% and the 99.5% quantile, so far that the threshold is in sight."""
     marks = [*np.quantile(values, [0.005, 0.995]), *([threshold] if np.isfinite(threshold) else [])]
-    low, high = float(min(marks)), float(max(marks))
-    width = (high - low) / (_BINS - 2) or 1.0
-    return np.linspace(low - width, high + width, _BINS + 1)
+    return bin_edges(np.array(marks), 44)
 
 
 def _outlined(axes: Axes, heights: Floats, edges: Floats, drawn_set: DrawnSet) -> None:

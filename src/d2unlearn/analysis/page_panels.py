@@ -22,9 +22,7 @@ from d2unlearn.analysis.records import (
     Analysis,
     AnsweredQuestion,
     AnswerEnergies,
-    CurvePoint,
     DetectorSummary,
-    Estimate,
     ModelTrial,
     Spread,
 )
@@ -151,12 +149,11 @@ def size_panels(analysis: Analysis, detectors: Sequence[DetectorSummary], rate: 
     if not any(curves):
         return []
 
-    def of(name: str) -> list[list[tuple[CurvePoint, Estimate]]]:
-        return [[(point, getattr(point, name)) for point in points] for points in curves]
-
+    wrong = [[(point, point.false_refusals) for point in points] for points in curves]
+    missed = [[(point, point.missed) for point in points] for points in curves]
     return [
-        sizes_panel("refused wrongly", of("false_refusals"), rate, "sizes-refused"),
-        sizes_panel("missed", of("missed"), None, "sizes-missed"),
+        sizes_panel("refused wrongly", wrong, rate, "sizes-refused"),
+        sizes_panel("missed", missed, None, "sizes-missed"),
     ]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -17,14 +18,7 @@ from d2unlearn.analysis.records import (
     Placement,
 )
 from d2unlearn.analysis.roc import ROC_STATISTICS
-from d2unlearn.analysis.significance import (
-    ROLES,
-    Significance,
-    pair_of,
-    refusal_significance,
-    refusals_of,
-    significance,
-)
+from d2unlearn.analysis.significance import ROLES, Significance, pair_of, refusal_significance, refusals_of, significance
 from d2unlearn.report.notation import NOT_SCORED, fixed, percent, readable, stated
 from d2unlearn.report.tables import ARROWS
 from d2unlearn.schema import Kind
@@ -47,6 +41,8 @@ class Chip:
 
 Cells = tuple[tuple[Chip, ...], ...]
 """One or two chips a column."""
+Heads = tuple[tuple[str, str, str], ...]
+"""(label, arrow, what the arrow says), empty arrow for none."""
 
 
 @dataclass(frozen=True)
@@ -69,95 +65,85 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class DetectorTable:
-    """heads: (label, arrow, what the arrow says), empty arrow for none."""
+    """A table with a row for each detector."""
 
     title: str
-    heads: tuple[tuple[str, str, str], ...]
+    heads: Heads
     groups: tuple[RowGroup, ...]
 
 
 def detector_table(analysis: Analysis, trial: ModelTrial, forget: str, retain: str, rate: float) -> DetectorTable:
     """All statistics of one pair, the distance to the base detector, and what is decided wrongly at a rate."""
-    separations, refusals = pair_of(trial, forget, retain), refusals_of(trial, rate)
     first, *others = ((statistic.label, *ARROWS[statistic.better]) for statistic in ROC_STATISTICS.values())
-    decided = ((f"{what} at {stated(rate)}", *ARROWS["lower"]) for what in ("missed", "refused wrongly"))
-    heads = (first, ("less the reference’s", "", ""), *decided, *others)
-
-    def cells(detector: DetectorSummary) -> Cells:
-        separation, refused = separations[detector.name], refusals[detector.name].refused
-        auroc, *more = (
-            value_chip(separation.statistics[name], percent if name == "fpr_at_95_tpr" else fixed) for name in ROC_STATISTICS
-        )
+    decided = _heads((f"{what} at {stated(rate)}" for what in ("missed", "refused wrongly")), ARROWS["lower"])
+    refusals, cells = refusals_of(trial, rate), {}
+    for detector, of in pair_of(trial, forget, retain).items():
+        auroc, *more = (value_chip(of.statistics[n], percent if n == "fpr_at_95_tpr" else fixed) for n in ROC_STATISTICS)
+        refused = refusals[detector].refused
         decisions = (share_chip(missed_share(refused[forget])), share_chip(refused[retain]))
-        return tuple((chip,) for chip in (auroc, difference_chip(separation.ahead), *decisions, *more))
-
-    return DetectorTable(pair_title(forget, retain), heads, grouped(analysis, analysis.indices, cells))
+        cells[detector] = _one_each((auroc, difference_chip(of.ahead), *decisions, *more))
+    heads = (first, *_heads(["less the reference’s"]), *decided, *others)
+    return _table(analysis, pair_title(forget, retain), heads, cells)
 
 
 def separation_table(analysis: Analysis, trial: ModelTrial) -> DetectorTable:
     """AUROC of every detector on every pair."""
-    pairs = list(dict.fromkeys((one.forget, one.retain) for one in trial.separations))
-    by_pair = [pair_of(trial, *pair) for pair in pairs]
-    heads = tuple((f"{readable(forget)} / {readable(retain)}", "", "") for forget, retain in pairs)
-
-    def cells(detector: DetectorSummary) -> Cells:
-        separations = [by_detector[detector.name] for by_detector in by_pair]
-        return tuple((value_chip(one.statistics["auroc"], tone=significance(one.ahead)),) for one in separations)
-
-    return DetectorTable(ROLES[trial.role], heads, grouped(analysis, analysis.indices, cells))
+    cells: dict[str, Cells] = defaultdict(tuple)
+    for of in trial.separations:
+        cells[of.index] += _one_each([value_chip(of.statistics["auroc"], tone=significance(of.ahead))])
+    pairs = dict.fromkeys(f"{readable(of.forget)} / {readable(of.retain)}" for of in trial.separations)
+    return _table(analysis, ROLES[trial.role], _heads(pairs), cells)
 
 
 def decision_table(analysis: Analysis, trial: ModelTrial, rate: float, placement: Placement) -> DetectorTable:
     """What every detector's threshold decides wrongly of every set."""
-    refusals = refusals_of(trial, rate, placement)
-    title = f"{ROLES[trial.role]}, at {stated(rate)}, {PLACEMENT_WORDS[placement]}"
-    heads = tuple(("missed of " if s.kind == "forget" else "refused of ") + readable(s.name) for s in analysis.sets)
-
-    def cells(detector: DetectorSummary) -> Cells:
-        of = refusals[detector.name]
-        return tuple(
-            (share_chip(wrong_share(of.refused[s.name], s.kind), refusal_significance(of.more[s.name], s.kind)),)
+    cells = {
+        detector: _one_each(
+            share_chip(wrong_share(of.refused[s.name], s.kind), refusal_significance(of.more[s.name], s.kind))
             for s in analysis.sets
         )
-
-    return DetectorTable(title, tuple((head, *ARROWS["lower"]) for head in heads), grouped(analysis, analysis.indices, cells))
+        for detector, of in refusals_of(trial, rate, placement).items()
+    }
+    heads = (("missed of " if s.kind == "forget" else "refused of ") + readable(s.name) for s in analysis.sets)
+    title = f"{ROLES[trial.role]}, at {stated(rate)}, {PLACEMENT_WORDS[placement]}"
+    return _table(analysis, title, _heads(heads, ARROWS["lower"]), cells)
 
 
 def perturbation_table(analysis: Analysis, detectors: Sequence[DetectorSummary]) -> DetectorTable:
     """False refusals above, misses below, under every perturbation."""
     results = {(one.disturbance, one.index): one for one in analysis.disturbed}
     names = [name for name in analysis.disturbances if any(name == perturbation for perturbation, _ in results)]
-
-    def cells(detector: DetectorSummary) -> Cells:
-        return tuple(_both_errors(results[name, detector.name]) for name in names)
-
-    return DetectorTable("", tuple((name, "", "") for name in names), grouped(analysis, detectors, cells))
+    cells = {of.name: tuple(_both_errors(results[name, of.name]) for name in names) for of in detectors}
+    return _table(analysis, "", _heads(names), cells)
 
 
 def cost_table(analysis: Analysis, detectors: Sequence[DetectorSummary]) -> DetectorTable:
     """What each detector costs a request; bars are on one scale for all detectors of the analysis."""
     by_name = {cost.index: cost for cost in analysis.costs}
     longest = max((cost.share for cost in analysis.costs), default=0.0)
-    heads = ("microseconds", "of generation", "tokens read", "held a moment", "kept with the gate")
-
-    def cells(detector: DetectorSummary) -> Cells:
-        return _cost_cells(by_name[detector.name], longest)
-
-    return DetectorTable("", tuple((head, "", "") for head in heads), grouped(analysis, detectors, cells))
+    heads = _heads(("microseconds", "of generation", "tokens read", "held a moment", "kept with the gate"))
+    return _table(analysis, "", heads, {of.name: _cost_cells(by_name[of.name], longest) for of in detectors})
 
 
-def grouped(
-    analysis: Analysis, detectors: Sequence[DetectorSummary], cells: Callable[[DetectorSummary], Cells]
-) -> tuple[RowGroup, ...]:
-    """The detectors by what they read, in their order. A label is `token score, aggregation`."""
+def _heads(labels: Iterable[str], arrow: tuple[str, str] = ("", "")) -> Heads:
+    return tuple((label, *arrow) for label in labels)
+
+
+def _one_each(chips: Iterable[Chip]) -> Cells:
+    return tuple((chip,) for chip in chips)
+
+
+def _table(analysis: Analysis, title: str, heads: Heads, cells: Mapping[str, Cells]) -> DetectorTable:
+    """The detectors that have cells, in that order, by what they read. A label is `token score, aggregation`."""
+    by_name = {detector.name: detector for detector in analysis.indices}
     groups = []
-    for title, alike in groupby(detectors, key=lambda detector: detector.label.split(", ", 1)[0]):
+    for read, alike in groupby((by_name[name] for name in cells), key=lambda detector: detector.label.split(", ", 1)[0]):
         rows = tuple(
-            DetectorRow(of.label.split(", ", 1)[-1], _note(analysis, of), of.name == analysis.reference, cells(of))
+            DetectorRow(of.label.split(", ", 1)[-1], _note(analysis, of), of.name == analysis.reference, cells[of.name])
             for of in alike
         )
-        groups.append(RowGroup(title, rows))
-    return tuple(groups)
+        groups.append(RowGroup(read, rows))
+    return DetectorTable(title, heads, tuple(groups))
 
 
 def pair_title(forget: str, retain: str) -> str:
@@ -219,7 +205,7 @@ def _both_errors(result: PerturbationResult) -> tuple[Chip, Chip]:
 def _cost_cells(cost: DetectorCost, longest: float) -> Cells:
     bar = Chip(percent(cost.share), tone="bar", shade=round(cost.share / longest, 3) if longest > 0 else 0.0)
     texts = (f"{cost.positions:.3g}", size_text(cost.working_bytes), size_text(cost.kept_bytes))
-    return (Chip(f"{cost.microseconds:,.0f}"),), (bar,), *((Chip(text),) for text in texts)
+    return _one_each((Chip(f"{cost.microseconds:,.0f}"), bar, *map(Chip, texts)))
 
 
 def _note(analysis: Analysis, detector: DetectorSummary) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,18 +53,16 @@ class ModelUnderTest:
         template = Template(self.tokenizer)
         return [template.prompt_ids(example.prompt) for example in examples]
 
+    def token_text(self, token: int) -> str:
+        return str(self.tokenizer.decode([token]))
+
 
 @dataclass(frozen=True)
 class Perturbation:
     """What was done, in words, and the context in which a model is so perturbed; it is as before afterwards."""
 
     label: str
-    applied: Callable[[ModelUnderTest], Any]
-
-
-@contextmanager
-def unchanged(given: ModelUnderTest) -> Iterator[ModelUnderTest]:
-    yield given
+    applied: Callable[[ModelUnderTest], AbstractContextManager[ModelUnderTest]]
 
 
 @contextmanager
@@ -94,10 +92,9 @@ def heated(given: ModelUnderTest, factor: float = HEAT) -> Iterator[ModelUnderTe
         yield given
 
 
-@contextmanager
-def sampled(given: ModelUnderTest) -> Iterator[ModelUnderTest]:
+def sampled(given: ModelUnderTest) -> AbstractContextManager[ModelUnderTest]:
     """Answers drawn at temperature 1 instead of the most likely ones."""
-    yield replace(given, how=replace(given.how, sampled=True))
+    return nullcontext(replace(given, how=replace(given.how, sampled=True)))
 
 
 @contextmanager
@@ -118,12 +115,11 @@ def quantised(given: ModelUnderTest) -> Iterator[ModelUnderTest]:
             part.weight.data = weight
 
 
-@contextmanager
-def rendered_otherwise(given: ModelUnderTest) -> Iterator[ModelUnderTest]:
+def rendered_otherwise(given: ModelUnderTest) -> AbstractContextManager[ModelUnderTest]:
     """Prompts in another template than the one that the model was trained with."""
     tokenizer = copy.deepcopy(given.tokenizer)
     tokenizer.chat_template = None if tokenizer.chat_template is not None else OTHER_TEMPLATE
-    yield replace(given, tokenizer=tokenizer)
+    return nullcontext(replace(given, tokenizer=tokenizer))
 
 
 def rounded_to_int8(weight: Tensor) -> Tensor:
@@ -148,7 +144,7 @@ def _logits_through(model: PreTrainedModel, change: Callable[[Tensor], Tensor]) 
 
 
 PERTURBATIONS: Mapping[str, Perturbation] = {
-    "as calibrated": Perturbation("nothing changed", unchanged),
+    "as calibrated": Perturbation("nothing changed", nullcontext),
     "constant shift": Perturbation(f"{SHIFT:g} added to every logit", shifted),
     "noisy level": Perturbation(f"at each position a constant (s.d. {LEVEL_SPREAD:g}) added to all its logits", unlevelled),
     "temperature": Perturbation(f"every logit divided by {HEAT:g}", heated),

@@ -108,7 +108,7 @@ def read_answers(
         for indices in progress(batches, f"answers, {name}", total=len(batches)) if name else batches:
             with _latest_of(model, how) as latest:
                 reader = _Reader(model, latest, quantities, how, len(indices))
-                answer_greedily(model, [prompts[i] for i in indices], how, reader)
+                answer_batch(model, [prompts[i] for i in indices], how, reader)
             traces |= dict(zip(indices, reader.traces, strict=True))
     rows = [traces[index] for index in range(len(prompts))]
     width = model.config.get_text_config().hidden_size
@@ -125,12 +125,10 @@ def read_answers(
 
 
 @torch.inference_mode()
-def answer_greedily(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], how: Answering, reader: StoppingCriteria | None = None
-) -> None:
-    """Answer one batch of prompts (or draw answers, where `how` says so); what is not read is lost."""
+def answer_batch(model: PreTrainedModel, prompts: Sequence[Sequence[int]], how: Answering, *readers: StoppingCriteria) -> None:
+    """Answer one batch of prompts; what no reader keeps is lost."""
     ids, mask = (t.to(model.device) for t in pad_left(prompts, how.pad_id))
-    drawn = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if how.sampled else {"do_sample": False}
+    drawn: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if how.sampled else {}
     generate_plainly(
         model,
         ids,
@@ -138,7 +136,7 @@ def answer_greedily(
         max_new_tokens=how.max_new_tokens,
         pad_id=how.pad_id,
         ends=how.ends,
-        stopping_criteria=StoppingCriteriaList([] if reader is None else [reader]),
+        stopping_criteria=StoppingCriteriaList(readers),
         **drawn,
     )
 

@@ -15,24 +15,10 @@ from transformers import PreTrainedModel
 
 from d2unlearn.analysis.costs import detector_costs, generation_seconds, prompt_logits
 from d2unlearn.analysis.detectors import BASE_DETECTOR, DETECTORS, Detector
-from d2unlearn.analysis.model import (
-    Decode,
-    ModelTraces,
-    answered_questions,
-    calibration_curves,
-    model_trial,
-    perturbation_results,
-)
+from d2unlearn.analysis.model import ModelTraces, answered_questions, calibration_curves, model_trial, perturbation_results
 from d2unlearn.analysis.perturbations import PERTURBATIONS, ModelUnderTest
 from d2unlearn.analysis.recorder import Answering, Layers, layers_of
-from d2unlearn.analysis.records import (
-    Analysis,
-    DetectorSummary,
-    ModelRole,
-    ModelTrial,
-    PerturbationResult,
-    write_analysis,
-)
+from d2unlearn.analysis.records import Analysis, DetectorSummary, ModelRole, ModelTrial, PerturbationResult, write_analysis
 from d2unlearn.analysis.sets import AnalysisSets, bootstrap_weights, read_analysis_sets
 from d2unlearn.analysis.thresholds import PLACEMENTS, REFUSAL_RATES
 from d2unlearn.artifact import is_done, new_result
@@ -82,7 +68,7 @@ def analyze(sets: AnalysisSets, settings: AnalyzeSettings) -> Analysis:
         sets=sets.summaries(),
         indices=tuple(DetectorSummary(name, of.label, of.reads, of.forgotten, of.fitted) for name, of in DETECTORS.items()),
         models=tuple(trials.values()),
-        asked=tuple(answered_questions(sets, traces, fitted["model"][base], {r: _pieces(m) for r, m in models.items()})),
+        asked=tuple(answered_questions(sets, traces, fitted["model"][base], {r: m.token_text for r, m in models.items()})),
         costs=tuple(detector_costs(fitted["model"], timed, logits, seconds)),
         generation_ms=1e3 * seconds,
         answer_tokens=float(np.mean([len(tokens) for tokens in timed.token_ids])),
@@ -97,11 +83,7 @@ def analyze(sets: AnalysisSets, settings: AnalyzeSettings) -> Analysis:
 
 def _model_paths(settings: AnalyzeSettings) -> dict[ModelRole, str]:
     """Where each model lies, in the order of the report."""
-    given: dict[ModelRole, str | None] = {
-        "original": settings.original,
-        "model": settings.model,
-        "oracle": settings.oracle,
-    }
+    given: dict[ModelRole, str | None] = {"original": settings.original, "model": settings.model, "oracle": settings.oracle}
     return {role: path for role, path in given.items() if path is not None}
 
 
@@ -157,10 +139,6 @@ def _some(examples: Sequence[Example], at_most: int, seed: int) -> list[Example]
     """At most so many of the rows, drawn by the seed, in their order."""
     order = np.random.default_rng(seed).permutation(len(examples))
     return [examples[index] for index in sorted(order[:at_most])]
-
-
-def _pieces(model: ModelUnderTest) -> Decode:
-    return lambda ids: [str(model.tokenizer.decode([token])) for token in ids]
 
 
 def _key(settings: AnalyzeSettings, sets: AnalysisSets) -> str:
