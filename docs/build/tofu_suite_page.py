@@ -11,9 +11,9 @@ from typing import Any
 
 from d2unlearn.benchmark.conventions import DIFFERENCES, OPEN_UNLEARNING, OURS
 from d2unlearn.benchmark.metrics import ForgetQuality, Membership, Metric, PrivLeak, Utility
-from d2unlearn.benchmark.results import GUARDED_PREFIX
 from d2unlearn.benchmark.suites import MUSE, TOFU, Suite
 from d2unlearn.runtime import read_json
+from d2unlearn.schema import GUARDED_PREFIX
 from tables import table
 
 Run = dict[str, Any]

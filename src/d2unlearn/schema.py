@@ -18,6 +18,9 @@ GATE_FILE = "d2_gate.json"
 EVALUATION_FILE = "evaluation.json"
 ANALYSIS_FILE = "analysis.json"
 
+GUARDED_PREFIX = "guarded_"
+"""Begins the name of a metric that is taken of guarded answers."""
+
 
 class Message(NamedTuple):
     """One turn of a conversation. `role` is `system`, `user` or `assistant`."""

@@ -19,9 +19,9 @@ from d2unlearn.errors import ArtifactError, DataError
 from d2unlearn.runtime import read_json, write_json
 from d2unlearn.schema import Evaluation
 
-R = TypeVar("R")
-VERSION = 1
-ADVICE = "give the evaluation.json that `d2unlearn evaluate` wrote"
+_R = TypeVar("_R")
+_VERSION = 1
+_ADVICE = "give the evaluation.json that `d2unlearn evaluate` wrote"
 
 
 def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -38,13 +38,13 @@ def evaluation_from_json(value: object, source: str = "the evaluation") -> Evalu
     Raises `DataError`, naming `source` and the field, when the value is not an evaluation of this version.
     """
     if not isinstance(value, dict) or "version" not in value:
-        raise DataError(f"{source} is not an evaluation: it has no version; {ADVICE}")
-    if value["version"] != VERSION:
+        raise DataError(f"{source} is not an evaluation: it has no version; {_ADVICE}")
+    if value["version"] != _VERSION:
         raise DataError(
-            f"{source} is an evaluation of version {value['version']!r}, this program reads version {VERSION}; "
+            f"{source} is an evaluation of version {value['version']!r}, this program reads version {_VERSION}; "
             "run `d2unlearn evaluate` again"
         )
-    return record_from_json(Evaluation, value, source, "an evaluation", ADVICE)
+    return record_from_json(Evaluation, value, source, "an evaluation", _ADVICE)
 
 
 def record_to_json(record: object, name: str) -> dict[str, Any]:
@@ -52,10 +52,10 @@ def record_to_json(record: object, name: str) -> dict[str, Any]:
     return cast(dict[str, Any], _encode(record, type(record), name))
 
 
-def record_from_json(kind: type[R], value: object, source: str, what: str, advice: str) -> R:
+def record_from_json(kind: type[_R], value: object, source: str, what: str, advice: str) -> _R:
     """The inverse of `record_to_json`. Raises `DataError` (`source` is not `what`: ...; `advice`) for another object."""
     try:
-        return cast(R, _decode(value, kind, what.split()[-1]))
+        return cast(_R, _decode(value, kind, what.split()[-1]))
     except _Misfit as misfit:
         raise DataError(f"{source} is not {what}: {misfit}; {advice}") from None
 
@@ -70,9 +70,9 @@ def read_evaluation(path: str | Path) -> Evaluation:
     try:
         value = read_json(Path(path))
     except ArtifactError as error:
-        raise DataError(f"{error}; {ADVICE}") from None
+        raise DataError(f"{error}; {_ADVICE}") from None
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}; {ADVICE}") from None
+        raise DataError(f"cannot read {path}: {error.strerror or error}; {_ADVICE}") from None
     return evaluation_from_json(value, str(path))
 
 
@@ -140,7 +140,7 @@ def _decode(value: Any, kind: Any, where: str) -> Any:
     return _decode_number(value, where) if kind is float else _decode_plain(value, kind, where)
 
 
-def _decode_record(value: Any, kind: type[R], where: str) -> R:
+def _decode_record(value: Any, kind: type[_R], where: str) -> _R:
     entries, hints = _require(value, dict, "an object", where), _hints(kind)  # type: ignore[arg-type]
     names = [f.name for f in fields(cast(Any, kind))]
     needed = [f.name for f in fields(cast(Any, kind)) if f.default is MISSING and f.default_factory is MISSING]
@@ -165,7 +165,7 @@ def _decode_plain(value: Any, kind: type[object], where: str) -> Any:
     return value
 
 
-def _require(value: Any, kind: type[R], said: str, where: str) -> R:
+def _require(value: Any, kind: type[_R], said: str, where: str) -> _R:
     if not isinstance(value, kind):
         raise _Misfit(f"{where} should be {said}, not {type(value).__name__}")
     return value

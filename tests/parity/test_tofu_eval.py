@@ -18,6 +18,11 @@ RANKED = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus", "mia_gradn
 ROWS = 40
 SWAPPED = 2 / ROWS**2
 """What two swapped pairs of forgotten and held-out examples change in an AUC."""
+STANDARDISED = 2e-5
+"""Of a Min-K%++ score, relative to it. They reach 500: where a model is sure, log p is divided by a deviation near 0.01, whose
+relative error is half of the absolute one of the float32 logits, some 1e-5 at logits near 20, however it is computed from them:
+held against float64 throughout, the reference's own scores are off by up to 3.5e-6, ours by up to 5.4e-6.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +69,8 @@ def test_every_key_aggregate_and_example_agrees(evaluated: Mapping[str, Path], s
             continue
         ranked = key in RANKED and last in ("auc", "agg_value", key) and place.count("/") <= 2
         allowed = SWAPPED if ranked else 100 * SWAPPED / 0.5 if key == "privleak" else 1e-4
-        assert math.isclose(found[place], value, rel_tol=0.0, abs_tol=allowed), (place, found[place], value)
+        relative = STANDARDISED if key == "mia_min_k_plus_plus" and last == "score" else 0.0
+        assert math.isclose(found[place], value, rel_tol=relative, abs_tol=allowed), (place, found[place], value)
 
 
 def test_forget_quality_agrees_to_two_swapped_pairs(evaluated: Mapping[str, Path], shared: Path) -> None:

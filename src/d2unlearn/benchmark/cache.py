@@ -24,8 +24,8 @@ class Request(Protocol):
     def key(self) -> object: ...
 
 
-Asked = TypeVar("Asked", bound=Request)
-Compute = Callable[[list[Asked]], Iterable[Iterable[tuple[Asked, Any]]]]
+_Asked = TypeVar("_Asked", bound=Request)
+_Compute = Callable[[list[_Asked]], Iterable[Iterable[tuple[_Asked, Any]]]]
 """Requests to (request, result) pairs, in any order, part by part; a result is of what JSON has words for."""
 
 
@@ -59,7 +59,7 @@ class ResultCache:
     def __len__(self) -> int:
         return len(self._results)
 
-    def cached(self, kind: str, requests: Sequence[Asked], compute: Compute[Asked]) -> list[Any]:
+    def cached(self, kind: str, requests: Sequence[_Asked], compute: _Compute[_Asked]) -> list[Any]:
         """The result of each request. `compute` is given those without one, equal ones once; every part is kept at once."""
         keys = [self._key(kind, request) for request in requests]
         new = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._results}

@@ -16,13 +16,11 @@ from d2unlearn.evaluation.records import ReportedGate, evaluation_record, guarde
 from d2unlearn.metrics.separation import separation_of_sets
 from d2unlearn.metrics.summary import GENERATED_METRICS, GUARDED_METRICS, LIKELIHOOD_METRICS, groups_of, set_metric
 from d2unlearn.metrics.text import refuses, repetition
-from d2unlearn.schema import EvaluatedSet, Evaluation, MetricResult, ScoredExample
+from d2unlearn.schema import GUARDED_PREFIX, EvaluatedSet, Evaluation, MetricResult, ScoredExample
 from d2unlearn.stats import bootstrap_bounds
 
 IN_WORDS = ("repetition", "refusal_rate")
 """Metrics of generated answers that a benchmark has beside those of `evaluate`."""
-GUARDED_PREFIX = "guarded_"
-"""Begins the name of a suite's metric that is taken of guarded answers."""
 
 
 def benchmark_evaluation(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from d2unlearn.schema import MetricResult
+from d2unlearn.schema import GUARDED_PREFIX, MetricResult
 
-GUARDED_PREFIX = "guarded_"
 NOT_SCORED = "–"
 
 

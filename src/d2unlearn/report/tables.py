@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from d2unlearn.report.notation import (
-    GUARDED_PREFIX,
     ON_RETAINED,
     metric_interval,
     metric_value,
@@ -15,7 +14,7 @@ from d2unlearn.report.notation import (
     order_of,
     readable,
 )
-from d2unlearn.schema import EvaluatedSet, Evaluation, Kind, MetricResult
+from d2unlearn.schema import GUARDED_PREFIX, EvaluatedSet, Evaluation, Kind, MetricResult
 
 ARROWS = {"lower": ("↓", "lower is better"), "higher": ("↑", "higher is better"), "neither": ("·", "neither is better")}
 
