@@ -94,7 +94,7 @@ def test_a_second_calibration_is_no_other_for_what_the_first_wrote_and_mends_wha
     list(run_calibrate(settings(artifact, retain)))
     written = {path: path.read_bytes() for path in artifact.rglob("*") if path.is_file()}
     monkeypatch.setattr(EnergyGate, "calibrate", lambda *_, **__: pytest.fail("calibrated again"))
-    for lost in (None, "README.md", "custom_generate/guard.py"):
+    for lost in (None, "README.md", "custom_generate/gated.py"):
         if lost is not None:
             (artifact / lost).unlink()
         (line,) = run_calibrate(settings(artifact, retain))

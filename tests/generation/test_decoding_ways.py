@@ -14,7 +14,6 @@ from transformers import DynamicCache, PreTrainedModel
 from d2unlearn.data.batching import pad_left
 from d2unlearn.energy import free_energy
 from d2unlearn.gate.score import FirstTokens, Highest, MaxOf, MaxOverLooks, Score, TrailingWindow, request_scores
-from d2unlearn.generation.guard import Guard
 from d2unlearn.models import generate_of
 from d2unlearn.refusals import refusal_index
 
@@ -24,6 +23,7 @@ from .ways import (
     check,
     counted,
     family,
+    generated,
     guarded,
     inputs,
     options_of,
@@ -32,10 +32,11 @@ from .ways import (
     raw,
     rule,
     threshold_between,
+    trusting,
     until_end,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore::d2unlearn.generation.guard.GateWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::d2unlearn.gate.gated.GateWarning")
 
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -162,11 +163,11 @@ def test_an_answer_does_not_depend_on_its_batch(model: PreTrainedModel, batch: l
     plain = raw(model, batch, WAYS[way])
     fitted = SCORES["max-of"].fit(plain.energies)
     made = rule(fitted, threshold_between(request_scores(fitted, plain.energies)))
-    together, watch = guarded(model, made, batch, WAYS[way])
+    together, judged = guarded(model, made, batch, WAYS[way])
     alone = [guarded(model, made, [prompt], WAYS[way]) for prompt in batch]
-    assert watch.refused.tolist() == [refused for _, each in alone for refused in each.refused.tolist()]
+    assert judged.refused == [refused for _, one in alone for refused in one.refused]
     assert list(map(until_end, together)) == [until_end(answer) for answers, _ in alone for answer in answers]
-    both = zip(watch.decisions(), [decision for _, each in alone for decision in each.decisions()], strict=True)
+    both = zip(judged.decisions, [decision for _, one in alone for decision in one.decisions], strict=True)
     for one, other in both:
         np.testing.assert_allclose([one.energy, one.score], [other.energy, other.score], atol=1e-4)
         assert one.n_tokens == other.n_tokens
@@ -178,8 +179,8 @@ def test_beams_of_a_refused_request_are_searched_no_further(way: str) -> None:
     model, batch = family("llama"), prompts(3, 2)
     for score, passes in ((FirstTokens(1), 1), (FirstTokens(3), 3), (TrailingWindow(2), 2)):
         with counted(model) as widths:
-            answers, watch = guarded(model, rule(score, -1e9), batch, WAYS[way])
-        assert watch.refused.all()
+            answers, judged = guarded(model, rule(score, -1e9), batch, WAYS[way])
+        assert all(judged.refused)
         assert len(widths) == passes
         assert all(
             answer[: len(refusal)] == list(refusal) for answer, refusal in zip(answers, refusals(batch, answers), strict=True)
@@ -215,13 +216,14 @@ def test_the_gate_leaves_the_search_as_it_is() -> None:
     made = rule(Highest(2), 1e9)
     options = options_of({**way, "output_scores": True, "return_dict_in_generate": True})
     plain = generate_of(model)(input_ids=ids, attention_mask=mask, **options)
-    output, watch = Guard(model, WORDS, verified=True).generate(made, ids, mask, dict(options))
+    found = trusting(model, made).generate(made, ids, mask, dict(options))
+    output = found.output
     assert torch.equal(output.sequences_scores, plain.sequences_scores)
     assert torch.equal(output.beam_indices, plain.beam_indices)
     moved = (plain.beam_indices[:, 1:] != plain.beam_indices[:, :1]) & (plain.beam_indices[:, 1:] >= 0)
     assert moved.any()
     np.testing.assert_allclose([float(free_energy(step).abs().max()) for step in plain.scores], 0, atol=1e-4)
-    assert all(decision.energy < -1 for decision in watch.decisions())
+    assert all(decision.energy < -1 for decision in found.decisions)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -250,8 +252,6 @@ def test_the_conversation_s_cache_is_gone_on_from() -> None:
     with torch.no_grad():
         model(input_ids=ids[:, :4], cache=cache)
     (plain,) = raw(model, [prompt], {}).energies
-    watch = Guard(model, WORDS, verified=True).generate(
-        rule(Highest(2), 1e9), ids, torch.ones_like(ids), options_of({"cache": cache})
-    )[1]
-    assert watch.decisions()[0].energy == pytest.approx(plain[0], abs=1e-4)
-    assert watch.decisions()[0].score == pytest.approx(np.sort(plain)[-2:].mean(), abs=1e-4)
+    (decision,) = generated(model, rule(Highest(2), 1e9), [prompt], {"cache": cache}).decisions
+    assert decision.energy == pytest.approx(plain[0], abs=1e-4)
+    assert decision.score == pytest.approx(np.sort(plain)[-2:].mean(), abs=1e-4)

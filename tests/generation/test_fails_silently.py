@@ -47,12 +47,12 @@ def folder(split: Halves, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.mark.filterwarnings("ignore::d2unlearn.generation.guard.GateWarning")
+@pytest.mark.filterwarnings("ignore::d2unlearn.gate.gated.GateWarning")
 def test_1_in_beam_search_processors_see_log_probabilities_and_the_gate_does_not_read_them() -> None:
     model, batch = family("llama"), prompts(3, 2)
-    (_, watch) = guarded(model, rule(Highest(2), 1e9), batch, {"num_beams": 2})
+    (_, judged) = guarded(model, rule(Highest(2), 1e9), batch, {"num_beams": 2})
     wanted = prompt_energies(model, batch, 1.0, None)
-    np.testing.assert_allclose([decision.energy for decision in watch.decisions()], wanted, atol=1e-4)
+    np.testing.assert_allclose([decision.energy for decision in judged.decisions], wanted, atol=1e-4)
     assert (wanted < -1).all()
 
 

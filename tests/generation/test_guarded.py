@@ -147,7 +147,7 @@ class Collected(BaseStreamer):
 
 def test_a_stream_leaks_nothing_of_an_answer_refused_early(split: Halves, model: LlamaForCausalLM) -> None:
     guarded = split.guarded
-    held_back = guarded.gate.score.held_back  # type: ignore[union-attr]
+    held_back = guarded.gate.score.lookahead  # type: ignore[union-attr]
     seen = {"early": 0, "late": 0, "answered": 0}
     for prompt_ids, answer in zip(split.ids, guarded.answer(split.prompts), strict=True):
         streamer = Collected()
@@ -180,7 +180,7 @@ def test_a_stream_leaks_nothing_of_an_answer_refused_early(split: Halves, model:
 def test_stream_yields_the_text_of_the_answer(early: Halves) -> None:
     for prompt, answer in zip(early.prompts, early.guarded.answer(early.prompts), strict=True):
         text = "".join(early.guarded.stream(prompt))
-        if answer.refused and answer.n_tokens >= early.guarded.gate.score.held_back:  # type: ignore[union-attr]
+        if answer.refused and answer.n_tokens >= early.guarded.gate.score.lookahead:  # type: ignore[union-attr]
             assert text.endswith(answer.text)
         else:
             assert text.strip() == answer.text
@@ -290,13 +290,12 @@ def test_a_row_that_the_caller_stops_is_judged_by_its_own_tokens(
     """Its last look is at its end; what is fed for it afterwards does not count."""
     split = halves(gate, model, tokenizer, FirstTokens(6))
     ids, mask = pad_left(split.ids[:2], 0)
-    watch = split.guarded._watched(
+    first, second = split.guarded.generator.generate(
+        at(split.guarded.gate, 1e9).rule,  # type: ignore[arg-type]
         ids,
         mask,
         {"max_new_tokens": 9, "do_sample": False, "stopping_criteria": StoppingCriteriaList([StopAfter(ids.shape[1] + 3)])},
-        at(split.guarded.gate, 1e9),  # type: ignore[arg-type]
-    )[1]
-    first, second = watch.decisions()
+    ).decisions
     traces = collect_traces(model, tokenizer, split.ids[:2], max_new_tokens=9)
     assert (first.n_tokens, second.n_tokens) == (3, len(traces[1].energies))
     assert len(traces[0].energies) > 3

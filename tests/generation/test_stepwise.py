@@ -9,7 +9,7 @@ import pytest
 
 from d2unlearn.gate.score import FirstTokens, Highest, TrailingWindow, running_scores
 from d2unlearn.generation import stepwise
-from d2unlearn.generation.stepwise import Session, Sessions, Verdict
+from d2unlearn.generation.stepwise import Session, Sessions, TokenConstraint
 from d2unlearn.refusals import refusal_index
 
 from .ways import ENDS, WORDS, rule
@@ -33,7 +33,7 @@ def test_a_prompt_that_is_refused_is_answered_with_the_refusal_and_its_end() -> 
 
 def test_an_answer_that_is_refused_later_breaks_the_line_first() -> None:
     each = session(rule(Highest(2), -5.0))
-    assert [each.judge(position, energy) for position, energy in enumerate([-9.0, -8.0])] == [Verdict(None)] * 2
+    assert [each.judge(position, energy) for position, energy in enumerate([-9.0, -8.0])] == [TokenConstraint(None)] * 2
     assert words(each, 2, len(REFUSAL) + 2) == [*WORDS.line_break, *REFUSAL, ENDS[0]]
     assert each.refused_at == 2
 
@@ -86,10 +86,10 @@ def test_an_energy_that_is_no_number_is_refused(energy: float) -> None:
 def test_an_answer_does_not_end_where_the_look_at_its_end_would_refuse() -> None:
     """Four positions are to be looked at; an answer of one token is looked at when it ends."""
     each = session(rule(FirstTokens(4), -5.0))
-    assert each.judge(0, -1.0) == Verdict(None, no_end=True)
-    assert each.judge(1, -20.0) == Verdict(None)
+    assert each.judge(0, -1.0) == TokenConstraint(None, no_end=True)
+    assert each.judge(1, -20.0) == TokenConstraint(None)
     limited = session(rule(FirstTokens(4), -5.0), limit=2)
-    assert limited.judge(0, -1.0) == Verdict(None, no_end=True)
+    assert limited.judge(0, -1.0) == TokenConstraint(None, no_end=True)
     assert limited.judge(1, -2.0).forced == WORDS.line_break[0]
 
 
@@ -112,7 +112,7 @@ def test_a_request_that_the_engine_forgot_is_found_by_its_tokens() -> None:
 
 
 def test_a_request_that_nobody_remembers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stepwise, "KEPT", 1)
+    monkeypatch.setattr(stepwise, "SESSIONS_KEPT", 1)
     sessions = Sessions(rule(Highest(2), 1e9), WORDS)
     first = sessions.begin(PROMPT, [], ENDS, None)
     assert sessions.judge(first, 0, None, -9.0).forced is None

@@ -11,14 +11,13 @@ from transformers.generation.streamers import BaseStreamer
 
 from d2unlearn.errors import GateError
 from d2unlearn.gate import EnergyGate
-from d2unlearn.gate.rule import Rule
+from d2unlearn.gate.rule import GateRule
 from d2unlearn.gate.score import FirstTokens, Highest, TrailingWindow, running_scores
-from d2unlearn.generation.guard import Guard
 from d2unlearn.refusals import refusal_index
 
 from .conftest import Halves, halves
 from .test_decoding_ways import ASSISTED
-from .ways import WORDS, Raw, family, inputs, options_of, prompts, raw, rule
+from .ways import WORDS, Raw, family, inputs, options_of, prompts, raw, rule, trusting
 
 
 class Collected(BaseStreamer):
@@ -44,23 +43,23 @@ def uneven() -> PreTrainedModel:
     return family("llama")
 
 
-def streamed(model: PreTrainedModel, made: Rule, prompt: list[int], hold_back: int, way: dict[str, Any]) -> list[int]:
+def streamed(model: PreTrainedModel, made: GateRule, prompt: list[int], hold_back: int, way: dict[str, Any]) -> list[int]:
     streamer = Collected()
     options = options_of({**way, "streamer": streamer})
     given = inputs([prompt])
-    Guard(model, WORDS, verified=True).generate(made, given["input_ids"], given["attention_mask"], options, hold_back=hold_back)
+    trusting(model, made).generate(made, given["input_ids"], given["attention_mask"], options, hold_back=hold_back)
     assert streamer.values[0] == prompt
     assert streamer.ended == 1
     return streamer.tokens
 
 
-def shown_before(made: Rule, plain: Raw, hold_back: int) -> int | None:
+def shown_before(made: GateRule, plain: Raw, hold_back: int) -> int | None:
     """Tokens shown of an answer before its refusal, written down from the docstring; None for one that is not refused."""
     scores = running_scores(made.score, plain.energies[0])
     n = next((place + 1 for place, score in enumerate(scores) if score > made.threshold), None)
     if n is None:
         return None
-    return 0 if n <= made.score.held_back else max(n - 1 - hold_back, 0)
+    return 0 if n <= made.score.lookahead else max(n - 1 - hold_back, 0)
 
 
 @pytest.mark.parametrize("hold_back", [0, 1, 3, 99])
@@ -100,8 +99,9 @@ def test_a_request_refused_at_the_prompt_streams_the_refusal_alone(uneven: PreTr
 def test_several_sequences_are_not_streamed_at_once(uneven: PreTrainedModel, rows: int, way: dict[str, Any]) -> None:
     given = inputs(prompts(8, rows))
     options = options_of({**way, "streamer": Collected()})
+    made = rule(Highest(2), 0)
     with pytest.raises(GateError, match="several sequences at once"):
-        Guard(uneven, WORDS, verified=True).generate(rule(Highest(2), 0), *given.values(), options)
+        trusting(uneven, made).generate(made, *given.values(), options)
 
 
 @pytest.mark.parametrize("hold_back", [0, 2, 400])

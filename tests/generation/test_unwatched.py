@@ -10,11 +10,11 @@ import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from d2unlearn.errors import GateError
+from d2unlearn.gate.gated import GateWarning
 from d2unlearn.gate.score import FirstTokens, Highest
-from d2unlearn.generation.guard import GateWarning, Guard
 
 from .conftest import Halves
-from .ways import WORDS, counted, family, inputs, options_of, prompts, rule
+from .ways import counted, family, inputs, options_of, prompts, rule, trusting
 
 UNWATCHED: dict[str, tuple[dict[str, Any], str]] = {
     "another generate": ({"custom_generate": "somewhere"}, "custom_generate"),
@@ -63,13 +63,14 @@ class AsksAgain(LogitsProcessor):
 
 
 @pytest.mark.parametrize("way", [{}, {"num_beams": 2}])
-@pytest.mark.filterwarnings("ignore::d2unlearn.generation.guard.GateWarning")
+@pytest.mark.filterwarnings("ignore::d2unlearn.gate.gated.GateWarning")
 def test_a_processor_that_runs_the_model_is_noticed(way: dict[str, Any]) -> None:
     """The latest energies are then those of its pass, not of the token's."""
     model = family("llama")
     options = options_of({**way, "logits_processor": LogitsProcessorList([AsksAgain(model)])})
+    made = rule(Highest(2), 0)
     with pytest.raises(GateError, match="ran 2 times before one token was chosen, 1 expected"):
-        Guard(model, WORDS, verified=True).generate(rule(Highest(2), 0), *inputs(prompts(3, 2)).values(), options)
+        trusting(model, made).generate(made, *inputs(prompts(3, 2)).values(), options)
 
 
 @pytest.mark.parametrize(
@@ -84,20 +85,22 @@ def test_a_processor_that_runs_the_model_is_noticed(way: dict[str, Any]) -> None
     ],
 )
 def test_answers_that_are_not_greedy_are_warned_of_once(way: dict[str, Any], word: str | None) -> None:
-    guard, given = Guard(family("llama"), WORDS, verified=True), inputs(prompts(3, 1)).values()
+    made, given = rule(Highest(2), 0), inputs(prompts(3, 1)).values()
+    generator = trusting(family("llama"), made)
     if word is not None:
         with pytest.warns(GateWarning, match=rf"{word} with a gate .* at most 1.00% .* stated for greedy decoding"):
-            guard.generate(rule(Highest(2), 0), *given, options_of(way))
+            generator.generate(made, *given, options_of(way))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        guard.generate(rule(Highest(2), 0), *given, options_of(way))
+        generator.generate(made, *given, options_of(way))
 
 
 def test_the_caller_s_own_configuration_is_left_as_it_is() -> None:
     config = GenerationConfig(num_beams=2, max_new_tokens=3, eos_token_id=2)
     before = config.to_dict()
-    guard = Guard(family("llama"), WORDS, verified=True)
+    made = rule(FirstTokens(1), 1e9)
+    generator = trusting(family("llama"), made)
     with pytest.warns(GateWarning):
-        sequences, _ = guard.generate(rule(FirstTokens(1), 1e9), *inputs(prompts(3, 2)).values(), {"generation_config": config})
+        sequences = generator.generate(made, *inputs(prompts(3, 2)).values(), {"generation_config": config}).output
     assert config.to_dict() == before
     assert isinstance(sequences, torch.Tensor)

@@ -60,10 +60,11 @@ def engine(folder: Path, **changes: Any) -> SimpleNamespace:
 def wanted(split: Halves, model: PreTrainedModel) -> list[list[int]]:
     """As the guarded model decides, but what was chosen before a refusal stands."""
     ids, mask = pad_left(split.ids, 0)
-    watch = split.guarded._watched(ids, mask, {"max_new_tokens": LIMIT, "do_sample": False}, split.guarded.gate)[1]
+    options = {"max_new_tokens": LIMIT, "do_sample": False}
+    decisions = split.guarded.generator.generate(split.guarded.rule, ids, mask, options).decisions
     raw = model.generate(ids, attention_mask=mask, max_new_tokens=LIMIT, do_sample=False)[:, ids.shape[1] :].tolist()
     made = []
-    for prompt, decision, answer in zip(split.ids, watch.decisions(), raw, strict=True):
+    for prompt, decision, answer in zip(split.ids, decisions, raw, strict=True):
         if decision.refused:
             n = decision.n_tokens
             text = split.guarded.gate.refusal(prompt)  # type: ignore[union-attr]
@@ -72,7 +73,7 @@ def wanted(split: Halves, model: PreTrainedModel) -> list[list[int]]:
         else:
             end = answer.index(2) + 1 if 2 in answer else LIMIT
             made.append(answer[:end])
-    assert [decision.refused for decision in watch.decisions()] == split.refused.tolist()
+    assert [decision.refused for decision in decisions] == split.refused.tolist()
     return made
 
 
@@ -115,10 +116,10 @@ def test_a_piece_of_a_prompt_decides_nothing(folder: Path, model: PreTrainedMode
     prompt, answer = split.ids[0], list[int]()
     gate.update_state(Update(1, [], [(0, Params(LIMIT, ENDS), prompt, answer)], []))
     refusing = gate.apply(low[None].clone())
-    assert bool((refusing == -torch.inf).sum() == 175) == (split.guarded.gate.score.held_back == 1)
+    assert bool((refusing == -torch.inf).sum() == 175) == (split.guarded.gate.score.lookahead == 1)
     for logits in (high, high, last_logits(model, prompt)):
         found = gate.apply(logits[None].clone())
-    assert bool((found == -torch.inf).sum() == 175) == (bool(split.refused[0]) and split.guarded.gate.score.held_back == 1)
+    assert bool((found == -torch.inf).sum() == 175) == (bool(split.refused[0]) and split.guarded.gate.score.lookahead == 1)
 
 
 def params(**changes: Any) -> SimpleNamespace:
@@ -205,7 +206,7 @@ def test_a_threshold_of_another_statistic_or_other_weights_is_an_error(folder: P
 
 def test_an_end_that_would_be_refused_is_refused_when_it_is_chosen_and_forbidden_otherwise(folder: Path, split: Halves) -> None:
     gate = EnergyGateLogitsProcessor(engine(folder), torch.device("cpu"), False)
-    if split.guarded.gate is None or split.guarded.gate.score.held_back == 1:
+    if split.guarded.gate is None or split.guarded.gate.score.lookahead == 1:
         pytest.skip("a score that looks at the prompt alone has decided before an answer can end")
     gate.update_state(Update(2, [], [(row, Params(LIMIT, ENDS), [5 + row], []) for row in range(2)], []))
     row = torch.zeros(176)  # an energy of -5.2: any score of it alone is above the threshold

@@ -16,18 +16,17 @@ from transformers import PreTrainedModel
 import tiny_models
 from d2unlearn.data.batching import pad_left
 from d2unlearn.energy import free_energy
-from d2unlearn.gate.rule import Rule, Words
+from d2unlearn.gate.gated import GatedGenerator, Generation
+from d2unlearn.gate.online import Decision
+from d2unlearn.gate.rule import GateRule, RefusalTokens
 from d2unlearn.gate.score import Score, request_scores
-from d2unlearn.generation.beams import BeamWatch
-from d2unlearn.generation.criteria import Watch
-from d2unlearn.generation.guard import Guard
 from d2unlearn.models import generate_of
 from d2unlearn.refusals import refusal_index
 
 ENDS = (2, 17, 33, 49, 65, 81)
 """Ids that end an answer: as many as it takes for random models to end some."""
 
-WORDS = Words(refusals=((7, 8), (9,), (10, 11, 12)), line_break=(13,), ends=ENDS, pad=0)
+WORDS = RefusalTokens(refusals=((7, 8), (9,), (10, 11, 12)), line_break=(13,), ends=ENDS, pad=0)
 LENGTH = 10
 FAMILIES = ("llama", "qwen2", "gpt2", "gemma2")
 
@@ -60,8 +59,8 @@ def until_end(tokens: Sequence[int]) -> list[int]:
     return list(tokens[:length])
 
 
-def rule(score: Score, threshold: float) -> Rule:
-    return Rule(score, threshold, 1.0, None, 0.01, LENGTH, "float32", (), 0.002, 0)
+def rule(score: Score, threshold: float) -> GateRule:
+    return GateRule(score, threshold, 1.0, None, 0.01, LENGTH, "float32", (), 0.002, 0)
 
 
 def threshold_between(scores: np.ndarray) -> float:
@@ -109,25 +108,49 @@ def raw(model: PreTrainedModel, batch: Sequence[list[int]], way: dict[str, Any],
     return Raw(asked, found, [own_energies(model, p, a) for p, a in zip(asked, found, strict=True)])
 
 
-def guarded(
-    model: PreTrainedModel, made: Rule, batch: Sequence[list[int]], way: dict[str, Any], seed: int = 0
-) -> tuple[list[list[int]], Watch | BeamWatch]:
-    """The answers of the same generation with a gate, from the same seed, and the watch."""
+@dataclass(frozen=True)
+class Judged:
+    """What the gate made of the sequences of a generation, and whether they were searched for by beams."""
+
+    decisions: list[Decision]
+    beams: bool
+
+    @property
+    def refused(self) -> list[bool]:
+        return [decision.refused for decision in self.decisions]
+
+
+def trusting(model: PreTrainedModel, made: GateRule) -> GatedGenerator:
+    """One that takes the model's weights for those that the rule was calibrated on."""
+    generator = GatedGenerator(model, WORDS)
+    generator.weights.trust(made)
+    return generator
+
+
+def generated(model: PreTrainedModel, made: GateRule, batch: Sequence[list[int]], way: dict[str, Any]) -> Generation:
     ids, mask = pad_left(batch, 0)
+    return trusting(model, made).generate(made, ids, mask, options_of(way))
+
+
+def guarded(
+    model: PreTrainedModel, made: GateRule, batch: Sequence[list[int]], way: dict[str, Any], seed: int = 0
+) -> tuple[list[list[int]], Judged]:
+    """The answers of the same generation with a gate, from the same seed, and what the gate made of them."""
     torch.manual_seed(seed)
-    sequences, watch = Guard(model, WORDS, verified=True).generate(made, ids, mask, options_of(way))
-    return [row[ids.shape[1] :].tolist() for row in sequences], watch
+    found = generated(model, made, batch, way)
+    width = max(map(len, batch))
+    return [row[width:].tolist() for row in found.output], Judged(found.decisions, way.get("num_beams", 1) > 1)
 
 
-def check(made: Rule, plain: Raw, answers: Sequence[list[int]], watch: Watch | BeamWatch) -> list[bool]:
+def check(made: GateRule, plain: Raw, answers: Sequence[list[int]], judged: Judged) -> list[bool]:
     """Each guarded answer is the raw one, or the refusal when the raw one's own score is above the threshold."""
     scores = request_scores(made.score, plain.energies)
     refused = (scores > made.threshold).tolist()
-    assert watch.refused.tolist() == refused
+    assert judged.refused == refused
     for prompt, answer, found, above in zip(plain.asked, plain.answers, answers, refused, strict=True):
         wanted = [*WORDS.refusals[refusal_index(0, prompt, 3)], ENDS[0]] if above else answer
         assert found == [*wanted, *[0] * (len(found) - len(wanted))]
-    for decision, own, score in zip(watch.decisions(), plain.energies, scores.tolist(), strict=True):
+    for decision, own, score in zip(judged.decisions, plain.energies, scores.tolist(), strict=True):
         np.testing.assert_allclose(decision.energy, own[0], atol=1e-4)
         assert decision.score is not None
         if not decision.refused:
@@ -135,7 +158,7 @@ def check(made: Rule, plain: Raw, answers: Sequence[list[int]], watch: Watch | B
             assert decision.n_tokens == len(own)
         else:
             assert made.threshold < decision.score
-            if isinstance(watch, Watch):  # a request of beams is decided while others lead than in the end
+            if not judged.beams:  # a request of beams is decided while others lead than in the end
                 assert decision.score <= score + 1e-4
                 assert decision.n_tokens < len(own)
     return refused

@@ -72,7 +72,7 @@ def test_a_stream_says_the_same_and_leaks_nothing_that_the_early_looks_refuse(
         if not answer.refused:
             assert text == answer.text
             most_pieces = max(most_pieces, len(said) - 1)
-        elif answer.n_tokens < split.guarded.gate.score.held_back:  # type: ignore[union-attr]
+        elif answer.n_tokens < split.guarded.gate.score.lookahead:  # type: ignore[union-attr]
             assert text == answer.text
             seen.add("early")
         else:

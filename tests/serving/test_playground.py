@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import sys
@@ -17,9 +18,11 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from d2unlearn.config import PlaySettings
 from d2unlearn.errors import DataError, ModelError
+from d2unlearn.gate.online import Trace
 from d2unlearn.gate.score import running_scores
-from d2unlearn.gate.traces import Trace, collect_traces
-from d2unlearn.serving.batch import Asked, Outcome
+from d2unlearn.gate.traces import collect_traces
+from d2unlearn.generation.guarded import Answer
+from d2unlearn.serving.batch import Asked
 from d2unlearn.serving.playground import (
     Playground,
     QuestionSet,
@@ -55,8 +58,10 @@ def played(split: Halves, playground: Playground) -> Iterator[Served]:
         yield running
 
 
-def outcome(score: float | None, finish: Any, n_tokens: int, threshold: float) -> Outcome:
-    return Outcome("text", finish, 5, n_tokens, None if score is None else -7.0, score, threshold)
+def answer(score: float | None, finish: Any, n_tokens: int, threshold: float) -> Answer:
+    refused = finish == "content_filter"
+    energies = (math.nan, math.inf) if score is None else (-7.0, score)
+    return Answer("text", refused, *energies, threshold, n_tokens)
 
 
 def test_the_decision_in_one_sentence(split: Halves) -> None:
@@ -68,13 +73,13 @@ def test_the_decision_in_one_sentence(split: Halves) -> None:
     above = f"above the threshold of −8.00; none {beside}"
     below = "not above the threshold of −8.00"
     for made, said in (
-        (outcome(-8.5, "stop", 4, -8.0), f"Answered: its score stayed at −8.50, {below}; none {beside}"),
-        (outcome(-8.6, "length", 9, -8.0), f"Answered: its score stayed at −8.60, {below}; 2 {beside}"),
-        (outcome(-7.5, "content_filter", 0, -8.0), f"Refused before its first token: its score reached −7.50, {above}"),
-        (outcome(-7.5, "content_filter", 1, -8.0), f"Refused after one token: its score reached −7.50, {above}"),
-        (outcome(-7.5, "content_filter", 6, -8.0), f"Refused after 6 of its tokens: its score reached −7.50, {above}"),
+        (answer(-8.5, "stop", 4, -8.0), f"Answered: its score stayed at −8.50, {below}; none {beside}"),
+        (answer(-8.6, "length", 9, -8.0), f"Answered: its score stayed at −8.60, {below}; 2 {beside}"),
+        (answer(-7.5, "content_filter", 0, -8.0), f"Refused before its first token: its score reached −7.50, {above}"),
+        (answer(-7.5, "content_filter", 1, -8.0), f"Refused after one token: its score reached −7.50, {above}"),
+        (answer(-7.5, "content_filter", 6, -8.0), f"Refused after 6 of its tokens: its score reached −7.50, {above}"),
         (
-            outcome(None, "content_filter", 0, -8.0),
+            answer(None, "content_filter", 0, -8.0),
             "Refused: its energy could not be computed, and what cannot be judged is not answered.",
         ),
     ):

@@ -21,8 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from d2unlearn.data.template import Template
 from d2unlearn.errors import GateError
-from d2unlearn.gate.rule import Rule, rule_to_json
-from d2unlearn.gate.words import words_of
+from d2unlearn.gate.rule import GateRule, refusal_tokens, rule_to_json
 from d2unlearn.models import GATE_COPY, load_tokenizer, pad_token_id
 from d2unlearn.runtime import atomic_write, read_json, write_json
 from d2unlearn.version import __version__
@@ -46,17 +45,19 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "gate.recorder": (),
     "gate.probes": (),
     "gate.rule": (),
-    "generation.criteria": (),
-    "generation.beams": (),
-    "generation.streams": (),
-    "generation.decoding": (),
-    "generation.guard": (),
+    "gate.online": (),
+    "gate.criteria": (),
+    "gate.beams": (),
+    "gate.streams": (),
+    "gate.decoding": (),
+    "gate.weights": (),
+    "gate.gated": (),
     "generation.carried_generate": (),
 }
 """The modules that the carried code is made of, each with the names that are taken of it; none: all of it."""
 
 
-def carry(folder: Path, rule: Rule, refusal_texts: tuple[str, ...], template: str, weights: str, guarantee: str) -> None:
+def carry(folder: Path, rule: GateRule, refusal_texts: tuple[str, ...], template: str, weights: str, guarantee: str) -> None:
     """Write all three into a model's folder. `template`: fingerprint of the one that was calibrated; `weights`: their hash.
 
     Raises `GateError` when the folder's tokenizer renders prompts otherwise, `ModelError` when it has none.
@@ -65,11 +66,11 @@ def carry(folder: Path, rule: Rule, refusal_texts: tuple[str, ...], template: st
     found = Template(tokenizer)
     if found.fingerprint != template:
         raise GateError(f"the tokenizer in {folder} renders prompts differently than when the gate was calibrated; recalibrate")
-    words = words_of(found, refusal_texts, _end_ids(folder, tokenizer), pad_token_id(tokenizer))
+    tokens = refusal_tokens(found.text_ids, refusal_texts, _end_ids(folder, tokenizer), pad_token_id(tokenizer))
     for name, text in custom_generate().items():
         atomic_write(folder / FOLDER / name, text)
     config = read_json(folder / "config.json")
-    copy = {**rule_to_json(rule, words), "template": template, "weights_hash": weights, "version": __version__}
+    copy = {**rule_to_json(rule, tokens), "template": template, "weights_hash": weights, "version": __version__}
     write_json(folder / "config.json", {**config, GATE_COPY: copy})
     atomic_write(folder / README, _with_note(_text(folder / README), note(guarantee)))
 

@@ -1,35 +1,34 @@
 """The calibrated gate: which requests are refused, with what words, under which guarantee, for which weights.
 
-`d2_gate.json` in the model's folder is the one source of truth. It names the weights it was calibrated on (a hash over their
-bytes) and holds a few probe prompts with their energies, for weights that do not come as those files.
+`d2_gate.json` in the model's folder is the one source of truth (see `gate_file`). It names the weights it was calibrated on (a
+hash over their bytes) and holds a few probe prompts with their energies, for weights that do not come as those files.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from d2unlearn.data.holdout import split_validation
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ArtifactError, GateError
-from d2unlearn.gate.calibrate import Calibration, Candidate, calibrate
+from d2unlearn.gate.calibrate import Calibration, calibrate
 from d2unlearn.gate.export import carry
+from d2unlearn.gate.gate_file import checked_texts, gate_arguments, gate_content
+from d2unlearn.gate.online import Trace
 from d2unlearn.gate.probes import Probe, dtype_name, make_probes
-from d2unlearn.gate.rule import STATISTIC, Rule, check_statistic
-from d2unlearn.gate.score import CANDIDATES, DEFAULT, Score, score_from_json, score_to_json
-from d2unlearn.gate.traces import Trace, collect_traces
+from d2unlearn.gate.rule import GateRule
+from d2unlearn.gate.score import CANDIDATES, DEFAULT, Score
+from d2unlearn.gate.traces import collect_traces
 from d2unlearn.models import weights_hash
 from d2unlearn.refusals import GATE_REFUSALS, refusal_index
 from d2unlearn.runtime import fingerprint, read_json, write_json
 from d2unlearn.schema import GATE_FILE, Example, GateSummary, Interval
 from d2unlearn.stats import conformal_rank
 
-FORMAT = 1
 N_PROBES = 8
 
 
@@ -92,9 +91,9 @@ class EnergyGate:
         return self.refusal_texts[refusal_index(self.seed, prompt_ids, len(self.refusal_texts))]
 
     @property
-    def rule(self) -> Rule:
+    def rule(self) -> GateRule:
         """What it takes to decide: the part that travels."""
-        return Rule(**{field.name: getattr(self, field.name) for field in fields(Rule)})
+        return GateRule(**{field.name: getattr(self, field.name) for field in fields(GateRule)})
 
     @classmethod
     def calibrate(
@@ -124,7 +123,7 @@ class EnergyGate:
         for a model whose energies are not finite.
         """
         candidates, default = _candidates(score)
-        texts = _checked_texts(GATE_REFUSALS if refusal_texts is None else refusal_texts)
+        texts = checked_texts(GATE_REFUSALS if refusal_texts is None else refusal_texts)
         validation_rows, calibration_rows = split_validation(_with_prompts(retain, "retain"), seed=seed)
         forget_rows = _with_prompts(forget or (), "forget")
         conformal_rank(len(calibration_rows), max_false_refusal, confidence)
@@ -182,16 +181,16 @@ class EnergyGate:
     @property
     def fingerprint(self) -> str:
         """Changes with anything in the gate."""
-        return fingerprint(gate_to_json(self))
+        return fingerprint(gate_content(vars(self), self.summary()))
 
     def describe(self) -> Iterator[str]:
         """Lines for a person: what was chosen and why, the threshold, what it promises, what it misses."""
         measured = self.calibration
-        for each in measured.candidates:
-            mark = "*" if each.name == measured.name else " "
+        for candidate in measured.candidates:
+            mark = "*" if candidate.name == measured.name else " "
             yield (
-                f"{mark} {each.name:<16} AUROC {each.auroc:.4f}   false refusals at 95% caught {each.fpr_at_95_tpr:.2%}   "
-                f"missed at {self.max_false_refusal:.1%} {each.missed:.2%}"
+                f"{mark} {candidate.name:<16} AUROC {candidate.auroc:.4f}   false refusals at 95% caught "
+                f"{candidate.fpr_at_95_tpr:.2%}   missed at {self.max_false_refusal:.1%} {candidate.missed:.2%}"
             )
         how = "raised by forget prompts from" if self.threshold > measured.conformal_threshold else "the conformal value:"
         yield (
@@ -230,7 +229,7 @@ class EnergyGate:
         if self.weights_hash is not None and found != self.weights_hash:
             raise GateError(f"{folder} holds other weights than those the gate was calibrated on; calibrate on that folder")
         path = Path(folder) / GATE_FILE
-        write_json(path, gate_to_json(replace(self, weights_hash=found)))
+        write_json(path, gate_content({**vars(self), "weights_hash": found}, self.summary()))
         carry(Path(folder), self.rule, self.refusal_texts, self.template, found, self.guarantee)
         return path
 
@@ -246,7 +245,7 @@ class EnergyGate:
                 "that nothing guards with --raw"
             )
         try:
-            gate = gate_from_json(read_json(path))
+            gate = cls(**gate_arguments(read_json(path), [field.name for field in fields(cls)]))
         except (ArtifactError, GateError) as error:
             raise GateError(f"{path} cannot be used: {error}; run `d2unlearn calibrate` again") from error
         if gate.weights_hash != weights_hash(folder):
@@ -259,60 +258,6 @@ class EnergyGate:
     def check_probes(self, model: PreTrainedModel) -> None:
         """Raises `GateError` unless the model gives the stored probe prompts the energies they had, within the tolerance."""
         self.rule.check_probes(model)
-
-
-def gate_to_json(gate: EnergyGate) -> dict[str, Any]:
-    """The content of `d2_gate.json`: on top what `GateSummary` names, then what is needed to decide, then what was measured."""
-    measured = gate.calibration
-    kept = ("conformal_threshold", "rank", "candidates", "calibration_false_refusal", "grouped")
-    own = {f.name: getattr(gate, f.name) for f in fields(gate) if f.name not in ("calibration", "probes")}
-    content = {
-        "format": FORMAT,
-        "statistic": STATISTIC,
-        **asdict(gate.summary()),
-        "score": score_to_json(gate.score),
-        **own,
-        "probes": [asdict(probe) for probe in gate.probes],
-        "measured": {name: value for name, value in asdict(measured).items() if name in kept},
-    }
-    return {**content, "checksum": fingerprint(content)}
-
-
-def gate_from_json(value: dict[str, Any]) -> EnergyGate:
-    """The gate that `gate_to_json` wrote. Raises `GateError` for another format or missing or wrong entries."""
-    if value.get("format") != FORMAT:
-        raise GateError(f"gate format {value.get('format')!r} is not known to this version, which reads {FORMAT}")
-    check_statistic(value)
-    try:
-        own = {f.name: value[f.name] for f in fields(EnergyGate) if f.name not in ("calibration", "probes")}
-        own["refusal_texts"] = _checked_texts(own["refusal_texts"])
-        probes = tuple(Probe(tuple(int(i) for i in p["token_ids"]), float(p["energy"])) for p in value["probes"])
-        gate = EnergyGate(calibration=_calibration_from_json(value), probes=probes, **own)
-    except (KeyError, TypeError, ValueError) as error:
-        raise GateError(f"an entry is missing or garbled ({error})") from None
-    if not math.isfinite(gate.threshold) or gate.threshold < gate.calibration.conformal_threshold:
-        raise GateError("the threshold lies below what the calibration allows; the file was edited")
-    if value.get("checksum") != fingerprint({name: entry for name, entry in value.items() if name != "checksum"}):
-        raise GateError("it was edited by hand, or written by an older version: its checksum does not fit")
-    return gate
-
-
-def _calibration_from_json(value: dict[str, Any]) -> Calibration:
-    measured = value["measured"]
-    return Calibration(
-        name=str(value["score_name"]),
-        score=score_from_json(value["score"]),
-        threshold=float(value["threshold"]),
-        conformal_threshold=float(measured["conformal_threshold"]),
-        rank=int(measured["rank"]),
-        candidates=tuple(Candidate(**each) for each in measured["candidates"]),
-        validation_false_refusal=Interval(*value["false_refusal"]),
-        calibration_false_refusal=Interval(*measured["calibration_false_refusal"]),
-        miss_rate=None if value["miss_rate"] is None else Interval(*value["miss_rate"]),
-        grouped=bool(measured["grouped"]),
-        calibration_scores=tuple(float(each) for each in value["retain_scores"]),
-        forget_scores=tuple(float(each) for each in value["forget_scores"]),
-    )
 
 
 def _with_prompts(rows: Sequence[Example], kind: str) -> list[Example]:
@@ -331,12 +276,6 @@ def _candidates(score: str) -> tuple[Mapping[str, Score], str]:
     if score not in CANDIDATES:
         raise GateError(f"score {score!r} is not known; choose auto or one of {', '.join(CANDIDATES)}")
     return {score: CANDIDATES[score]}, score
-
-
-def _checked_texts(texts: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise GateError("refusal texts should be at least one text that is not empty")
-    return tuple(texts)
 
 
 def _percent(share: Interval) -> str:

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from d2unlearn.energy import free_energy
-from d2unlearn.errors import GateError, ModelError
+from d2unlearn.errors import GateError
 from d2unlearn.observation import causal_model
 
 
@@ -41,19 +41,9 @@ class EnergyRecorder:
         self._every_position = every_position
         self._handle: RemovableHandle | None = None
         self._energies: Tensor | None = None
-        self._latest: Tensor | None = None
         self._n_forwards = 0
         self.n_fed = 0
         """Tokens that the latest forward pass was fed, a row."""
-
-    @property
-    def latest(self) -> Tensor:
-        """Float32 [B]: of the last position. Raises `ModelError` when no logits were seen: the model does not run as plain
-        PyTorch modules.
-        """
-        if self._latest is None:
-            raise ModelError(f"{type(self._model).__name__} produced no logits that a forward hook can read")
-        return self._latest
 
     def take(self, forwards: int | None = 1) -> Tensor:
         """The energies, float32 [B, R] of the last R positions in order, for the token that was just chosen.
@@ -87,7 +77,6 @@ class EnergyRecorder:
         kept = logits[..., : self._vocab_rows] if self._every_position else logits[:, -1:, : self._vocab_rows]
         with torch.no_grad():
             self._energies = free_energy(kept, self._temperature)
-        self._latest = self._energies[:, -1]
         fed = next((named[key] for key in ("input_ids", "inputs_embeds") if named.get(key) is not None), None)
         self.n_fed = 0 if fed is None else fed.shape[1]
         self._n_forwards += 1

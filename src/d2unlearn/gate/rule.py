@@ -6,7 +6,7 @@ that runs where this package is not installed, or beside an engine that reads th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -21,8 +21,8 @@ STATISTIC = "energies of the last prompt position and of the answer's positions"
 
 
 @dataclass(frozen=True)
-class Words:
-    """The tokens that a refusal is made of. `ends`: ids that end an answer where the configuration of a generation names none.
+class RefusalTokens:
+    """What a refusal is made of. `ends`: ids that end an answer where the configuration of a generation names none.
 
     `pad`: the id to fill up with where it names none. `line_break` comes before a refusal in the middle of an answer.
     """
@@ -34,7 +34,7 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Rule:
+class GateRule:
     """A request whose score exceeds `threshold` is refused. The fields are those of `EnergyGate`."""
 
     score: Score
@@ -53,7 +53,15 @@ class Rule:
         check_probes(model, self.probes, self.probe_tolerance, self.dtype, self.temperature, self.vocab_rows)
 
 
-def rule_to_json(rule: Rule, words: Words) -> dict[str, Any]:
+def refusal_tokens(
+    text_ids: Callable[[str], Sequence[int]], refusal_texts: Sequence[str], ends: Sequence[int], pad: int
+) -> RefusalTokens:
+    """Each refusal text as the ids that `text_ids` gives it."""
+    refusals = tuple(tuple(text_ids(text)) for text in refusal_texts)
+    return RefusalTokens(refusals, tuple(text_ids("\n")), tuple(ends), pad)
+
+
+def rule_to_json(rule: GateRule, tokens: RefusalTokens) -> dict[str, Any]:
     """The copy, as plain JSON values."""
     plain = {field.name: getattr(rule, field.name) for field in fields(rule) if field.name not in ("score", "probes")}
     return {
@@ -61,24 +69,29 @@ def rule_to_json(rule: Rule, words: Words) -> dict[str, Any]:
         "score": score_to_json(rule.score),
         **plain,
         "probes": [asdict(probe) for probe in rule.probes],
-        "words": asdict(words),
+        "words": asdict(tokens),
     }
 
 
-def rule_from_json(value: Mapping[str, Any]) -> tuple[Rule, Words]:
-    """The rule and the words that `rule_to_json` wrote. Raises `GateError` for anything else, and for another statistic."""
+def rule_from_json(value: Mapping[str, Any]) -> tuple[GateRule, RefusalTokens]:
+    """The rule and the tokens that `rule_to_json` wrote. Raises `GateError` for anything else, and for another statistic."""
     check_statistic(value)
     try:
-        plain = {f.name: value[f.name] for f in fields(Rule) if f.name not in ("score", "probes")}
-        probes = tuple(Probe(tuple(int(i) for i in p["token_ids"]), float(p["energy"])) for p in value["probes"])
+        plain = {f.name: value[f.name] for f in fields(GateRule) if f.name not in ("score", "probes")}
+        probes = probes_from_json(value["probes"])
         words = value["words"]
         refusals = tuple(tuple(int(i) for i in refusal) for refusal in words["refusals"])
         return (
-            Rule(score=score_from_json(value["score"]), probes=probes, **plain),
-            Words(refusals, tuple(words["line_break"]), tuple(words["ends"]), int(words["pad"])),
+            GateRule(score=score_from_json(value["score"]), probes=probes, **plain),
+            RefusalTokens(refusals, tuple(words["line_break"]), tuple(words["ends"]), int(words["pad"])),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise GateError(f"the copy of the gate in config.json is garbled ({error}); run `d2unlearn calibrate` again") from None
+
+
+def probes_from_json(value: Sequence[Mapping[str, Any]]) -> tuple[Probe, ...]:
+    """The probes whose fields these are."""
+    return tuple(Probe(tuple(int(i) for i in probe["token_ids"]), float(probe["energy"])) for probe in value)
 
 
 def check_statistic(value: Mapping[str, Any]) -> None:

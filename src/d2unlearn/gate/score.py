@@ -31,11 +31,11 @@ SMALLEST_SCALE = 1e-3
 """nats; keeps a statistic that hardly varies from blowing up rounding errors."""
 
 
-class Looks(ABC):
+class RunningStatistic(ABC):
     """The state of one score over B answers that advance together, one position at a time."""
 
     @abstractmethod
-    def look(self, energies: Floats) -> Floats | None:
+    def update(self, energies: Floats) -> Floats | None:
         """Take the next position's energies [B]; return this position's look [B], or None where there is none."""
 
     @abstractmethod
@@ -52,11 +52,11 @@ class Score(ABC):
 
     @property
     @abstractmethod
-    def held_back(self) -> int:
+    def lookahead(self) -> int:
         """Tokens of an answer that a stream keeps back until the early looks have passed."""
 
     @abstractmethod
-    def start(self, n_rows: int) -> Looks:
+    def start(self, n_rows: int) -> RunningStatistic:
         """The state before position 0 of `n_rows` answers."""
 
     def fit(self, retained: Sequence[Sequence[float]]) -> Score:
@@ -74,11 +74,11 @@ class FirstTokens(Score):
     count: int
 
     @property
-    def held_back(self) -> int:
+    def lookahead(self) -> int:
         return self.count
 
-    def start(self, n_rows: int) -> Looks:
-        return _MeanLooks(np.zeros(self.count), np.ones(self.count), self.count - 1, n_rows)
+    def start(self, n_rows: int) -> RunningStatistic:
+        return _RunningMean(np.zeros(self.count), np.ones(self.count), self.count - 1, n_rows)
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,13 @@ class MaxOverLooks(Score):
     scale: tuple[float, ...] = ()
 
     @property
-    def held_back(self) -> int:
+    def lookahead(self) -> int:
         return self.last + 1
 
-    def start(self, n_rows: int) -> Looks:
+    def start(self, n_rows: int) -> RunningStatistic:
         count = self.last + 1
         centre = np.array(self.centre or [0.0] * count)
-        return _MeanLooks(centre, np.array(self.scale or [1.0] * count), self.first, n_rows)
+        return _RunningMean(centre, np.array(self.scale or [1.0] * count), self.first, n_rows)
 
     def fit(self, retained: Sequence[Sequence[float]]) -> Score:
         """An answer shorter than t + 1 counts at look t with the mean of all it has."""
@@ -117,11 +117,11 @@ class TrailingWindow(Score):
     width: int
 
     @property
-    def held_back(self) -> int:
+    def lookahead(self) -> int:
         return self.width
 
-    def start(self, n_rows: int) -> Looks:
-        return _WindowLooks(self.width)
+    def start(self, n_rows: int) -> RunningStatistic:
+        return _RunningWindow(self.width)
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,11 @@ class Highest(Score):
     count: int
 
     @property
-    def held_back(self) -> int:
+    def lookahead(self) -> int:
         return self.count
 
-    def start(self, n_rows: int) -> Looks:
-        return _HighestLooks(self.count, n_rows)
+    def start(self, n_rows: int) -> RunningStatistic:
+        return _RunningHighest(self.count, n_rows)
 
 
 @dataclass(frozen=True)
@@ -152,12 +152,12 @@ class MaxOf(Score):
     scale: tuple[float, ...] = ()
 
     @property
-    def held_back(self) -> int:
-        return max(part.held_back for part in self.parts)
+    def lookahead(self) -> int:
+        return max(part.lookahead for part in self.parts)
 
-    def start(self, n_rows: int) -> Looks:
+    def start(self, n_rows: int) -> RunningStatistic:
         n = len(self.parts)
-        return _PartLooks([p.start(n_rows) for p in self.parts], self.centre or (0.0,) * n, self.scale or (1.0,) * n)
+        return _RunningMaxOf([p.start(n_rows) for p in self.parts], self.centre or (0.0,) * n, self.scale or (1.0,) * n)
 
     def fit(self, retained: Sequence[Sequence[float]]) -> Score:
         parts = tuple(part.fit(retained) for part in self.parts)
@@ -165,7 +165,7 @@ class MaxOf(Score):
         return MaxOf(parts, tuple(c for c, _ in pairs), tuple(s for _, s in pairs))
 
 
-class _MeanLooks(Looks):
+class _RunningMean(RunningStatistic):
     """Standardised mean of the positions so far, looked at from `first` to the last position that `centre` has an entry for."""
 
     def __init__(self, centre: Floats, scale: Floats, first: int, n_rows: int) -> None:
@@ -173,7 +173,7 @@ class _MeanLooks(Looks):
         self.total = np.zeros(n_rows)
         self.position = -1
 
-    def look(self, energies: Floats) -> Floats | None:
+    def update(self, energies: Floats) -> Floats | None:
         self.position += 1
         if self.position >= len(self.centre):
             return None
@@ -189,14 +189,14 @@ class _MeanLooks(Looks):
         self.total = self.total[rows]
 
 
-class _WindowLooks(Looks):
+class _RunningWindow(RunningStatistic):
     """Mean of the last `width` positions; of all there are when the answer ends earlier."""
 
     def __init__(self, width: int) -> None:
         self.width = width
         self.kept: list[Floats] = []
 
-    def look(self, energies: Floats) -> Floats | None:
+    def update(self, energies: Floats) -> Floats | None:
         self.kept = [*self.kept, energies][-self.width :]
         return self.end() if len(self.kept) == self.width else None
 
@@ -208,14 +208,14 @@ class _WindowLooks(Looks):
         self.kept = [energies[rows] for energies in self.kept]
 
 
-class _HighestLooks(Looks):
+class _RunningHighest(RunningStatistic):
     """Mean of the `count` highest energies so far; of all there are when the answer ends earlier."""
 
     def __init__(self, count: int, n_rows: int) -> None:
         self.highest = np.full((count, n_rows), -math.inf)
         self.positions = 0
 
-    def look(self, energies: Floats) -> Floats | None:
+    def update(self, energies: Floats) -> Floats | None:
         self.positions += 1
         self.highest = np.sort(np.concatenate([self.highest, energies[np.newaxis]]), axis=0)[1:]
         return self.end() if self.positions >= len(self.highest) else None
@@ -228,14 +228,14 @@ class _HighestLooks(Looks):
         self.highest = self.highest[:, rows]
 
 
-class _PartLooks(Looks):
+class _RunningMaxOf(RunningStatistic):
     """The largest of the parts' standardised looks."""
 
-    def __init__(self, parts: list[Looks], centre: Sequence[float], scale: Sequence[float]) -> None:
+    def __init__(self, parts: list[RunningStatistic], centre: Sequence[float], scale: Sequence[float]) -> None:
         self.parts, self.centre, self.scale = parts, centre, scale
 
-    def look(self, energies: Floats) -> Floats | None:
-        return self._largest([part.look(energies) for part in self.parts])
+    def update(self, energies: Floats) -> Floats | None:
+        return self._largest([part.update(energies) for part in self.parts])
 
     def end(self) -> Floats | None:
         return self._largest([part.end() for part in self.parts])
@@ -257,7 +257,7 @@ class RunningScore:
     """
 
     def __init__(self, score: Score, n_rows: int) -> None:
-        self._looks = score.start(n_rows)
+        self._statistic = score.start(n_rows)
         self.best: Floats = np.full(n_rows, -math.inf)
         self.active: Bools = np.ones(n_rows, dtype=np.bool_)
         self._all_active = True
@@ -268,20 +268,20 @@ class RunningScore:
             finite = np.isfinite(energies)
             self.best = np.where(self.active & ~finite, math.inf, self.best)
             energies = np.where(finite, energies, 0.0)
-        self._note(self._looks.look(energies), self.active)
+        self._note(self._statistic.update(energies), self.active)
         if ended is not None and ended.any():
-            self._note(self._looks.end(), self.active & ended)
+            self._note(self._statistic.end(), self.active & ended)
             self.stop(ended)
         return self.best
 
     def if_ended(self) -> Floats:
         """What `best` [B] would be if every answer that goes on ended at the position taken last. Changes nothing."""
-        look = self._looks.end()
+        look = self._statistic.end()
         return self.best if look is None else np.where(self.active, np.maximum(self.best, look), self.best)
 
     def reorder(self, rows: Indices) -> None:
         """Go on with these answers in these places, [B]: one may be left out, or go on as several (beams)."""
-        self._looks.reorder(rows)
+        self._statistic.reorder(rows)
         self.best = self.best[rows]
         self.active = self.active[rows]
         self._all_active = bool(self.active.all())
@@ -293,7 +293,7 @@ class RunningScore:
 
     def finish(self) -> Floats:
         """End the answers that are still going on (the length limit). Returns `best`, now final."""
-        self._note(self._looks.end(), self.active)
+        self._note(self._statistic.end(), self.active)
         self.stop(self.active)
         return self.best
 
@@ -350,7 +350,7 @@ CANDIDATES: Mapping[str, Score] = {
 }
 """Every score that calibration measures, the preferred first."""
 
-KINDS: Mapping[str, type[Score]] = {
+_KINDS: Mapping[str, type[Score]] = {
     "first_tokens": FirstTokens,
     "max_over_looks": MaxOverLooks,
     "trailing_window": TrailingWindow,
@@ -362,7 +362,7 @@ KINDS: Mapping[str, type[Score]] = {
 
 def score_to_json(score: Score) -> dict[str, Any]:
     """A score as plain JSON values: its kind and its fields."""
-    kind = next(name for name, each in KINDS.items() if each is type(score))
+    kind = next(name for name, score_type in _KINDS.items() if score_type is type(score))
     if isinstance(score, MaxOf):
         parts = [score_to_json(part) for part in score.parts]
         return {"kind": kind, "parts": parts, "centre": list(score.centre), "scale": list(score.scale)}
@@ -376,6 +376,6 @@ def score_from_json(value: Mapping[str, Any]) -> Score:
     try:
         if "parts" in fields:
             fields["parts"] = tuple(score_from_json(part) for part in fields["parts"])
-        return KINDS[value["kind"]](**fields)
+        return _KINDS[value["kind"]](**fields)
     except (KeyError, TypeError) as error:
         raise GateError(f"the gate file names a score that this version does not know ({error}); recalibrate") from None

@@ -13,8 +13,8 @@ from typing import Any
 from transformers import GenerationMixin, PreTrainedModel
 
 from d2unlearn.errors import GateError
-from d2unlearn.gate.rule import Rule, rule_from_json
-from d2unlearn.generation.guard import Guard
+from d2unlearn.gate.gated import GatedGenerator
+from d2unlearn.gate.rule import GateRule, rule_from_json
 from d2unlearn.models import GATE_COPY
 
 POSITIONS = (
@@ -29,12 +29,12 @@ POSITIONS = (
 )
 """The arguments that `GenerationMixin.generate` takes by their place."""
 
-GUARD = "_d2_guard"
-"""Where a model keeps the guard that was made for it."""
+KEPT_AS = "_d2_gated_generator"
+"""Where a model keeps what generates for it."""
 
 
 def generate(*arguments: Any, model: PreTrainedModel, hold_back: int = 0, **options: Any) -> Any:
-    """As `GenerationMixin.generate`, with refused answers replaced by refusals. `hold_back`: see `HeldBackStreamer`.
+    """As `GenerationMixin.generate`, with refused answers replaced by refusals. `hold_back`: see `HeldBackStream`.
 
     Raises `GateError` for a way of decoding that the gate cannot watch, for weights that are not those it was calibrated on,
     and where the configuration holds no gate.
@@ -42,23 +42,22 @@ def generate(*arguments: Any, model: PreTrainedModel, hold_back: int = 0, **opti
     options |= dict(zip(POSITIONS, arguments, strict=False))
     given = {name: value for name, value in options.items() if value is not None}
     inputs, input_ids, mask = (given.pop(name, None) for name in ("inputs", "input_ids", "attention_mask"))
-    rule, guard = _guard_of(model)
-    output, _ = guard.generate(rule, input_ids if inputs is None else inputs, mask, given, hold_back=hold_back)
-    return output
+    rule, generator = _gated(model)
+    return generator.generate(rule, input_ids if inputs is None else inputs, mask, given, hold_back=hold_back).output
 
 
-def _guard_of(model: PreTrainedModel) -> tuple[Rule, Guard]:
-    """The rule and the guard of a model, made once; its probes are asked when it is first used."""
-    if GUARD not in vars(model):
+def _gated(model: PreTrainedModel) -> tuple[GateRule, GatedGenerator]:
+    """A model's rule, and what generates behind it: made once."""
+    if KEPT_AS not in vars(model):
         copy = getattr(model.config, GATE_COPY, None)
         if copy is None:
             raise GateError(
                 f"config.json holds no {GATE_COPY}, though the checkpoint carries a gate; run `d2unlearn calibrate` again"
             )
-        rule, words = rule_from_json(copy)
-        vars(model)[GUARD] = rule, Guard(model, words)
-    found: tuple[Rule, Guard] = vars(model)[GUARD]
-    return found
+        rule, tokens = rule_from_json(copy)
+        vars(model)[KEPT_AS] = rule, GatedGenerator(model, tokens)
+    kept: tuple[GateRule, GatedGenerator] = vars(model)[KEPT_AS]
+    return kept
 
 
 def _refuse_continuous_batching(begin: Callable[..., Any]) -> Callable[..., Any]:

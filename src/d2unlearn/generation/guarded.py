@@ -23,11 +23,10 @@ from d2unlearn.data.batching import by_length, pad_left
 from d2unlearn.data.template import Template
 from d2unlearn.errors import DataError, GateError
 from d2unlearn.gate import EnergyGate
-from d2unlearn.gate.words import words_of
-from d2unlearn.generation.beams import BeamWatch
-from d2unlearn.generation.criteria import Decision, Watch
-from d2unlearn.generation.decoding import effective_config
-from d2unlearn.generation.guard import GateWarning, Guard
+from d2unlearn.gate.decoding import effective_config
+from d2unlearn.gate.gated import GatedGenerator, GateWarning, Generation
+from d2unlearn.gate.online import Decision
+from d2unlearn.gate.rule import GateRule, refusal_tokens
 from d2unlearn.models import context_length, end_token_ids, generate_of, load_model, load_tokenizer, pad_token_id, state_hash
 from d2unlearn.runtime import drawing_from, fingerprint, pick_device, progress
 from d2unlearn.schema import GATE_FILE, Message
@@ -63,9 +62,10 @@ class Answer:
 class GuardedModel:
     """A causal language model that refuses what its gate says. Without a gate (None) it generates raw, and says so.
 
-    The gate is held against the model before it is first used: by the hash of the weight files where they were loaded by
-    `from_pretrained` in the dtype that was calibrated, else by the gate's probe prompts. Raises `GateError` for a tokenizer
-    that renders prompts differently than in calibration.
+    The gate is held against the weights before it is first used: by the hash of their files where they were loaded by
+    `from_pretrained` in the dtype that was calibrated, else by the gate's probe prompts; and by those again when the weights
+    may have changed (see `WeightsCheck`, also for what it does not see). Raises `GateError` for a tokenizer that renders
+    prompts differently than in calibration.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gate: EnergyGate | None) -> None:
@@ -74,8 +74,8 @@ class GuardedModel:
         self.gate = gate
         self.template = Template(tokenizer)
         texts = () if gate is None else gate.refusal_texts
-        words = words_of(self.template, texts, end_token_ids(model, tokenizer), pad_token_id(tokenizer))
-        self._guard = Guard(self.model, words, tokenizer)
+        tokens = refusal_tokens(self.template.text_ids, texts, end_token_ids(model, tokenizer), pad_token_id(tokenizer))
+        self.generator = GatedGenerator(self.model, tokens, tokenizer)
         if gate is not None and gate.template != self.template.fingerprint:
             raise GateError(
                 "the tokenizer renders prompts differently than when the gate was calibrated (its chat template changed); "
@@ -100,13 +100,18 @@ class GuardedModel:
         model = load_model(folder, dtype=dtype)
         model.to(pick_device(device))  # type: ignore[arg-type]
         guarded = cls(model, load_tokenizer(folder), gate)
-        same_dtype = gate is not None and str(model.dtype) == f"torch.{gate.dtype}"
-        guarded._guard.verified = gate is not None and gate.hash_of_calibrated and same_dtype
+        if gate is not None and gate.hash_of_calibrated and str(model.dtype) == f"torch.{gate.dtype}":
+            guarded.generator.weights.trust(gate.rule)
         return guarded
 
     def __repr__(self) -> str:
         guard = "RAW: no gate" if self.gate is None else f"gate {self.gate.score_name} > {self.gate.threshold:.4g}"
         return f"GuardedModel({type(self.model).__name__}, {guard})"
+
+    @property
+    def rule(self) -> GateRule | None:
+        """What its gate decides by."""
+        return None if self.gate is None else self.gate.rule
 
     @property
     def fingerprint(self) -> str:
@@ -133,8 +138,7 @@ class GuardedModel:
             if effective_config(self.model, options).pad_token_id is None:
                 options["pad_token_id"] = pad_token_id(self.tokenizer)
             return generate_of(self.model)(input_ids=input_ids, attention_mask=attention_mask, **options)
-        output, _ = self._watched(input_ids, attention_mask, options, self.gate, hold_back)
-        return output
+        return self.generator.generate(self.gate.rule, input_ids, attention_mask, options, hold_back=hold_back).output
 
     def generate_batch(self, *arguments: Any, **options: Any) -> Any:
         """Not guarded by any gate, so it raises `GateError`. For raw answers call it on `self.model`."""
@@ -162,7 +166,6 @@ class GuardedModel:
         that fills the model's context.
         """
         asked = [self._prompt_ids(prompt) for prompt in prompts]
-        gate = None if raw else self.gate
         options: dict[str, Any] = {"max_new_tokens": max_new_tokens or self._max_new_tokens, "do_sample": do_sample}
         if do_sample:
             drawn = {"temperature": temperature, "top_p": top_p}
@@ -171,29 +174,44 @@ class GuardedModel:
         batches = list(by_length([len(ids) for ids in asked], batch_size))
         with drawing_from(seed, self.model.device):
             for indices in progress(batches, "answers", total=len(batches)) if len(batches) > 1 else batches:
-                batch = self._answer_batch([asked[i] for i in indices], dict(options), gate)
-                answers |= dict(zip(indices, batch, strict=True))
+                made = self._generated([asked[i] for i in indices], None if raw else self.rule, **options)
+                for index, decision, trace in zip(indices, made.decisions, made.traces, strict=True):
+                    answers[index] = self.answer_of(asked[index], decision, trace.token_ids)
         return [answers[i] for i in range(len(asked))]
+
+    def answer_of(
+        self, prompt_ids: Sequence[int], decision: Decision, token_ids: Sequence[int], stop: Sequence[str] = ()
+    ) -> Answer:
+        """The answer that these tokens make, or its refusal. `stop`: texts that end it and are no part of it."""
+        text = self.text_of(token_ids)
+        end = min((place for place in map(text.find, stop) if place >= 0), default=None)
+        told = self.gate.refusal(prompt_ids) if decision.refused and self.gate is not None else text[:end].strip()
+        return Answer(told, **vars(decision))
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """Without special tokens."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def decide(self, prompt: Prompt) -> Decision:
         """The gate's decision on a prompt, from the greedy answer it was calibrated for. Raises `GateError` without a gate."""
         if self.gate is None:
             raise GateError("a raw model decides nothing; calibrate a gate with `d2unlearn calibrate`")
-        ids, mask = self._batch([self._prompt_ids(prompt)])
-        options: dict[str, Any] = {"max_new_tokens": self.gate.max_new_tokens, "do_sample": False, "num_beams": 1}
-        return self._watched(ids, mask, options, self.gate)[1].decisions()[0]
+        made = self._generated(
+            [self._prompt_ids(prompt)], self.gate.rule, max_new_tokens=self.gate.max_new_tokens, do_sample=False
+        )
+        return made.decisions[0]
 
     def stream(
         self, prompt: Prompt, *, max_new_tokens: int | None = None, do_sample: bool = False, hold_back: int = 0
     ) -> Iterator[str]:
         """The answer in pieces, as it is generated.
 
-        The first `gate.score.held_back` tokens come together, once the early looks have passed: a request refused by those
+        The first `gate.score.lookahead` tokens come together, once the early looks have passed: a request refused by those
         yields the refusal alone. One refused later ends with a line break and the refusal; with `hold_back`, tokens come only
         when so many more have passed, and that many fewer are shown of it. Errors of the generation are raised here.
         """
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        ids, mask = self._batch([self._prompt_ids(prompt)])
+        ids, mask = self.batch([self._prompt_ids(prompt)])
         stop, failed = _Abandoned(), list[BaseException]()
         options: dict[str, Any] = {
             "max_new_tokens": max_new_tokens or self._max_new_tokens,
@@ -224,30 +242,10 @@ class GuardedModel:
     def _max_new_tokens(self) -> int:
         return RAW_MAX_NEW_TOKENS if self.gate is None else self.gate.max_new_tokens
 
-    def _watched(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        options: dict[str, Any],
-        gate: EnergyGate | None,
-        hold_back: int = 0,
-    ) -> tuple[Any, Watch | BeamWatch]:
-        """Generate under watch; return generate's output with refused rows replaced, and the watch."""
-        rule = None if gate is None else gate.rule
-        return self._guard.generate(rule, input_ids, attention_mask, options, hold_back=hold_back)
-
-    def _answer_batch(self, prompts: list[list[int]], options: dict[str, Any], gate: EnergyGate | None) -> list[Answer]:
-        ids, mask = self._batch(prompts)
-        sequences, watch = self._watched(ids, mask, {**options, "num_beams": 1}, gate)
-        answers = []
-        for row, (prompt, made) in enumerate(zip(prompts, watch.decisions(), strict=True)):
-            if made.refused and gate is not None:
-                text = gate.refusal(prompt)
-            else:
-                tokens = sequences[row, ids.shape[1] :][: int(watch.lengths[row])]
-                text = str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-            answers.append(Answer(text, made.refused, made.energy, made.score, made.threshold, made.n_tokens))
-        return answers
+    def _generated(self, prompts: Sequence[Sequence[int]], rule: GateRule | None, **options: Any) -> Generation:
+        """One sequence a prompt; without a rule raw, and energies are noted."""
+        ids, mask = self.batch(prompts)
+        return self.generator.generate(rule, ids, mask, {**options, "num_beams": 1}, any_way=rule is None)
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         ids = self.template.question_ids(prompt) if isinstance(prompt, str) else self.template.prompt_ids(prompt)
@@ -257,7 +255,8 @@ class GuardedModel:
             raise DataError(f"a prompt of {len(ids)} tokens leaves no room in the model's context of {limit}: {start!r} ...")
         return ids
 
-    def _batch(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+    def batch(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """(input_ids, attention_mask) of prompts, [B, T] each, padded on the left, where the model is."""
         ids, mask = pad_left(prompts, pad_token_id(self.tokenizer))
         return ids.to(self.model.device), mask.to(self.model.device)
 

@@ -16,17 +16,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d2unlearn.gate.rule import Rule, Words
-from d2unlearn.gate.score import RunningScore
+from d2unlearn.gate.online import OnlineGate
+from d2unlearn.gate.rule import GateRule, RefusalTokens
 from d2unlearn.refusals import refusal_index
 
-KEPT = 4096
+SESSIONS_KEPT = 4096
 """Requests whose decisions are kept beyond their last position, in case the engine has forgotten them for the time being."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What to do at a position: choose `forced` (None: what the model likes); and whether the answer must not end here."""
+class TokenConstraint:
+    """What may follow at a position: `forced` alone (None: what the model likes); and whether the answer must not end here."""
 
     forced: int | None
     no_end: bool = False
@@ -39,19 +39,21 @@ class Session:
     before the position judged last.
     """
 
-    def __init__(self, rule: Rule, words: Words, prompt: Sequence[int], ends: Sequence[int], limit: int | None) -> None:
+    def __init__(
+        self, rule: GateRule, tokens: RefusalTokens, prompt: Sequence[int], ends: Sequence[int], limit: int | None
+    ) -> None:
         self._rule = rule
         self._limit = limit
-        self._refusal = words.refusals[refusal_index(rule.seed, prompt, len(words.refusals))]
-        self._line_break = words.line_break
-        self._end = words.ends[0]
-        self._running = RunningScore(rule.score, 1)
+        self._refusal = tokens.refusals[refusal_index(rule.seed, prompt, len(tokens.refusals))]
+        self._line_break = tokens.line_break
+        self._end = tokens.ends[0]
+        self._gate = OnlineGate(rule.score, rule.threshold, 1)
         self.ends = tuple(ends)
         self.energies: list[float] = []
         self.refused_at: int | None = None
         self.key = hash(tuple(prompt))
 
-    def judge(self, position: int, energy: float) -> Verdict:
+    def judge(self, position: int, energy: float) -> TokenConstraint:
         """Take the energy of a position, again if it was taken before. Refuses when the positions before it are not known."""
         if position > len(self.energies):
             self.refused_at = position if self.refused_at is None else self.refused_at
@@ -59,20 +61,21 @@ class Session:
         elif position < len(self.energies):
             self._rewind(position)
         self.energies.append(energy)
-        if self.refused_at is None and self._running.update(np.array([energy]))[0] > self._rule.threshold:
-            self.refused_at = position
+        if self.refused_at is None:
+            self._gate.update(np.array([energy]))
+            self.refused_at = position if self._gate.refused[0] else None
         if self.refused_at is not None:
-            return Verdict(self._word(position - self.refused_at))
-        if self._running.if_ended()[0] <= self._rule.threshold:
-            return Verdict(None)
+            return TokenConstraint(self._refusal_token(position - self.refused_at))
+        if not self._gate.refused_if_ended()[0]:
+            return TokenConstraint(None)
         if self._limit is not None and position + 1 >= self._limit:
             return self.refuse(position)
-        return Verdict(None, no_end=True)
+        return TokenConstraint(None, no_end=True)
 
-    def refuse(self, position: int) -> Verdict:
+    def refuse(self, position: int) -> TokenConstraint:
         """Refuse at the position judged last."""
         self.refused_at = position
-        return Verdict(self._word(0))
+        return TokenConstraint(self._refusal_token(0))
 
     def go_on_from(self, other: Session, position: int) -> None:
         """Take over what is known of the positions before this one."""
@@ -85,27 +88,27 @@ class Session:
         del self.energies[position:]
         if self.refused_at is not None and self.refused_at >= position:
             self.refused_at = None
-        self._running = RunningScore(self._rule.score, 1)
+        self._gate = OnlineGate(self._rule.score, self._rule.threshold, 1)
         for energy in self.energies[: self.refused_at]:
-            self._running.update(np.array([energy]))
+            self._gate.update(np.array([energy]))
 
-    def _word(self, place: int) -> int:
+    def _refusal_token(self, place: int) -> int:
         """The refusal's token at a place; the end token from its end on."""
-        words = [*(self._line_break if self.refused_at else ()), *self._refusal]
-        return words[place] if place < len(words) else self._end
+        tokens = [*(self._line_break if self.refused_at else ()), *self._refusal]
+        return tokens[place] if place < len(tokens) else self._end
 
 
 class Sessions:
     """Requests under way, found again by their tokens when the engine has forgotten them: same tokens, same energies."""
 
-    def __init__(self, rule: Rule, words: Words) -> None:
+    def __init__(self, rule: GateRule, tokens: RefusalTokens) -> None:
         self._rule = rule
-        self._words = words
+        self._tokens = tokens
         self._kept: OrderedDict[int, Session] = OrderedDict()
 
     def begin(self, prompt: Sequence[int], answer: Sequence[int], ends: Sequence[int], limit: int | None) -> Session:
         """A request that has its `answer` tokens so far. Without any record of them it will be refused."""
-        session = Session(self._rule, self._words, prompt, sorted({*self._words.ends, *ends}), limit)
+        session = Session(self._rule, self._tokens, prompt, sorted({*self._tokens.ends, *ends}), limit)
         for token in answer[:-1]:
             session.key = hash((session.key, token))
         found = self._kept.get(session.key) if answer else None
@@ -113,15 +116,15 @@ class Sessions:
             session.go_on_from(found, len(answer))
         return session
 
-    def judge(self, session: Session, position: int, last_token: int | None, energy: float) -> Verdict:
+    def judge(self, session: Session, position: int, last_token: int | None, energy: float) -> TokenConstraint:
         """`Session.judge`, noted. `last_token`: the answer's latest token, which this position was fed (None at the first)."""
         if position >= len(session.energies) and last_token is not None:
             if self._kept.get(session.key) is session:
                 del self._kept[session.key]
             session.key = hash((session.key, last_token))
-        verdict = session.judge(position, energy)
+        constraint = session.judge(position, energy)
         self._kept[session.key] = session
         self._kept.move_to_end(session.key)
-        if len(self._kept) > KEPT:
+        if len(self._kept) > SESSIONS_KEPT:
             self._kept.popitem(last=False)
-        return verdict
+        return constraint

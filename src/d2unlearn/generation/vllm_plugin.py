@@ -26,8 +26,8 @@ from vllm.v1.worker.gpu.sample.logits_processor import (  # type: ignore[import-
 
 from d2unlearn.energy import free_energy
 from d2unlearn.errors import GateError
-from d2unlearn.gate.rule import Rule, Words, rule_from_json
-from d2unlearn.generation.stepwise import Session, Sessions, Verdict
+from d2unlearn.gate.rule import GateRule, RefusalTokens, rule_from_json
+from d2unlearn.generation.stepwise import Session, Sessions, TokenConstraint
 from d2unlearn.models import GATE_COPY, weights_hash
 
 CHANGES_LOGITS = {
@@ -67,8 +67,8 @@ class EnergyGateLogitsProcessor(FirstRunnerProcessor, SecondRunnerProcessor):  #
     """
 
     def __init__(self, vllm_config: Any, *arguments: Any) -> None:
-        self._rule, self._words = carried_rule(vllm_config)
-        self._sessions = Sessions(self._rule, self._words)
+        self._rule, tokens = carried_rule(vllm_config)
+        self._sessions = Sessions(self._rule, tokens)
         self._requests: dict[int, _Request] = {}
         self._states = arguments[0] if len(arguments) == 1 else None
 
@@ -108,8 +108,8 @@ class EnergyGateLogitsProcessor(FirstRunnerProcessor, SecondRunnerProcessor):  #
         for row, request, position, last_token in self._first_rows() if ctx is None else self._second_rows(ctx):
             session = request.session
             assert session is not None
-            verdict = self._sessions.judge(session, position, last_token, energies[row])
-            _impose(verdict, session, position, logits[row])
+            constraint = self._sessions.judge(session, position, last_token, energies[row])
+            _impose(constraint, session, position, logits[row])
         return logits
 
     def _new_request(self, params: Any, prompt: list[int] | None, answer: list[int]) -> _Request:
@@ -151,13 +151,13 @@ class EnergyGateLogitsProcessor(FirstRunnerProcessor, SecondRunnerProcessor):  #
         return rows
 
 
-def carried_rule(vllm_config: Any) -> tuple[Rule, Words]:
+def carried_rule(vllm_config: Any) -> tuple[GateRule, RefusalTokens]:
     """The gate in the model's configuration. Raises `GateError` unless it fits what is served."""
     model = vllm_config.model_config
     copy = getattr(model.hf_config, GATE_COPY, None)
     if copy is None:
         raise GateError(f"{model.model} carries no gate ({GATE_COPY} in config.json): make one with `d2unlearn calibrate`")
-    rule, words = rule_from_json(copy)
+    rule, tokens = rule_from_json(copy)
     served = str(model.dtype).removeprefix("torch.")
     if served != rule.dtype:
         raise GateError(
@@ -169,10 +169,10 @@ def carried_rule(vllm_config: Any) -> tuple[Rule, Words]:
         raise GateError("the gate cannot watch speculative decoding: tokens of drafts are judged that never come")
     if vllm_config.lora_config is not None:
         raise GateError("adapters are other weights than those that were calibrated: merge the adapter and calibrate")
-    if not words.ends:
+    if not tokens.ends:
         raise GateError("the model has no token that ends an answer, so a refusal would have no end")
     _check_weights(str(model.model), str(copy.get("weights_hash")))
-    return rule, words
+    return rule, tokens
 
 
 def _check_weights(place: str, calibrated: str) -> None:
@@ -186,13 +186,13 @@ def _request(params: Any) -> _Request:
     return _Request(tuple(params.all_stop_token_ids), params.max_tokens)
 
 
-def _impose(verdict: Verdict, session: Session, position: int, row: Tensor) -> None:
+def _impose(constraint: TokenConstraint, session: Session, position: int, row: Tensor) -> None:
     """Let nothing be chosen but the forced token; or let no end be chosen, where the model would not have chosen one."""
-    if verdict.no_end:
+    if constraint.no_end:
         if int(row.argmax()) not in session.ends:
             row[list(session.ends)] = -torch.inf
             return
-        verdict = session.refuse(position)
-    if verdict.forced is not None:
+        constraint = session.refuse(position)
+    if constraint.forced is not None:
         row.fill_(-torch.inf)
-        row[verdict.forced] = 0.0
+        row[constraint.forced] = 0.0

@@ -19,17 +19,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from d2unlearn.errors import DataError
+from d2unlearn.errors import DataError, GateError
 from d2unlearn.runtime import say
 from d2unlearn.schema import Message
-from d2unlearn.serving.batch import Asked, Outcome, Piece
+from d2unlearn.serving.batch import Asked, Completion, Piece
 from d2unlearn.serving.engine import Busy, Engine, Failed, Job, Stopping
 from d2unlearn.serving.metrics import Metrics
 from d2unlearn.serving.openai_api import ApiError, ChatRequest, Reply, TextRequest, error_body, error_response, unreadable
 
 LOOK_SECONDS = 0.25
 """How often a waiting request looks whether its client is still there."""
-Event = Piece | Outcome | Failed | ApiError
+Event = Piece | Completion | Failed | ApiError
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ class Call:
         except RuntimeError:
             self.gone = True
 
-    async def events(self, count: int, request: Request) -> AsyncIterator[tuple[int, Piece | Outcome]]:
-        """What comes, until `count` prompts have their outcome. Raises `ApiError` when there is none to come."""
+    async def events(self, count: int, request: Request) -> AsyncIterator[tuple[int, Piece | Completion]]:
+        """What comes, until `count` prompts have their completion. Raises `ApiError` when there is none to come."""
         while count:
             index, event = await self._next(request)
             if isinstance(event, Failed):
                 raise _failure(event)
             if isinstance(event, ApiError):
                 raise event
-            count -= isinstance(event, Outcome)
+            count -= isinstance(event, Completion)
             yield index, event
 
     async def _next(self, request: Request) -> tuple[int, Event]:
@@ -95,7 +95,7 @@ class _Caller:
     def gone(self) -> bool:
         return self._call.gone
 
-    def take(self, event: Piece | Outcome) -> None:
+    def take(self, event: Piece | Completion) -> None:
         self._call.put(self._index, event)
 
     def fail(self, failed: Failed) -> None:
@@ -136,7 +136,7 @@ class Service:
         reply = Reply(body, self.name)
         events = self._noted(call, len(asked), request)
         if not body.stream:
-            found = {index: event async for index, event in events if isinstance(event, Outcome)}
+            found = {index: event async for index, event in events if isinstance(event, Completion)}
             return JSONResponse(reply.whole([found[i] for i in range(len(asked))]))
         first = await anext(events)
         return StreamingResponse(_stream(reply, body, first, events), media_type="text/event-stream")
@@ -183,13 +183,13 @@ class Service:
         except Stopping as error:
             raise ApiError(503, str(error), code="stopping", retry_after=5) from None
 
-    async def _noted(self, call: Call, count: int, request: Request) -> AsyncIterator[tuple[int, Piece | Outcome]]:
+    async def _noted(self, call: Call, count: int, request: Request) -> AsyncIterator[tuple[int, Piece | Completion]]:
         """The call's events, counted; the engine is told when nobody waits for them any more."""
         self._calls.add(call)
         try:
             async for index, event in call.events(count, request):
-                if isinstance(event, Outcome):
-                    self.metrics.note_outcome(event)
+                if isinstance(event, Completion):
+                    self.metrics.note_completion(event)
                 yield index, event
         finally:
             call.gone = True
@@ -197,16 +197,16 @@ class Service:
 
 
 async def _stream(
-    reply: Reply, body: ChatRequest | TextRequest, first: tuple[int, Piece | Outcome], events: AsyncIterator[Any]
+    reply: Reply, body: ChatRequest | TextRequest, first: tuple[int, Piece | Completion], events: AsyncIterator[Any]
 ) -> AsyncIterator[str]:
     """Server-sent events. An error after the first becomes the last event."""
-    outcomes: dict[int, Outcome] = {}
+    completions: dict[int, Completion] = {}
     if isinstance(body, ChatRequest):
         yield _sent(reply.start(0))
     try:
         async for index, event in _chained(first, events):
-            if isinstance(event, Outcome):
-                outcomes[index] = event
+            if isinstance(event, Completion):
+                completions[index] = event
                 yield _sent(reply.end(index, event))
             else:
                 yield _sent(reply.piece(index, event.text))
@@ -214,11 +214,11 @@ async def _stream(
         yield _sent(error_body(error.status_code, str(error.detail), error.code, error.param))
         return
     if body.counts_at_end:
-        yield _sent(reply.counts(list(outcomes.values())))
+        yield _sent(reply.counts(list(completions.values())))
     yield "data: [DONE]\n\n"
 
 
-async def _chained(first: tuple[int, Piece | Outcome], events: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def _chained(first: tuple[int, Piece | Completion], events: AsyncIterator[Any]) -> AsyncIterator[Any]:
     yield first
     async for each in events:
         yield each
@@ -231,7 +231,13 @@ def _sent(value: dict[str, Any]) -> str:
 def _failure(failed: Failed) -> ApiError:
     if failed.out_of_memory:
         return ApiError(503, "the server ran out of memory on this request; ask for less", code="out_of_memory")
+    if failed.no_gate is not None:
+        return _no_gate(failed.no_gate)
     return ApiError(500, "the answer could not be made", code="internal_error")
+
+
+def _no_gate(why: str) -> ApiError:
+    return ApiError(500, why, code="gate_error")
 
 
 def make_app(service: Service) -> FastAPI:
@@ -275,6 +281,10 @@ def make_app(service: Service) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         return error_response(unreadable(error.errors()))
+
+    @app.exception_handler(GateError)
+    async def no_gate(request: Request, error: GateError) -> Response:
+        return error_response(_no_gate(str(error)))
 
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> Response:

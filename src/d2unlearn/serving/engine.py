@@ -1,8 +1,8 @@
 """The one thread that runs the model: requests wait in a queue, and those drawn alike are answered together.
 
 Only this thread touches the model, since two generations at once would read each other's energies. It fails closed: whatever
-goes wrong while a guarded answer is made, other than memory running out, is a refusal; half an answer is never passed off as
-a whole one.
+goes wrong while a guarded answer is made is a refusal, or an error where memory ran out or the gate cannot be run on these
+weights; half an answer is never passed off as a whole one.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from d2unlearn.errors import D2Error
+from d2unlearn.errors import D2Error, GateError
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.runtime import say
-from d2unlearn.serving.batch import Asked, Outcome, Piece, Reader, generate_rows, refusal_of
+from d2unlearn.serving.batch import Asked, Completion, Piece, Reader, generate_rows, refusal_of
 
 _T = TypeVar("_T")
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
@@ -37,9 +37,13 @@ class Stopping(D2Error):
 
 @dataclass(frozen=True)
 class Failed:
-    """A request that was not answered: not by a refusal either. `out_of_memory`: asking for less may help."""
+    """A request that was not answered: not by a refusal either. `out_of_memory`: asking for less may help.
+
+    `no_gate`: why no gate could decide, as where the weights are not those that it was calibrated on.
+    """
 
     out_of_memory: bool
+    no_gate: str | None = None
 
 
 class Caller(Reader, Protocol):
@@ -180,15 +184,19 @@ class Engine:
                     self._fail(job, error, note.started)
 
     def _fail(self, job: Job, error: Exception, started: bool) -> None:
-        """Out of memory is an error; with a gate anything else is a refusal: nothing says that the answer may be given."""
+        """Out of memory is an error, and so is what the gate turns down: somebody has to mend it. With a gate anything else is
+        a refusal: nothing says that the answer may be given.
+        """
         self._on_failure()
         say(f"error: a request failed, nothing of it was answered\n{''.join(traceback.format_exception(error))}")
-        if isinstance(error, OUT_OF_MEMORY) or self.guarded.gate is None:
+        if isinstance(error, GateError):
+            job.caller.fail(Failed(False, str(error)))
+        elif isinstance(error, OUT_OF_MEMORY) or self.guarded.gate is None:
             job.caller.fail(Failed(isinstance(error, OUT_OF_MEMORY)))
         else:
             refusal = refusal_of(self.guarded.gate, job.asked)
             if job.caller.streams:
-                job.caller.take(Piece(f"\n{refusal.text}" if started else refusal.text))
+                job.caller.take(Piece(f"\n{refusal.answer.text}" if started else refusal.answer.text))
             job.caller.take(refusal)
 
 
@@ -208,9 +216,9 @@ class _Noted:
     def gone(self) -> bool:
         return self._caller.gone
 
-    def take(self, event: Piece | Outcome) -> None:
+    def take(self, event: Piece | Completion) -> None:
         self.started = True
-        self.finished = self.finished or isinstance(event, Outcome)
+        self.finished = self.finished or isinstance(event, Completion)
         self._caller.take(event)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from d2unlearn.gate import EnergyGate
-from d2unlearn.serving.batch import Outcome
+from d2unlearn.serving.batch import Completion
 
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0)
 RAW_NATS = tuple(float(nats) for nats in range(-60, 21, 5))
@@ -46,17 +48,17 @@ class Metrics:
         self.requests.labels(known, str(status)).inc()
         self.latency.labels(known).observe(seconds)
 
-    def note_outcome(self, outcome: Outcome) -> None:
+    def note_completion(self, completion: Completion) -> None:
         """One prompt was answered or refused."""
-        self.answers.labels(outcome.finish).inc()
-        self.tokens.labels("prompt").inc(outcome.n_prompt)
-        self.tokens.labels("completion").inc(outcome.n_tokens)
-        if outcome.refused:
+        self.answers.labels(completion.finish).inc()
+        self.tokens.labels("prompt").inc(completion.n_prompt)
+        self.tokens.labels("completion").inc(completion.answer.n_tokens)
+        if completion.answer.refused:
             self.refusals.inc()
-        if outcome.energy is not None:
-            self.energy.observe(outcome.energy)
-        if self.score is not None and outcome.score is not None:
-            self.score.observe(outcome.score)
+        if math.isfinite(completion.answer.energy):
+            self.energy.observe(completion.answer.energy)
+        if self.score is not None and completion.answer.score is not None and math.isfinite(completion.answer.score):
+            self.score.observe(completion.answer.score)
 
     def page(self) -> bytes:
         return generate_latest(self.registry)

@@ -5,6 +5,7 @@ A field that would change the answer and is not supported is an error, never ign
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from d2unlearn.runtime import is_text
 from d2unlearn.schema import Message
-from d2unlearn.serving.batch import Outcome, Sampling
+from d2unlearn.serving.batch import Completion, Sampling
 
 MAX_PROMPTS = 64
 """Prompts of one text completion request."""
@@ -193,9 +194,9 @@ class Reply:
             "model": model,
         }
 
-    def whole(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-        choices = [self._choice(i, outcome.text, outcome) for i, outcome in enumerate(outcomes)]
-        return {**self._common, "choices": choices, "usage": usage(outcomes)}
+    def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        choices = [self._choice(i, completion.answer.text, completion) for i, completion in enumerate(completions)]
+        return {**self._common, "choices": choices, "usage": usage(completions)}
 
     def start(self, index: int) -> dict[str, Any]:
         """A chat's first chunk, which says who speaks."""
@@ -206,38 +207,43 @@ class Reply:
             return self._chunk({"index": index, "delta": {"content": text}, "finish_reason": None})
         return self._chunk({"index": index, "text": text, "logprobs": None, "finish_reason": None})
 
-    def end(self, index: int, outcome: Outcome) -> dict[str, Any]:
+    def end(self, index: int, completion: Completion) -> dict[str, Any]:
         if self._chat:
-            choice = {"index": index, "delta": {}, "finish_reason": outcome.finish, **self._energies(outcome)}
+            choice = {"index": index, "delta": {}, "finish_reason": completion.finish, **self._energies(completion)}
             return self._chunk(choice)
-        return self._chunk(self._choice(index, "", outcome))
+        return self._chunk(self._choice(index, "", completion))
 
-    def counts(self, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    def counts(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """The last chunk, when it was asked for."""
-        return {**self._chunk(None), "usage": usage(outcomes)}
+        return {**self._chunk(None), "usage": usage(completions)}
 
     def _chunk(self, choice: dict[str, Any] | None) -> dict[str, Any]:
         kind = "chat.completion.chunk" if self._chat else "text_completion"
         return {**self._common, "object": kind, "choices": [] if choice is None else [choice]}
 
-    def _choice(self, index: int, text: str, outcome: Outcome) -> dict[str, Any]:
+    def _choice(self, index: int, text: str, completion: Completion) -> dict[str, Any]:
         said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self._chat else {"text": text}
         return {
             "index": index,
             **said,
             "logprobs": None,
-            "finish_reason": outcome.finish,
-            **self._energies(outcome),
+            "finish_reason": completion.finish,
+            **self._energies(completion),
         }
 
-    def _energies(self, outcome: Outcome) -> dict[str, Any]:
+    def _energies(self, completion: Completion) -> dict[str, Any]:
         if not self._show_energy:
             return {}
-        names = ("refused", "energy", "score", "threshold")
-        return {"d2": {name: getattr(outcome, name) for name in names}}
+        numbers = {name: json_number(getattr(completion.answer, name)) for name in ("energy", "score", "threshold")}
+        return {"d2": {"refused": completion.answer.refused, **numbers}}
 
 
-def usage(outcomes: Sequence[Outcome]) -> dict[str, int]:
+def json_number(value: float | None) -> float | None:
+    """None for what is no number: JSON has no NaN and no infinity."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def usage(completions: Sequence[Completion]) -> dict[str, int]:
     """Tokens read and generated; a refused answer counts as far as it was generated."""
-    read, made = sum(each.n_prompt for each in outcomes), sum(each.n_tokens for each in outcomes)
+    read, made = sum(each.n_prompt for each in completions), sum(each.answer.n_tokens for each in completions)
     return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}

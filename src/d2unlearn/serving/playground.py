@@ -27,15 +27,16 @@ from d2unlearn.data.records import read_examples
 from d2unlearn.data.template import Template
 from d2unlearn.errors import DataError, ModelError
 from d2unlearn.gate import EnergyGate
+from d2unlearn.gate.online import Trace
 from d2unlearn.gate.score import FirstTokens, Highest, TrailingWindow
-from d2unlearn.gate.traces import Trace, collect_traces
-from d2unlearn.generation.guarded import GuardedModel
+from d2unlearn.gate.traces import collect_traces
+from d2unlearn.generation.guarded import Answer, GuardedModel
 from d2unlearn.models import load_model, load_tokenizer
 from d2unlearn.runtime import pick_device, say, torch_dtype
 from d2unlearn.serving.app import Service, make_app
-from d2unlearn.serving.batch import Asked, Outcome, Piece, generate_rows
+from d2unlearn.serving.batch import Asked, Completion, Piece, generate_rows
 from d2unlearn.serving.engine import Busy, Stopping
-from d2unlearn.serving.openai_api import ApiError, ChatRequest
+from d2unlearn.serving.openai_api import ApiError, ChatRequest, json_number
 from d2unlearn.serving.run import BACKLOG, listen, load, make_service, serve_app
 
 _BINS = 44
@@ -95,24 +96,28 @@ class Playground:
 
     def compare(self, asked: Asked) -> dict[str, Any]:
         """The answers of the original, of the unlearned model and of the gate, and the decision in one sentence."""
-        outcome = self._decided(asked)
+        answer = self._decided(asked)
         raw = self._answer(self.guarded.model, asked)
         original = None if self.original is None else self._answer(self.original, asked)
-        place = outcome.n_tokens if outcome.refused else None
+        place = answer.n_tokens if answer.refused else None
         raw = ShownAnswer(raw.text, raw.tokens, refused_at=place)
-        guarded = ShownAnswer(outcome.text, () if outcome.refused else raw.tokens, refused=outcome.refused)
+        guarded = ShownAnswer(answer.text, () if answer.refused else raw.tokens, refused=answer.refused)
         return {
             "original": None if original is None else asdict(original),
             "raw": asdict(raw),
             "guarded": asdict(guarded),
-            "decision": {**asdict(outcome), "refused": outcome.refused, "sentence": sentence(outcome, self.gate)},
+            "decision": {
+                "refused": answer.refused,
+                "score": json_number(answer.score),
+                "sentence": sentence(answer, self.gate),
+            },
             "scale": self._scale(raw, original),
         }
 
-    def _decided(self, asked: Asked) -> Outcome:
+    def _decided(self, asked: Asked) -> Answer:
         reader = _Reader()
         generate_rows(self.guarded, [asked], [reader])
-        return reader.outcomes[0]
+        return reader.completions[0].answer
 
     def _answer(self, model: PreTrainedModel, asked: Asked) -> ShownAnswer:
         gate, tokenizer = self.gate, self.guarded.tokenizer
@@ -142,11 +147,11 @@ class _Reader:
     gone = False
 
     def __init__(self) -> None:
-        self.outcomes: list[Outcome] = []
+        self.completions: list[Completion] = []
 
-    def take(self, event: Piece | Outcome) -> None:
-        if isinstance(event, Outcome):
-            self.outcomes.append(event)
+    def take(self, event: Piece | Completion) -> None:
+        if isinstance(event, Completion):
+            self.completions.append(event)
 
 
 def shown_tokens(tokenizer: PreTrainedTokenizerBase, trace: Trace) -> tuple[ShownToken, ...]:
@@ -167,18 +172,18 @@ def shown_tokens(tokenizer: PreTrainedTokenizerBase, trace: Trace) -> tuple[Show
     return tuple(shown)
 
 
-def sentence(outcome: Outcome, gate: EnergyGate) -> str:
+def sentence(answer: Answer, gate: EnergyGate) -> str:
     """Why the request was refused or answered."""
-    if outcome.score is None:
+    if answer.score is None or not math.isfinite(answer.score):
         return "Refused: its energy could not be computed, and what cannot be judged is not answered."
-    score, threshold = _number(outcome.score), _number(gate.threshold)
+    score, threshold = _number(answer.score), _number(gate.threshold)
     scores = gate.calibration.calibration_scores
-    higher = sum(other > outcome.score for other in scores)
+    higher = sum(other > answer.score for other in scores)
     beside = f"{higher or 'none'} of the {len(scores)} retained calibration prompts scored higher"
-    if not outcome.refused:
+    if not answer.refused:
         return f"Answered: its score stayed at {score}, not above the threshold of {threshold}; {beside}."
-    when = "before its first token" if outcome.n_tokens == 0 else f"after {outcome.n_tokens} of its tokens"
-    when = "after one token" if outcome.n_tokens == 1 else when
+    when = "before its first token" if answer.n_tokens == 0 else f"after {answer.n_tokens} of its tokens"
+    when = "after one token" if answer.n_tokens == 1 else when
     return f"Refused {when}: its score reached {score}, above the threshold of {threshold}; {beside}."
 
 

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers.generation.logits_process import LogitsProcessor
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
-from d2unlearn.gate.recorder import EnergyRecorder
-from d2unlearn.gate.score import Bools, Floats, RunningScore, running_scores
-from d2unlearn.generation.criteria import Decides, Decision
+from d2unlearn.gate.criteria import Reader, ended_rows
+from d2unlearn.gate.online import Decision, OnlineGate, Trace, decide
+from d2unlearn.gate.score import Bools, Score
 
 Hypothesis = tuple[int, tuple[int, ...]]
 """The request's place in the batch, and the tokens chosen so far."""
@@ -37,101 +36,84 @@ class RunningBeams(LogitsProcessor):
         return scores
 
 
-class BeamWatch(StoppingCriteria):
-    """Stops the requests whose hypotheses are all refused, and judges those that come back.
+class BeamCriterion(StoppingCriteria):
+    """Feeds the gate with each hypothesis' energies, and stops the requests whose hypotheses are all refused.
 
     `beams` has to be among the generation's logits processors. Rows of one look are not those of the next: which hypothesis a
-    row goes on with is told by its tokens. `forwards`: passes that the prompt takes (None: any number).
+    row goes on with is told by its tokens. The arguments are those of `GateCriterion`.
     """
 
     def __init__(
         self,
-        gate: Decides,
-        recorder: EnergyRecorder,
+        read: Reader,
+        score: Score | None,
+        threshold: float,
         ends: Sequence[int],
         num_beams: int,
-        *,
         criteria: StoppingCriteriaList | None = None,
-        forwards: int | None = 1,
     ) -> None:
-        self._gate = gate
-        self._recorder = recorder
+        self._read = read
+        self._score = score
+        self._threshold = threshold
         self._ends = frozenset(ends)
         self._num_beams = num_beams
         self._criteria = criteria
-        self._forwards = forwards
-        self._running: RunningScore | None = None
+        self._gate: OnlineGate | None = None
         self._row_of: dict[Hypothesis, int] = {}
-        self._history: list[Floats] = []
         self._may_answer: Bools = np.zeros(0, dtype=np.bool_)
-        self._decisions: list[Decision] = []
         self.beams = RunningBeams()
         self.prompt_length = 0
-        self.refused: Bools = np.zeros(0, dtype=np.bool_)
-        self.lengths: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
     def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
         """input_ids: [B * K, T + 1], the best continuations of each request. Returns bool [B * K]: those that are finished."""
-        forwards, self._forwards = self._forwards, 1
-        running = self._advanced(np.array(self._recorder.take(forwards)[:, -1].tolist()))
+        gate = self._advanced(input_ids)
         stopped = None if self._criteria is None else self._criteria(input_ids, scores, **options)
-        self._note_endings(running, input_ids, stopped)
-        refused = (running.best > self._gate.threshold).reshape(-1, self._num_beams).all(axis=1) & ~self._may_answer
+        self._note_endings(gate, input_ids, ended_rows(input_ids[:, -1], self._ends, stopped))
+        refused = gate.refused.reshape(-1, self._num_beams).all(axis=1) & ~self._may_answer
         done = torch.from_numpy(refused.repeat(len(input_ids) // len(refused))).to(input_ids.device)
         return done if stopped is None else done | stopped
 
-    def finish(self, beam_indices: Tensor) -> None:
-        """Judge the sequences that came back. beam_indices: [R, L], the row that each token was chosen from, then -1.
+    def finish(self, sequences: Tensor, output: Any) -> tuple[list[Decision], list[Trace]]:
+        """One decision and trace a sequence that came back. `output.beam_indices`: [R, L], each token's row, then -1.
 
         A place that no hypothesis was found for comes back empty, and is judged by the prompt.
         """
-        paths = [[int(row) for row in path if row >= 0] for path in beam_indices.tolist()]
+        assert self._gate is not None
+        paths = [[int(row) for row in path if row >= 0] for path in output.beam_indices.tolist()]
         per_request = len(paths) // len(self._may_answer)
-        for place, path in enumerate(paths):
+        decisions, traces = [], []
+        for place, (path, tokens) in enumerate(zip(paths, sequences[:, self.prompt_length :].tolist(), strict=True)):
             rows = path or [place // per_request * self._num_beams]
-            self._decisions.append(self._decision([float(self._history[step][row]) for step, row in enumerate(rows)]))
-        self.refused = np.array([decision.refused for decision in self._decisions])
-        self.lengths = np.array([len(path) for path in paths])
+            energies = [float(self._gate.energies[step][row]) for step, row in enumerate(rows)]
+            decisions.append(decide(self._score, self._threshold, energies))
+            traces.append(Trace(tuple(energies[: len(path)]), tuple(tokens[: len(path)])))
+        return decisions, traces
 
-    def decisions(self) -> list[Decision]:
-        """One for each sequence that came back, in order."""
-        return self._decisions
-
-    def _advanced(self, energies: Floats) -> RunningScore:
-        """The running scores of the rows that were just fed, [B * beams], with their latest energies."""
+    def _advanced(self, continuations: Tensor) -> OnlineGate:
+        """The gate, told the latest energies of the rows that were just fed, [B * beams]."""
+        (energies,) = self._read(continuations)
         assert self.beams.sequences is not None
-        if self._running is None:
+        if self._gate is None:
             self.prompt_length = self.beams.sequences.shape[1]
             self._may_answer = np.zeros(len(energies) // self._num_beams, dtype=np.bool_)
-            self._running = RunningScore(self._gate.score, len(energies))
+            self._gate = OnlineGate(self._score, self._threshold, len(energies))
         fed = self._hypotheses(self.beams.sequences, self._num_beams)
-        if self._history:
-            self._running.reorder(np.array([self._row_of[request, tokens[:-1]] for request, tokens in fed]))
+        if self._row_of:
+            self._gate.reorder(np.array([self._row_of[request, tokens[:-1]] for request, tokens in fed]))
         self._row_of = {hypothesis: row for row, hypothesis in enumerate(fed)}
-        self._history.append(energies)
-        self._running.update(energies)
-        return self._running
+        self._gate.update(energies)
+        return self._gate
 
-    def _note_endings(self, running: RunningScore, continuations: Tensor, stopped: Tensor | None) -> None:
+    def _note_endings(self, gate: OnlineGate, continuations: Tensor, ended: Bools | None) -> None:
         """A request of which a hypothesis has ended and is not refused may be answered with it."""
-        ended = [token in self._ends for token in continuations[:, -1].tolist()]
-        if stopped is not None:
-            ended = [one or other for one, other in zip(ended, stopped.tolist(), strict=True)]
-        if not any(ended):
+        if ended is None:
             return
-        passes = running.if_ended() <= self._gate.threshold
+        refused = gate.refused_if_ended()
         per_request = len(continuations) // len(self._may_answer)
         for (request, tokens), at_end in zip(self._hypotheses(continuations, per_request), ended, strict=True):
-            if at_end and passes[self._row_of[request, tokens[:-1]]]:
+            if at_end and not refused[self._row_of[request, tokens[:-1]]]:
                 self._may_answer[request] = True
 
     def _hypotheses(self, sequences: Tensor, per_request: int) -> list[Hypothesis]:
         answers = sequences[:, self.prompt_length :].tolist()
         return [(place // per_request, tuple(tokens)) for place, tokens in enumerate(answers)]
-
-    def _decision(self, energies: list[float]) -> Decision:
-        scores = running_scores(self._gate.score, energies)
-        above = next((place for place, score in enumerate(scores) if score > self._gate.threshold), None)
-        last = len(scores) - 1 if above is None else above
-        n_tokens = len(scores) if above is None else above
-        return Decision(above is not None, energies[0], scores[last], self._gate.threshold, n_tokens)

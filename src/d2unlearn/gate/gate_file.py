@@ -1,0 +1,78 @@
+"""The content of `d2_gate.json`: what a gate writes there, and what is read of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from d2unlearn.errors import GateError
+from d2unlearn.gate.calibrate import Calibration, Candidate
+from d2unlearn.gate.rule import STATISTIC, check_statistic, probes_from_json
+from d2unlearn.gate.score import score_from_json, score_to_json
+from d2unlearn.runtime import fingerprint
+from d2unlearn.schema import GateSummary, Interval
+
+_FORMAT = 1
+_MEASURED = ("conformal_threshold", "rank", "candidates", "calibration_false_refusal", "grouped")
+"""Fields of a calibration that stand apart, under `measured`; the summary holds the others."""
+
+
+def gate_content(gate: Mapping[str, Any], summary: GateSummary) -> dict[str, Any]:
+    """On top what `GateSummary` names, then what is needed to decide, then what was measured. gate: its fields by name."""
+    calibration: Calibration = gate["calibration"]
+    content = {
+        "format": _FORMAT,
+        "statistic": STATISTIC,
+        **asdict(summary),
+        "score": score_to_json(calibration.score),
+        **{name: value for name, value in gate.items() if name not in ("calibration", "probes")},
+        "probes": [asdict(probe) for probe in gate["probes"]],
+        "measured": {name: value for name, value in asdict(calibration).items() if name in _MEASURED},
+    }
+    return {**content, "checksum": fingerprint(content)}
+
+
+def gate_arguments(content: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A gate's fields, `names`, of what `gate_content` made. Raises `GateError` for another format, or wrong entries."""
+    if content.get("format") != _FORMAT:
+        raise GateError(f"gate format {content.get('format')!r} is not known to this version, which reads {_FORMAT}")
+    check_statistic(content)
+    try:
+        gate = {name: content[name] for name in names if name not in ("calibration", "probes")}
+        gate["refusal_texts"] = checked_texts(gate["refusal_texts"])
+        gate |= {"calibration": _calibration(content), "probes": probes_from_json(content["probes"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise GateError(f"an entry is missing or garbled ({error})") from None
+    calibration = gate["calibration"]
+    if not math.isfinite(calibration.threshold) or calibration.threshold < calibration.conformal_threshold:
+        raise GateError("the threshold lies below what the calibration allows; the file was edited")
+    if content.get("checksum") != fingerprint({name: entry for name, entry in content.items() if name != "checksum"}):
+        raise GateError("it was edited by hand, or written by an older version: its checksum does not fit")
+    return gate
+
+
+def checked_texts(texts: Sequence[str]) -> tuple[str, ...]:
+    """Refusal texts. Raises `GateError` unless there is one, and none is empty."""
+    if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise GateError("refusal texts should be at least one text that is not empty")
+    return tuple(texts)
+
+
+def _calibration(content: Mapping[str, Any]) -> Calibration:
+    measured = content["measured"]
+    return Calibration(
+        name=str(content["score_name"]),
+        score=score_from_json(content["score"]),
+        threshold=float(content["threshold"]),
+        conformal_threshold=float(measured["conformal_threshold"]),
+        rank=int(measured["rank"]),
+        candidates=tuple(Candidate(**candidate) for candidate in measured["candidates"]),
+        validation_false_refusal=Interval(*content["false_refusal"]),
+        calibration_false_refusal=Interval(*measured["calibration_false_refusal"]),
+        miss_rate=None if content["miss_rate"] is None else Interval(*content["miss_rate"]),
+        grouped=bool(measured["grouped"]),
+        calibration_scores=tuple(map(float, content["retain_scores"])),
+        forget_scores=tuple(map(float, content["forget_scores"])),
+    )

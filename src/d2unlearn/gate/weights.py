@@ -1,0 +1,93 @@
+"""Whether a model still has the weights that its gate was calibrated on: a threshold means nothing on others."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from d2unlearn.gate.rule import GateRule
+
+PROBE_EVERY = 100
+"""Answers after which the probe prompts are asked again, whatever the tensors say."""
+
+ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
+"""What a layer of PEFT keeps beside its tensors: which adapters are on, merged, and how strong."""
+
+
+class WeightsCheck:
+    """Holds a rule against one model, before it is used: by the rule's probe prompts, whenever something may have changed.
+
+    That is the first time (unless the weights were trusted, because their files' hash was compared); when a module, parameter
+    or buffer was replaced, moved, cast or written in place, by what its identity, address and version counter say; when an
+    adapter was switched, scaled or merged; and after `PROBE_EVERY` answers, which finds what is written past the counters
+    (through `.data`, by foreign kernels, into tensors made under `inference_mode`).
+
+    Not seen: what is written past the counters and taken back, or used, before the probes are asked again; until then also what
+    changes the model's answers without its tensors (a hook, a value in its configuration); and changes that move the energy of
+    no probe prompt by more than the tolerance.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._seen: list[Any] = []
+        self._alive: list[weakref.ref[Tensor]] = []
+        self._rule: GateRule | None = None
+        self._n_answers = 0
+
+    def trust(self, rule: GateRule) -> None:
+        """Take the weights as they are for those that the rule was calibrated on."""
+        self._rule, self._n_answers = rule, 0
+        self._seen = marks_of(self._model)
+        self._alive = [weakref.ref(tensor) for tensor in _tensors(self._model)]
+
+    def check(self, rule: GateRule, n_answers: int) -> None:
+        """Before so many answers. Raises `GateError` unless the model gives the probe prompts the energies they had."""
+        if self._rule is None or rule.probes != self._rule.probes or self._n_answers >= PROBE_EVERY or self._changed():
+            self._rule = None
+            rule.check_probes(self._model)
+            self.trust(rule)
+        self._n_answers += n_answers
+
+    def _changed(self) -> bool:
+        """The addresses of tensors that are gone may have been given to others, so nothing may be gone."""
+        return marks_of(self._model) != self._seen or any(alive() is None for alive in self._alive)
+
+
+def marks_of(model: nn.Module) -> list[Any]:
+    """What changes when a model's weights do, without reading them: see `WeightsCheck`."""
+    marks: list[Any] = []
+    for module in _modules(model):
+        marks.append(id(module))
+        if "_active_adapter" in vars(module):
+            marks.append(repr([getattr(module, name, None) for name in ADAPTER_STATE]))
+    for tensor in _tensors(model):
+        version = None if tensor.is_inference() else tensor._version
+        marks.append((id(tensor), _address(tensor), version, tensor.dtype))
+    return marks
+
+
+def _modules(model: nn.Module) -> Iterator[nn.Module]:
+    """All modules, one inside several others as often; faster than `modules`, which makes their names."""
+    waiting: list[nn.Module | None] = [model]
+    while waiting:
+        module = waiting.pop()
+        if module is not None:
+            yield module
+            waiting += module._modules.values()
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    for module in _modules(model):
+        for kept in (module._parameters, module._buffers):
+            yield from (tensor for tensor in kept.values() if tensor is not None)
+
+
+def _address(tensor: Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # a tensor without a storage of its own, as some quantised ones
+        return 0
