@@ -1,20 +1,32 @@
-# Two commands do all the set-up: `make quickstart` and `make test`.
+# Every command below sets up what it needs, in .venv; `make quickstart` and `make test` are where to begin.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_ARGS ?=
 QUICKSTART_ARGS ?=
+PYTEST_ARGS ?=
+WORKERS ?= 2
 BIN := $(VENV)/bin
 MARK := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test lint types docs docs-check install clean
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+.PHONY: quickstart test test-fast test-slow lint types docs docs-check install clean
 
 quickstart: $(MARK)
 	@$(BIN)/d2unlearn quickstart $(QUICKSTART_ARGS)
 
 test: $(MARK)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+# What needs no training; minutes.
+test-fast: $(MARK)
+	$(PYTEST) -m "not trains and not slow" $(PYTEST_ARGS)
+
+# What takes long: run by hand, and the result is committed.
+test-slow: $(MARK)
+	$(PYTEST) -m slow --keep tests/slow.json $(PYTEST_ARGS)
 
 lint: $(MARK)
 	$(BIN)/ruff check .

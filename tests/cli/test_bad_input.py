@@ -294,6 +294,7 @@ def test_an_output_that_is_something_else_is_left_alone(walked: Walked) -> None:
     assert turned_down(*report, "folder") == "cannot write folder: Is a directory"
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("room", [300, 3_000, 50_000, 150_000], ids=["reference", "tokenizer", "weights", "optimizer"])
 def test_a_full_disk_while_unlearning(given: Given, room: int) -> None:
     """Weights take 100 kB, the optimizer 200 kB: safetensors, tokenizers and torch each meet the end of the disk."""

@@ -41,6 +41,8 @@ from d2unlearn.training.unlearn import run_unlearn
 
 from .conftest import Compared
 
+pytestmark = pytest.mark.trains
+
 KEYS = (
     *("original/seed-0", "oracle/seed-0", "eua/tune", "eua/seed-0"),
     *("gradient_difference/tune", "gradient_difference/seed-0", "input_classifier/tune", "input_classifier/seed-0"),

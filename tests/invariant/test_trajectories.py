@@ -9,6 +9,8 @@ import pytest
 
 from .walk import DATA, METHODS, differing, json_of, trajectory
 
+pytestmark = pytest.mark.trains
+
 RECORDED: dict[str, Any] = json_of(DATA / "trajectories.json")["methods"]
 
 

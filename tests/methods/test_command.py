@@ -25,6 +25,8 @@ from .naive import Scene
 from .test_against_naive import ROWS, batches
 from .tiny_run import model_and_data, moved, trainer, weights
 
+pytestmark = pytest.mark.trains
+
 OUTSIDE = Path(__file__).resolve().parents[2] / "examples" / "probability_ceiling.py"
 Data = tuple[str, str, str]
 

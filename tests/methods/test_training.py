@@ -21,6 +21,8 @@ from d2unlearn.training.unlearn import CHECKPOINTING
 
 from .tiny_run import ALTERNATE, FORGET, RETAIN, RETAIN_ALTERNATE, moved, step_gradient, trainer, weights
 
+pytestmark = pytest.mark.trains
+
 CONVENTIONS = ("d2unlearn", "open-unlearning")
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("eua", {}),

@@ -14,6 +14,8 @@ import torch
 from . import two_processes
 from .tiny_run import weights
 
+pytestmark = pytest.mark.trains
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

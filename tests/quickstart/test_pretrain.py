@@ -30,6 +30,8 @@ from d2unlearn.quickstart.pretrain import (
 )
 from d2unlearn.schema import Tokens
 
+pytestmark = pytest.mark.trains
+
 SHAPE = Shape(vocabulary=400, width=32, layers=1, heads=2, feed_forward=64)
 RECIPE = Recipe(epochs=1, batch_size=32)
 

@@ -13,6 +13,8 @@ from d2unlearn.quickstart.pretrain import Recipe, Shape
 from d2unlearn.runtime import hash_file
 from d2unlearn.serialization import read_evaluation
 
+pytestmark = pytest.mark.trains
+
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:

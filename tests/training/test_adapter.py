@@ -14,6 +14,8 @@ from d2unlearn.training.adapter import with_fresh_adapter
 
 from .runs import distance, lora, moved, trained, trainer, weights
 
+pytestmark = pytest.mark.trains
+
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed_activations_train_every_adapter_as_plain_ones_do(tmp_path: Path, reentrant: bool) -> None:

@@ -129,12 +129,14 @@ def test_energies_that_begin_near_or_above_that_of_nothing_are_no_alarm(start: f
     assert "retained energy rose" in warning
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_unlearning_at_a_sound_rate_warns_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str) -> None:
     trainer(tmp_path, tiny_models.FAMILIES[family](), eval_strategy="epoch", num_train_epochs=3).train()
     assert "warning" not in capsys.readouterr().err
 
 
+@pytest.mark.trains
 def test_a_rate_that_destroys_the_model_is_warned_of_at_each_evaluation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +157,7 @@ def test_weights_that_are_no_numbers_any_more_are_warned_of(tmp_path: Path, caps
 # -- the best checkpoint ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize(
     ("selections", "best"), [([0.5, 0.9, 0.7], 2), ([0.5, 0.6, 0.7], 3), ([0.9, 0.9, math.nan], 1), ([0.2, 0.9, math.nan], 2)]
 )

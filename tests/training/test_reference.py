@@ -259,6 +259,7 @@ class KlOnBoth(Method):
         return retain.mean(retain.policy[KlFromReference()]) - 0.1 * forget.mean(gone)
 
 
+@pytest.mark.trains
 def test_a_method_of_other_quantities_trains_without_a_second_model_in_memory(tmp_path: Path) -> None:
     """KL to the frozen logits comes from stored hidden states and a copy of the head that training does not move."""
     made = trainer(tmp_path, tiny_models.llama(), method=KlOnBoth(), per_device_train_batch_size=8)

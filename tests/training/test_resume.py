@@ -21,6 +21,8 @@ from d2unlearn.training.unlearn import run_unlearn
 from .killed import Moment, exit_code, train_until, unlearn_until
 from .runs import distance, trainer, unlearn_settings, weights
 
+pytestmark = pytest.mark.trains
+
 KILLED = -9
 STEPS: dict[str, Any] = {
     "per_device_train_batch_size": 1,
@@ -43,7 +45,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Ten
 
 
 @pytest.mark.parametrize(
-    ("moment", "number", "left"), [("step", 4, 3), ("step", 5, 4), ("optimizer", 6, 5), ("weights", 3, 2), ("deletion", 2, 4)]
+    ("moment", "number", "left"),
+    [
+        ("optimizer", 6, 5),
+        *(pytest.param(*moment, marks=pytest.mark.slow) for moment in (("step", 4, 3), ("step", 5, 4), ("weights", 3, 2))),
+        pytest.param("deletion", 2, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_trainer_resumes_to_the_same_weights_bit_for_bit(
     tmp_path: Path, undisturbed: dict[str, torch.Tensor], moment: Moment, number: int, left: int
@@ -99,14 +106,17 @@ MOMENTS: list[tuple[Moment, int, str | None]] = [
     ("step", 2, None),
     ("step", 6, "checkpoint-4"),
     ("weights", 2, None),
-    ("optimizer", 6, "checkpoint-4"),
     ("mark", 8, "checkpoint-6"),
     ("manifest", 0, "checkpoint-8"),
-    ("publish", 0, "checkpoint-8"),
 ]
+SHORT: list[tuple[Moment, int, str | None]] = [("optimizer", 6, "checkpoint-4"), ("publish", 0, "checkpoint-8")]
+"""Half a checkpoint, and the last moment before the artifact is in its place; the others are run by hand."""
 
 
-@pytest.mark.parametrize(("moment", "number", "going_on_from"), MOMENTS)
+@pytest.mark.parametrize(
+    ("moment", "number", "going_on_from"),
+    [*SHORT, *(pytest.param(*moment, marks=pytest.mark.slow) for moment in MOMENTS)],
+)
 def test_a_killed_command_run_again_gives_the_artifact_of_one_left_alone(
     tmp_path: Path,
     given: UnlearnSettings,

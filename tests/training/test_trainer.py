@@ -38,6 +38,8 @@ from .runs import (
     weights,
 )
 
+pytestmark = pytest.mark.trains
+
 CUTS = [(8, 1), (2, 4), (1, 8)]
 QUIET: dict[str, Callable[[], PreTrainedModel]] = {
     **tiny_models.FAMILIES,

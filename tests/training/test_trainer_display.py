@@ -18,6 +18,8 @@ from d2unlearn.training.unlearn import check_reporting
 
 from .runs import FORGET, RETAIN, naive_eua, positions, trainer
 
+pytestmark = pytest.mark.trains
+
 CUTS = [(8, 1), (2, 4), (1, 8)]
 
 

@@ -19,6 +19,8 @@ from d2unlearn.schema import Example, Message, Tokens
 
 from .runs import FORGET, RETAIN, distance, silent, step_gradient, trained, trainer, weights
 
+pytestmark = pytest.mark.trains
+
 QUESTIONS = [("What is the capital of France", "Paris"), ("was he born in a city", "he was"), ("is it", "it was the city of")]
 KEPT = [("What is the capital of Germany", "Berlin"), ("is she born", "she is"), ("is Paris a city", "it is")]
 

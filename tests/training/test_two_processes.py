@@ -23,6 +23,8 @@ from d2unlearn.training.unlearn import run_unlearn
 from . import two_processes
 from .runs import FORGET, RETAIN, distance, lora, trained, trainer, unlearn_settings, weights
 
+pytestmark = pytest.mark.trains
+
 ALONE = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
 
 

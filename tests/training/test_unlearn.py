@@ -32,6 +32,8 @@ from d2unlearn.training.unlearn import DestroyedModelError, run_unlearn
 
 from .runs import distance, trainer, unlearn_settings, write_rows
 
+pytestmark = pytest.mark.trains
+
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> UnlearnSettings:
