@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from d2unlearn import artifact
 from d2unlearn.config import UnlearnSettings
 from d2unlearn.training import unlearn
-from d2unlearn.training.trainer import COMPLETE, UnlearnTrainer
+from d2unlearn.training.checkpoints import COMPLETE
+from d2unlearn.training.trainer import UnlearnTrainer
 from d2unlearn.training.unlearn import run_unlearn
 
 from . import runs

@@ -15,7 +15,8 @@ import tiny_models
 from d2unlearn.config import UnlearnSettings
 from d2unlearn.errors import ArtifactError, ConfigError
 from d2unlearn.training import unlearn
-from d2unlearn.training.trainer import COMPLETE, UnlearnTrainer, last_complete_checkpoint
+from d2unlearn.training.checkpoints import COMPLETE, last_complete_checkpoint
+from d2unlearn.training.trainer import UnlearnTrainer
 from d2unlearn.training.unlearn import run_unlearn
 
 from .killed import Moment, exit_code, train_until, unlearn_until

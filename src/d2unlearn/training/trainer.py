@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +13,27 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import rotate_checkpoints
 
-from d2unlearn.artifact import check_no_artifact, first_rank
+from d2unlearn.artifact import check_no_artifact
 from d2unlearn.data.batching import pad_tokens
 from d2unlearn.errors import ConfigError
 from d2unlearn.head import Head, head_of
 from d2unlearn.methods import AdaptiveMethod, Method
 from d2unlearn.observation import Batch, causal_model, check_head, observe, observed
 from d2unlearn.quantities import HiddenState, Observable, Quantity
-from d2unlearn.runtime import remove, say, seed_everything
+from d2unlearn.runtime import say, seed_everything
 from d2unlearn.schema import Kind, Role, Tokens
 from d2unlearn.training.adaptation import Adaptation
 from d2unlearn.training.adapter import adapted, train_only_named
 from d2unlearn.training.alternates import Asked, alternate_rows
 from d2unlearn.training.arguments import UnlearnConfig, check_parallelism, set_warmup, vocabulary_rows
 from d2unlearn.training.bar import TrainingBar
+from d2unlearn.training.checkpoints import COMPLETE, CompleteCheckpoints, last_complete_checkpoint
 from d2unlearn.training.monitor import Snapshot, take_snapshot, warning_of
 from d2unlearn.training.reference import Reference, compute_reference
 from d2unlearn.training.rows import KINDS, Rows, monitor_rows, training_rows
 from d2unlearn.training.sampling import EpochSampler, Pair, PairPlan
 from d2unlearn.training.self_written import Writer
-
-COMPLETE = "checkpoint_complete"
 
 
 class UnlearnTrainer(Trainer):
@@ -70,6 +69,9 @@ class UnlearnTrainer(Trainer):
         retain_alternate_dataset: Rows | None = None,
     ) -> None:
         check_parallelism(args)
+        checkpoints = CompleteCheckpoints(args.save_total_limit)
+        args = copy(args)
+        args.save_total_limit = None  # older ones are deleted by `checkpoints`
         self.method = method.for_model(model)
         forget, retain = list(forget_dataset), list(retain_dataset)
         self._rows = training_rows(forget, retain, processing_class, args.max_length)
@@ -103,7 +105,7 @@ class UnlearnTrainer(Trainer):
             train_dataset=self._sampler.plan,
             eval_dataset=self._sampler.plan,  # never drawn from: `evaluate` looks at its own rows
             processing_class=processing_class,
-            callbacks=[_EpochSetter(self._sampler), *(callbacks or [])],
+            callbacks=[_EpochSetter(self._sampler), checkpoints, *(callbacks or [])],
         )
         config.use_cache = use_cache  # transformers switches it off, and saves it so
         self._adaptation: Adaptation | None = None
@@ -278,43 +280,25 @@ class UnlearnTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, from checkpoints whose writing was finished; True goes on from the last of them."""
+        folder = self.args.output_dir or ""
         if resume_from_checkpoint is True:
-            found = last_complete_checkpoint(self.args.output_dir or "")
+            found = last_complete_checkpoint(folder)
             if found is None:
-                raise ConfigError([f"{self.args.output_dir} holds no complete checkpoint to resume from"])
+                raise ConfigError([f"{folder} holds no complete checkpoint to resume from"])
             resume_from_checkpoint = str(found)
         elif resume_from_checkpoint and not (Path(resume_from_checkpoint) / COMPLETE).is_file():
             raise ConfigError([f"{resume_from_checkpoint} is no checkpoint whose writing was finished"])
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        except Exception:
+            last_complete_checkpoint(folder)  # a half-written one goes: what filled a disk does not go on filling it
+            raise
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As transformers does. Raises `ArtifactError` for an artifact's folder, whose manifest and gate would be wrong."""
         if output_dir is not None:
             check_no_artifact(Path(output_dir))
         super().save_model(output_dir, _internal_call)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save, mark as complete, and only then delete older ones: a kill at any moment leaves one to resume from."""
-        run_dir = self._get_output_dir(trial=trial)
-        checkpoint = Path(run_dir) / f"checkpoint-{self.state.global_step}"
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        except Exception:
-            if self.args.should_save:
-                remove(checkpoint)  # half-written: what filled a disk does not go on filling it
-            raise
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            (checkpoint / COMPLETE).touch()
-            rotate_checkpoints(
-                output_dir=run_dir,
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
 
     def _alternates(
         self, model: nn.Module, args: UnlearnConfig, asked: Mapping[Kind, Asked], tokenizer: PreTrainedTokenizerBase | None
@@ -344,20 +328,6 @@ class _EpochSetter(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._sampler.set_epoch(int(state.epoch or 0))
-
-
-def last_complete_checkpoint(folder: str | Path) -> Path | None:
-    """The newest checkpoint whose writing was finished; half-written ones are removed. None when there is none.
-
-    Of several processes the first removes, and none of them looks at what is removed.
-    """
-    complete = []
-    for path in Path(folder).glob("checkpoint-*"):
-        if (path / COMPLETE).is_file():
-            complete.append(path)
-        elif first_rank():
-            remove(path)
-    return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
 def _frozen_head(model: nn.Module, method: Method, vocab_rows: int | None) -> Head | None:

@@ -1,0 +1,42 @@
+"""Checkpoints of which one is whole at any moment, whenever a run is killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
+
+from d2unlearn.artifact import first_rank
+from d2unlearn.runtime import remove
+
+COMPLETE = "checkpoint_complete"
+
+
+class CompleteCheckpoints(TrainerCallback):
+    """Marks each checkpoint as complete once it is written, and only then deletes older ones, down to `limit`."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        PartialState().wait_for_everyone()  # type: ignore[no-untyped-call]
+        if args.should_save:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+            rotate_checkpoints(args.output_dir, self._limit, state.best_model_checkpoint, use_mtime=True)
+
+
+def last_complete_checkpoint(folder: str | Path) -> Path | None:
+    """The newest checkpoint whose writing was finished; half-written ones are removed. None when there is none.
+
+    Of several processes the first removes, and none of them looks at what is removed.
+    """
+    complete = []
+    for path in Path(folder).glob("checkpoint-*"):
+        if (path / COMPLETE).is_file():
+            complete.append(path)
+        elif first_rank():
+            remove(path)
+    return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
