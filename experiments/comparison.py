@@ -29,7 +29,7 @@ from d2unlearn.comparison.run import store_of
 from d2unlearn.config import CompareSettings
 from d2unlearn.data.records import read_examples
 from d2unlearn.data.template import Template
-from d2unlearn.data.tofu import GENERAL, paraphrased, read_tofu
+from d2unlearn.data.tofu import GENERAL_SPLITS, paraphrased, read_tofu
 from d2unlearn.guards import GUARDS
 from d2unlearn.methods import METHODS
 from d2unlearn.models import load_tokenizer
@@ -92,7 +92,7 @@ def teach_retain_model() -> None:
     """The small Llama taught all of TOFU but forget05, real authors and world facts."""
     tokenizer = load_tokenizer(FULL)
     template = Template(tokenizer)
-    rows = [*read_examples(ROWS / "retain95.jsonl"), *(row for split in GENERAL for row in read_tofu(split, TOFU))]
+    rows = [*read_examples(ROWS / "retain95.jsonl"), *(row for split in GENERAL_SPLITS for row in read_tofu(split, TOFU))]
     recipe = Recipe(epochs=30, batch_size=32, learning_rate=PUBLISHED_RATE)
     model = train_small_model([[template.tokens(row)] for row in rows], AutoConfig.from_pretrained(FULL), recipe, seed=0)
     save_model(model, tokenizer, RETAIN_MODEL)

@@ -23,7 +23,7 @@ from d2unlearn.version import __version__
 
 CHECKPOINTS = "checkpoints"
 STAGED = "artifact"
-FORMAT = 1
+_FORMAT = 1
 DONE = "{} is done: same inputs, same settings"
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tokenizers", "numpy")
 
@@ -163,7 +163,7 @@ def locked(file: Path, taken: ArtifactError) -> Iterator[None]:
 
 def manifest(command: str, key: str, **sections: Any) -> dict[str, Any]:
     """The manifest's common part with the given sections."""
-    return {"format": FORMAT, "command": command, "key": key, "versions": versions(), **sections}
+    return {"format": _FORMAT, "command": command, "key": key, "versions": versions(), **sections}
 
 
 def versions() -> dict[str, str]:

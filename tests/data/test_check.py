@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerFast
 
-from d2unlearn.data.check import Findings, inspect, marked, overlap
+from d2unlearn.data.check import DataSummary, inspect, marked, shared_questions
 from d2unlearn.data.records import example_of
 from d2unlearn.data.template import Template
 from d2unlearn.schema import Example, Tokens
@@ -26,7 +26,7 @@ ROWS = [
 
 def test_rows_groups_prompts_and_equal_rows_are_counted() -> None:
     duplicates = (("rows.jsonl:1", "rows.jsonl:3"), ("rows.jsonl:1", "rows.jsonl:5"))
-    assert inspect(ROWS, None) == Findings(6, 2, 5, duplicates, None, None)
+    assert inspect(ROWS, None) == DataSummary(6, 2, 5, duplicates, None, None)
     assert inspect(ROWS[1:2], None).duplicates == ()
 
 
@@ -39,14 +39,14 @@ def test_tokens_are_counted_as_they_are_rendered(chat_tokenizer: PreTrainedToken
 def test_overlap_is_the_same_question_whatever_its_case_and_spacing() -> None:
     forget = [qa(1, " WHAT is\tit? ", "Paris"), qa(2, "What is she?", "it"), qa(3, "Straße?", "it")]
     retain = [qa(7, "Who?", "Paris"), qa(8, "what is it?", "Berlin"), qa(9, "STRASSE?", "she")]
-    assert overlap(forget, retain) == [("rows.jsonl:1", "rows.jsonl:8"), ("rows.jsonl:3", "rows.jsonl:9")]
-    assert overlap(retain, forget) == [("rows.jsonl:8", "rows.jsonl:1"), ("rows.jsonl:9", "rows.jsonl:3")]
-    assert overlap([], retain) == []
+    assert shared_questions(forget, retain) == [("rows.jsonl:1", "rows.jsonl:8"), ("rows.jsonl:3", "rows.jsonl:9")]
+    assert shared_questions(retain, forget) == [("rows.jsonl:8", "rows.jsonl:1"), ("rows.jsonl:9", "rows.jsonl:3")]
+    assert shared_questions([], retain) == []
 
 
 def test_plain_texts_overlap_by_their_text() -> None:
     forget = [example_of({"text": "It was Paris."}, "f:1"), example_of({"text": "It was Berlin."}, "f:2")]
-    assert overlap(forget, [example_of({"text": "it  was paris."}, "r:1")]) == [("f:1", "r:1")]
+    assert shared_questions(forget, [example_of({"text": "it  was paris."}, "r:1")]) == [("f:1", "r:1")]
 
 
 def test_the_answer_is_marked_in_the_rendered_row(chat_tokenizer: PreTrainedTokenizerFast) -> None:

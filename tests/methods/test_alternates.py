@@ -19,7 +19,7 @@ from d2unlearn.methods import METHODS
 from d2unlearn.methods.base import SelfWritten
 from d2unlearn.refusals import TAUGHT_REFUSALS
 from d2unlearn.schema import Example, Message
-from d2unlearn.training.alternates import Asked, alternate_rows, read_alternates, refused
+from d2unlearn.training.alternates import RowsOfKind, alternate_rows, read_alternates, refused
 from d2unlearn.training.self_written import Writer, likeness
 
 from .tiny_run import ALTERNATE, FORGET, RETAIN, fitting, trainer
@@ -82,7 +82,7 @@ def test_a_file_without_refusals_is_a_mistake(content: bytes, said: str, tmp_pat
 
 def given(key: str, *, forget: Any = None, retain: Any = None, rows: Any = None, tokenizer: Any = None) -> Any:
     rendered = [Template(tokenizer).tokens(row) for row in rows] if rows and tokenizer else FORGET
-    asked = {"forget": Asked(rows or FORGET, rendered, forget), "retain": Asked(rows or FORGET, rendered, retain)}
+    asked = {"forget": RowsOfKind(rows or FORGET, rendered, forget), "retain": RowsOfKind(rows or FORGET, rendered, retain)}
     return alternate_rows(METHODS[key](), asked, None, tokenizer, max_length=64, seed=0)
 
 

@@ -25,7 +25,7 @@ def check(settings: CheckSettings) -> None:
 
     Example: `d2unlearn data check --forget forget.jsonl --retain retain.jsonl --model ./model`
     """
-    from d2unlearn.data.check import inspect, marked, overlap
+    from d2unlearn.data.check import inspect, marked, shared_questions
     from d2unlearn.data.records import read_examples
 
     template = None
@@ -47,7 +47,7 @@ def check(settings: CheckSettings) -> None:
             typer.echo(f"  {examples[0].source}: {marked(template.tokens(examples[0]), template)}")
         _listed("duplicate", found.duplicates, "no row twice")
     if "retain" in sets:
-        shared = overlap(sets["forget"], sets["retain"])
+        shared = shared_questions(sets["forget"], sets["retain"])
         _listed("forget and retain ask the same", shared, "forget and retain ask nothing in common")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,8 +10,6 @@ from torch import Tensor
 from d2unlearn.likelihood import IGNORE
 from d2unlearn.observation import Batch
 from d2unlearn.schema import Tokens
-
-T = TypeVar("T")
 
 
 def pad_tokens(rows: Sequence[Tokens], pad_id: int, *, width: int | None = None) -> Batch:

@@ -1,4 +1,4 @@
-"""What a data set looks like to the program: counts, one rendered row, duplicates, overlap between forget and retain."""
+"""What a data set looks like to the program: counts, one rendered row, duplicates, what both forget and retain ask."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from d2unlearn.schema import Example, Tokens
 
 
 @dataclass(frozen=True)
-class Findings:
+class DataSummary:
     """What was read of one data set. `duplicates`: (first place, later place) of equal rows."""
 
     rows: int
@@ -22,7 +22,7 @@ class Findings:
     answer_tokens: int | None
 
 
-def inspect(examples: Sequence[Example], template: Template | None) -> Findings:
+def inspect(examples: Sequence[Example], template: Template | None) -> DataSummary:
     """Count rows, groups, duplicates and (with a template) tokens."""
     first: dict[str, str] = {}
     duplicates = []
@@ -31,7 +31,7 @@ def inspect(examples: Sequence[Example], template: Template | None) -> Findings:
         if place != example.source:
             duplicates.append((place, example.source))
     tokens = [template.tokens(example) for example in examples] if template else None
-    return Findings(
+    return DataSummary(
         rows=len(examples),
         groups=len({example.group for example in examples if example.group is not None}),
         with_prompt=sum(bool(example.prompt) for example in examples),
@@ -41,7 +41,7 @@ def inspect(examples: Sequence[Example], template: Template | None) -> Findings:
     )
 
 
-def overlap(forget: Sequence[Example], retain: Sequence[Example]) -> list[tuple[str, str]]:
+def shared_questions(forget: Sequence[Example], retain: Sequence[Example]) -> list[tuple[str, str]]:
     """(forget place, retain place) of rows that ask the same question, letter case and spacing aside."""
     asked = {_key(example): example.source for example in retain}
     return [(example.source, asked[_key(example)]) for example in forget if _key(example) in asked]

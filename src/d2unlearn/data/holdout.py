@@ -14,9 +14,9 @@ from d2unlearn.data.records import content_hash
 from d2unlearn.runtime import fingerprint
 from d2unlearn.schema import Example
 
-SHARE = 0.1
+_HELD_OUT_SHARE = 0.1
 AT_LEAST = 400
-VALIDATION_SHARE = 0.35
+_VALIDATION_SHARE = 0.35
 
 
 class HeldOut(NamedTuple):
@@ -28,7 +28,7 @@ class HeldOut(NamedTuple):
 
 def hold_out(examples: Sequence[Example], *, seed: int) -> HeldOut:
     """Set aside a seeded tenth of the retained rows, at least 400, and at most half of what there is."""
-    count = min(max(math.ceil(SHARE * len(examples)), AT_LEAST), len(examples) // 2)
+    count = min(max(math.ceil(_HELD_OUT_SHARE * len(examples)), AT_LEAST), len(examples) // 2)
     chosen = set(_drawn_order(examples, seed)[:count])
     return HeldOut(
         train=[example for example in examples if content_hash(example) not in chosen],
@@ -37,7 +37,7 @@ def hold_out(examples: Sequence[Example], *, seed: int) -> HeldOut:
 
 
 def split_validation(
-    held_out: Sequence[Example], *, seed: int, share: float = VALIDATION_SHARE
+    held_out: Sequence[Example], *, seed: int, share: float = _VALIDATION_SHARE
 ) -> tuple[list[Example], list[Example]]:
     """(validation, calibration): what choices are made on, and what the threshold alone is computed from."""
     order = _drawn_order(held_out, seed + 1)

@@ -16,7 +16,7 @@ from d2unlearn.errors import DataError
 from d2unlearn.schema import Example, Message
 
 HUBS = {"news": "hf:muse-bench/MUSE-News", "books": "hf:muse-bench/MUSE-Books"}
-SUFFIXES = (".jsonl", ".json", ".parquet")
+_SUFFIXES = (".jsonl", ".json", ".parquet")
 PREFIX = "prefix"
 """The entry of `extra` that holds the passage before a continuation."""
 
@@ -45,8 +45,8 @@ def with_shots(examples: list[Example], shots: list[Example]) -> list[Example]:
 
 
 def _file(folder: Path, part: str, split: str) -> Path:
-    found = [path for suffix in SUFFIXES if (path := folder / part / f"{split}{suffix}").is_file()]
+    found = [path for suffix in _SUFFIXES if (path := folder / part / f"{split}{suffix}").is_file()]
     if not found:
-        there = sorted(path.stem for path in (folder / part).glob("*") if path.suffix in SUFFIXES)
-        raise DataError(f"{folder / part} has no {split}{SUFFIXES[0]}; splits there: {', '.join(there) or 'none'}")
+        there = sorted(path.stem for path in (folder / part).glob("*") if path.suffix in _SUFFIXES)
+        raise DataError(f"{folder / part} has no {split}{_SUFFIXES[0]}; splits there: {', '.join(there) or 'none'}")
     return found[0]

@@ -26,11 +26,11 @@ from d2unlearn.errors import DataError
 from d2unlearn.runtime import fingerprint, is_text
 from d2unlearn.schema import Example, Message
 
-T = TypeVar("T")
-Row = tuple[str, Mapping[str, Any] | DataError]
+_Made = TypeVar("_Made")
+_Row = tuple[str, Mapping[str, Any] | DataError]
 """(FILE:LINE, the row's columns, or what is wrong with it)."""
 
-FORMATS: tuple[tuple[str, ...], ...] = (("messages",), ("prompt", "completion"), ("question", "answer"), ("text",))
+_FORMATS: tuple[tuple[str, ...], ...] = (("messages",), ("prompt", "completion"), ("question", "answer"), ("text",))
 GROUP_COLUMNS = ("group", "author")
 MAX_NAMED = 10
 NOT_JSON = (ValueError, RecursionError)
@@ -89,9 +89,11 @@ def content_hash(example: Example) -> str:
     return fingerprint([[list(message) for message in example.prompt], example.answer])
 
 
-def _all_or_every_mistake(source: str | Path, rows: Iterator[Row], make: Callable[[int, str, Mapping[str, Any]], T]) -> list[T]:
+def _all_or_every_mistake(
+    source: str | Path, rows: Iterator[_Row], make: Callable[[int, str, Mapping[str, Any]], _Made]
+) -> list[_Made]:
     """`make(index, place, columns)` of every row. Raises `DataError` for bad rows, all of them named, and for no rows."""
-    made: list[T] = []
+    made: list[_Made] = []
     mistakes: list[str] = []
     for index, (place, row) in enumerate(rows):
         try:
@@ -108,7 +110,7 @@ def _all_or_every_mistake(source: str | Path, rows: Iterator[Row], make: Callabl
     return made
 
 
-def _rows(source: str | Path) -> Iterator[Row]:
+def _rows(source: str | Path) -> Iterator[_Row]:
     """(FILE:LINE, columns) of every row, whatever the file format."""
     text = str(source)
     if text.startswith("hf:"):
@@ -120,20 +122,20 @@ def _rows(source: str | Path) -> Iterator[Row]:
     if path.is_dir():
         yield from _saved_rows(path)
         return
-    reader = READERS.get(path.suffix.lower())
+    reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(f"{path} is not a {', '.join(READERS)} file")
+        raise DataError(f"{path} is not a {', '.join(_READERS)} file")
     yield from reader(path)
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
+def _jsonl_rows(path: Path) -> Iterator[_Row]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.removeprefix(codecs.BOM_UTF8).strip():
                 yield f"{path.name}:{number}", _parsed(f"{path.name}:{number}", line)
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path) -> Iterator[_Row]:
     text = _decoded(path.name, path.read_bytes())
     try:
         rows = json.loads(text)
@@ -158,7 +160,7 @@ def _lines_of_items(text: str) -> Iterator[int]:
         line += text.count("\n", start, end)
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _csv_rows(path: Path) -> Iterator[_Row]:
     text = _decoded(path.name, path.read_bytes())
     limit = csv.field_size_limit(len(text) + 1)  # a field may be a whole document
     try:
@@ -167,7 +169,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         csv.field_size_limit(limit)
 
 
-def _csv_records(name: str, reader: Any) -> Iterator[Row]:
+def _csv_records(name: str, reader: Any) -> Iterator[_Row]:
     """Each record under the header's names, and the line where it begins; empty lines are none."""
     header: list[str] = []
     while True:
@@ -186,7 +188,7 @@ def _csv_records(name: str, reader: Any) -> Iterator[Row]:
             yield place, DataError(f"{place}: has another number of columns than the header")
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path) -> Iterator[_Row]:
     import pyarrow
     import pyarrow.parquet as parquet  # comes with datasets
 
@@ -198,7 +200,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         yield f"{path.name}:{number}", row
 
 
-def _saved_rows(path: Path) -> Iterator[Row]:
+def _saved_rows(path: Path) -> Iterator[_Row]:
     import datasets
 
     try:
@@ -211,7 +213,7 @@ def _saved_rows(path: Path) -> Iterator[Row]:
         yield f"{path.name}:{number}", row
 
 
-def _hub_rows(name: str) -> Iterator[Row]:
+def _hub_rows(name: str) -> Iterator[_Row]:
     import datasets
 
     repository, *rest = name.removeprefix("hf:").split(":")
@@ -225,7 +227,7 @@ def _hub_rows(name: str) -> Iterator[Row]:
         yield f"{name}:{number}", row
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[Path], Iterator[_Row]]] = {
     ".jsonl": _jsonl_rows,
     ".json": _json_rows,
     ".csv": _csv_rows,
@@ -268,9 +270,9 @@ def _example(place: str, row: Mapping[str, Any], block: str | None) -> Example:
 
 
 def _prompt_and_answer(place: str, row: Mapping[str, Any]) -> tuple[tuple[Message, ...], str, tuple[str, ...]]:
-    columns = next((names for names in FORMATS if all(name in row for name in names)), None)
+    columns = next((names for names in _FORMATS if all(name in row for name in names)), None)
     if columns is None:
-        wanted = "; ".join(" + ".join(names) for names in FORMATS)
+        wanted = "; ".join(" + ".join(names) for names in _FORMATS)
         raise DataError(f"{place}: columns {', '.join(map(str, row)) or '(none)'} match no known format ({wanted})")
     if columns == ("text",):
         return (), _text(place, "text", row["text"]), columns

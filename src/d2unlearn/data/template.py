@@ -22,7 +22,7 @@ from d2unlearn.runtime import fingerprint
 from d2unlearn.schema import Example, Message, Tokens
 
 PLAIN_ROLES = {"system": "{content}\n", "user": "Question: {content}\nAnswer:", "assistant": " {content}{eos}\n"}
-MARK = "\ue000{}\ue001"
+_TYPED = "\ue000{}\ue001"
 """Stands for a special token's text typed in a message while the template is rendered (a private-use character)."""
 
 
@@ -87,7 +87,7 @@ class Template:
         marked = [{"role": m.role, "content": self._mark(m.content, typed)} for m in messages]
         rendered = self._rendered(marked, open_answer)
         ids: list[int] = []
-        for index, piece in enumerate(re.split(MARK.format(r"(\d+)"), rendered)):
+        for index, piece in enumerate(re.split(_TYPED.format(r"(\d+)"), rendered)):
             if index % 2:
                 ids += self.text_ids(typed[int(piece)])
             elif piece:
@@ -102,7 +102,7 @@ class Template:
 
         def replace(match: re.Match[str]) -> str:
             typed.append(match.group())
-            return MARK.format(len(typed) - 1)
+            return _TYPED.format(len(typed) - 1)
 
         return self._typed.sub(replace, content)
 

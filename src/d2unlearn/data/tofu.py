@@ -14,9 +14,9 @@ from d2unlearn.errors import DataError
 from d2unlearn.schema import Example, Message
 
 QUESTIONS_PER_AUTHOR = 20
-SUFFIXES = (".json", ".jsonl")
+_SUFFIXES = (".json", ".jsonl")
 HUB = "hf:locuslab/TOFU"
-GENERAL = ("real_authors_perturbed", "world_facts_perturbed")
+GENERAL_SPLITS = ("real_authors_perturbed", "world_facts_perturbed")
 
 
 def read_tofu(split: str, folder: str | Path | None = None) -> list[Example]:
@@ -24,12 +24,12 @@ def read_tofu(split: str, folder: str | Path | None = None) -> list[Example]:
 
     Raises `DataError` when the split is not there.
     """
-    size = None if split in GENERAL else QUESTIONS_PER_AUTHOR
+    size = None if split in GENERAL_SPLITS else QUESTIONS_PER_AUTHOR
     if folder is None:
         return read_examples(f"{HUB}:{split}", group_size=size)
-    files = {path.stem: path for suffix in SUFFIXES for path in sorted(Path(folder).glob(f"*{suffix}"))}
+    files = {path.stem: path for suffix in _SUFFIXES for path in sorted(Path(folder).glob(f"*{suffix}"))}
     if split not in files:
-        raise DataError(f"{folder} has no {split}{SUFFIXES[-1]}; splits there: {', '.join(sorted(files)) or 'none'}")
+        raise DataError(f"{folder} has no {split}{_SUFFIXES[-1]}; splits there: {', '.join(sorted(files)) or 'none'}")
     return read_examples(files[split], group_size=size)
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from d2unlearn.data.records import read_columns
 from d2unlearn.errors import DataError
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
+_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 def task_file(task: str, folder: str | Path) -> Path | None:
     """The file of a task's questions in a folder, None where it has none."""
     names = (task, task.replace("_", "-"))
-    return next((path for name in names for s in SUFFIXES if (path := Path(folder) / f"{name}{s}").is_file()), None)
+    return next((path for name in names for s in _SUFFIXES if (path := Path(folder) / f"{name}{s}").is_file()), None)
 
 
 def check_questions(path: Path) -> int:

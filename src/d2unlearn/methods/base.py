@@ -35,18 +35,18 @@ class SelfWritten(NamedTuple):
     instruction: str | None
 
 
-class Range(NamedTuple):
+class Allowed(NamedTuple):
     """Where a parameter must lie, in words and as a test. NaN passes none of the tests."""
 
     said: str
     holds: Callable[[float], bool]
 
 
-POSITIVE = Range("be positive", lambda value: value > 0)
-NOT_NEGATIVE = Range("not be negative", lambda value: value >= 0)
-INSIDE_UNIT = Range("lie between 0 and 1", lambda value: 0 < value < 1)
-FINITE = Range("be a positive number", lambda value: 0 < value < math.inf)
-RANGES = (POSITIVE, NOT_NEGATIVE, INSIDE_UNIT, FINITE)
+POSITIVE = Allowed("be positive", lambda value: value > 0)
+NOT_NEGATIVE = Allowed("not be negative", lambda value: value >= 0)
+INSIDE_UNIT = Allowed("lie between 0 and 1", lambda value: 0 < value < 1)
+FINITE = Allowed("be a positive number", lambda value: 0 < value < math.inf)
+_ALLOWED = (POSITIVE, NOT_NEGATIVE, INSIDE_UNIT, FINITE)
 Positive = Annotated[float, POSITIVE]
 NotNegative = Annotated[float, NOT_NEGATIVE]
 ConventionName = Literal["d2unlearn", "open-unlearning"]
@@ -111,7 +111,7 @@ def check_parameters(method: Method) -> None:
     values, hints = vars(method), get_type_hints(type(method), include_extras=True)
     mistakes = [
         f"{name} must {allowed.said}, not {values[name]}"
-        for allowed in RANGES
+        for allowed in _ALLOWED
         for name, hint in hints.items()
         if allowed in get_args(hint) and not allowed.holds(values[name])
     ]

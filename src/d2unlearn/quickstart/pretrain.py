@@ -31,7 +31,7 @@ from d2unlearn.quickstart.fiction import Fact, World, make_world
 from d2unlearn.runtime import atomic_path, drawing_from, fingerprint, progress
 from d2unlearn.schema import Example, Message, Tokens
 
-VERSION = 1
+_MODEL_VERSION = 1
 """Raised whenever a model made before should be made again though recipe and world are the same."""
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -96,7 +96,7 @@ def taught_model(
     folder: str | Path, world: World, recipe: Recipe, shape: Shape, *, name: str, seed: int, quiet: bool = False
 ) -> Path:
     """The folder of a small Llama taught `world` by `recipe`; named `name` and a key of all that decides the weights."""
-    key = fingerprint([VERSION, CHAT_TEMPLATE, world.fingerprint, asdict(recipe), asdict(shape), seed])
+    key = fingerprint([_MODEL_VERSION, CHAT_TEMPLATE, world.fingerprint, asdict(recipe), asdict(shape), seed])
     target = Path(folder) / f"{name}-{key[:12]}"
     if target.is_dir():
         return target

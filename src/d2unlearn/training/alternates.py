@@ -21,7 +21,7 @@ ALTERNATE_OF: dict[Kind, Role] = {"forget": "alternate", "retain": "retain_alter
 
 
 @dataclass(frozen=True)
-class Asked:
+class RowsOfKind:
     """The questions of one kind: rows as they were given, the same rendered, and rows with other answers if there are any."""
 
     rows: Sequence[Any]
@@ -60,7 +60,7 @@ def read_alternates(source: str | Path, examples: Sequence[Example], *, seed: in
 
 def alternate_rows(
     method: Method,
-    asked: Mapping[Kind, Asked],
+    asked: Mapping[Kind, RowsOfKind],
     writer: Writer | None,
     tokenizer: PreTrainedTokenizerBase | None,
     *,
@@ -85,7 +85,7 @@ def alternate_rows(
     return found
 
 
-def _made(asked: Asked, writer: Writer | None, seed: int) -> Sequence[Example | Tokens]:
+def _made(asked: RowsOfKind, writer: Writer | None, seed: int) -> Sequence[Example | Tokens]:
     of_text = not any(isinstance(row, Tokens) for row in asked.rows)
     examples = [_example(row, number) for number, row in enumerate(asked.rows, start=1)] if of_text else None
     if writer is not None:

@@ -24,7 +24,7 @@ from d2unlearn.quantities import Observable
 from d2unlearn.runtime import atomic_path, fingerprint, progress
 from d2unlearn.schema import Role, Tokens
 
-FORMAT = 2
+_FORMAT = 2
 SILENT = (
     "_name_or_path",
     "architectures",
@@ -84,7 +84,7 @@ def cache_key(model: nn.Module, method: Method, rows: Mapping[Role, Sequence[Tok
     """sha256 over all that the stored values depend on."""
     return fingerprint(
         {
-            "format": FORMAT,
+            "format": _FORMAT,
             "weights": state_hash(model),
             "settings": model_settings(model),
             "rows": {role: fingerprint([[row.input_ids, row.answer_mask] for row in each]) for role, each in rows.items()},

@@ -20,7 +20,7 @@ from d2unlearn.observation import causal_model
 from d2unlearn.runtime import drawing_from, fingerprint, progress, read_json, say, write_json
 from d2unlearn.schema import Example, Tokens
 
-FORMAT = 1
+_FORMAT = 1
 Ids = Sequence[int]
 
 
@@ -65,7 +65,7 @@ class Writer:
     def _stored(self, questions: Sequence[Ids], true: Sequence[Ids]) -> list[list[int]]:
         if self.cache is None:
             return self.answers(questions, true)
-        key = fingerprint([FORMAT, state_hash(self.model), self.how, self.batch_size, self.seed, questions, true])
+        key = fingerprint([_FORMAT, state_hash(self.model), self.how, self.batch_size, self.seed, questions, true])
         path = self.cache / f"alternates-{key[:32]}.json"
         if not path.is_file():
             answers = self.answers(questions, true)

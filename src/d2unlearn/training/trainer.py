@@ -25,7 +25,7 @@ from d2unlearn.runtime import say, seed_everything
 from d2unlearn.schema import Kind, Role, Tokens
 from d2unlearn.training.adaptation import Adaptation
 from d2unlearn.training.adapter import adapted, train_only_named
-from d2unlearn.training.alternates import Asked, alternate_rows
+from d2unlearn.training.alternates import RowsOfKind, alternate_rows
 from d2unlearn.training.arguments import UnlearnConfig, check_parallelism, set_warmup, vocabulary_rows
 from d2unlearn.training.bar import TrainingBar
 from d2unlearn.training.checkpoints import COMPLETE, CompleteCheckpoints, last_complete_checkpoint
@@ -80,9 +80,9 @@ class UnlearnTrainer(Trainer):
         model.to(args.device)  # type: ignore[arg-type]
         check_head(model)
         with args.main_process_first(desc="reference pass"):
-            asked: dict[Kind, Asked] = {
-                "forget": Asked(forget, self._rows["forget"], alternate_dataset),
-                "retain": Asked(retain, self._rows["retain"], retain_alternate_dataset),
+            asked: dict[Kind, RowsOfKind] = {
+                "forget": RowsOfKind(forget, self._rows["forget"], alternate_dataset),
+                "retain": RowsOfKind(retain, self._rows["retain"], retain_alternate_dataset),
             }
             self._rows |= self._alternates(model, args, asked, processing_class)
             self._reference = self._computed_reference(model, args)
@@ -301,7 +301,7 @@ class UnlearnTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
 
     def _alternates(
-        self, model: nn.Module, args: UnlearnConfig, asked: Mapping[Kind, Asked], tokenizer: PreTrainedTokenizerBase | None
+        self, model: nn.Module, args: UnlearnConfig, asked: Mapping[Kind, RowsOfKind], tokenizer: PreTrainedTokenizerBase | None
     ) -> dict[Role, list[Tokens]]:
         how = self.method.self_written
         cache = None if args.reference_cache is None else Path(args.reference_cache)
