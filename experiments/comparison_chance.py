@@ -15,15 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from d2unlearn.runtime import progress
-from d2unlearn.stats import bootstrap_interval, crossed_test, holm
+from d2unlearn.stats import Floats, bootstrap_interval, crossed_test, holm
 
 RESULT = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "comparison_chance.json"
 STUDIES, RIVALS, SEEDS, LEVEL = 1000, 17, 3, 0.05
-Floats = NDArray[np.float64]
 
 
 def bootstrap(values: Floats) -> float:
@@ -70,7 +68,7 @@ def measured(authors: int, seeds: float) -> dict[str, float]:
     first: dict[str, list[bool]] = {name: [] for name in TESTS}
     anyone: dict[str, list[bool]] = {name: [] for name in TESTS if name != "bootstrap"}
     for _ in range(STUDIES):
-        made = contestants(rng, 1 + RIVALS, authors, seeds)
+        made = entries(rng, 1 + RIVALS, authors, seeds)
         differences = made[1:] - made[0]
         for name, test in TESTS.items():
             first[name].append(test(differences[0]) < LEVEL)
@@ -81,7 +79,7 @@ def measured(authors: int, seeds: float) -> dict[str, float]:
     return {"authors": authors, "seeds": seeds, **shares}
 
 
-def contestants(rng: np.random.Generator, n: int, authors: int, seeds: float) -> Floats:
+def entries(rng: np.random.Generator, n: int, authors: int, seeds: float) -> Floats:
     """[n, seeds, authors]: half of the variance of a difference each."""
     half = 0.5**0.5
     by_seed = rng.normal(0, half * seeds**0.5, (n, SEEDS, 1))

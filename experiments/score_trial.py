@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from d2unlearn.analysis.thresholds import threshold_at
 from d2unlearn.data.holdout import split_validation
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.data.template import Template
@@ -22,7 +23,6 @@ from d2unlearn.gate.traces import collect_traces
 from d2unlearn.models import load_model, load_tokenizer
 from d2unlearn.runtime import read_json
 from d2unlearn.schema import MANIFEST_FILE, Example
-from d2unlearn.stats import conformal_rank
 
 JUDGED = ("forget", "forget_paraphrased", "retain", "retain_paraphrased", "real_authors", "world_facts")
 
@@ -33,17 +33,18 @@ def trial_of_scores(artifact: Path, files: Mapping[str, Path]) -> dict[str, Any]
     held_out = set(read_json(artifact / MANIFEST_FILE)["held_out"])
     set_aside = [row for row in read_examples(files["retain_file"]) if content_hash(row) in held_out]
     validation, calibration = split_validation(set_aside, seed=gate.seed)
-    rows = {"validation": validation, "calibration": calibration}
-    energies = energies_of(artifact, rows | {name: read_examples(files[name]) for name in JUDGED}, gate.max_new_tokens)
+    sets = {"validation": validation, "calibration": calibration} | {name: read_examples(files[name]) for name in JUDGED}
+    energies = energies_of(artifact, sets, gate.max_new_tokens)
     found = {}
     for name, candidate in CANDIDATES.items():
         score = candidate.fit(energies["validation"])
-        scores = {each: request_scores(score, of) for each, of in energies.items()}
-        conformal = float(np.sort(scores["calibration"])[conformal_rank(len(calibration), gate.max_false_refusal) - 1])
+        scores = {set_name: request_scores(score, answers) for set_name, answers in energies.items()}
+        conformal = threshold_at(scores["calibration"], gate.max_false_refusal)
         retained = np.concatenate([scores["validation"], scores["calibration"]])
-        places = {"conformal": conformal, "middle of the gap": raised(conformal, retained, scores["forget"])}
+        thresholds = {"conformal": conformal, "middle of the gap": raised(conformal, retained, scores["forget"])}
         found[name] = {
-            place: {each: float((scores[each] > threshold).mean()) for each in JUDGED} for place, threshold in places.items()
+            placement: {judged: float((scores[judged] > threshold).mean()) for judged in JUDGED}
+            for placement, threshold in thresholds.items()
         }
     return found
 
@@ -51,13 +52,9 @@ def trial_of_scores(artifact: Path, files: Mapping[str, Path]) -> dict[str, Any]
 def energies_of(artifact: Path, sets: Mapping[str, list[Example]], max_new_tokens: int) -> dict[str, list[tuple[float, ...]]]:
     """Of each set the energies of the greedy answers."""
     model, tokenizer = load_model(artifact), load_tokenizer(artifact)
-    template = Template(tokenizer)
-    return {
-        name: [
-            trace.energies
-            for trace in collect_traces(
-                model, tokenizer, [template.prompt_ids(row.prompt) for row in rows], max_new_tokens=max_new_tokens
-            )
-        ]
-        for name, rows in sets.items()
-    }
+    template, energies = Template(tokenizer), {}
+    for name, rows in sets.items():
+        prompts = [template.prompt_ids(row.prompt) for row in rows]
+        traces = collect_traces(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+        energies[name] = [trace.energies for trace in traces]
+    return energies

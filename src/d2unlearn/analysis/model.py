@@ -13,7 +13,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from d2unlearn.analysis.detectors import BASE_DETECTOR, DETECTORS, Detector, signed_values
+from d2unlearn.analysis.detectors import DETECTORS, Detector, signed_values
 from d2unlearn.analysis.recorder import LAYER_POSITIONS, AnswerTraces
 from d2unlearn.analysis.records import (
     AnsweredQuestion,
@@ -64,7 +64,7 @@ def model_trial(
     fitted: Mapping[str, Detector],
     sets: AnalysisSets,
     weights: Mapping[str, BootstrapWeights],
-    base: str = BASE_DETECTOR,
+    base: str,
 ) -> ModelTrial:
     """Every detector on every pair of a forget and a retained set, and what its thresholds would refuse."""
     scores = {name: traces.scores(detector) for name, detector in fitted.items()}

@@ -18,14 +18,7 @@ from d2unlearn.analysis.page_figures import (
     tokens_panel,
 )
 from d2unlearn.analysis.page_tables import pair_title
-from d2unlearn.analysis.records import (
-    Analysis,
-    AnsweredQuestion,
-    AnswerEnergies,
-    DetectorSummary,
-    ModelTrial,
-    Spread,
-)
+from d2unlearn.analysis.records import Analysis, AnsweredQuestion, AnswerEnergies, DetectorSummary, ModelTrial, Spread
 from d2unlearn.analysis.roc import BootstrapWeights, Roc, weighted_roc
 from d2unlearn.analysis.significance import ROLES, refusals_of, trial_of, wordings
 from d2unlearn.report.figures import Panel

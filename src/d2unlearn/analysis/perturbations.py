@@ -57,42 +57,39 @@ class ModelUnderTest:
         return str(self.tokenizer.decode([token]))
 
 
+Perturbed = AbstractContextManager[ModelUnderTest]
+
+
 @dataclass(frozen=True)
 class Perturbation:
     """What was done, in words, and the context in which a model is so perturbed; it is as before afterwards."""
 
     label: str
-    applied: Callable[[ModelUnderTest], AbstractContextManager[ModelUnderTest]]
+    applied: Callable[[ModelUnderTest], Perturbed]
 
 
-@contextmanager
-def shifted(given: ModelUnderTest, constant: float = SHIFT) -> Iterator[ModelUnderTest]:
+def shifted(given: ModelUnderTest) -> Perturbed:
     """A constant added to every logit: the same probabilities, another energy."""
-    with _logits_through(given.model, lambda logits: logits + constant):
-        yield given
+    return _with_logits(given, lambda logits: logits + SHIFT)
 
 
-@contextmanager
-def unlevelled(given: ModelUnderTest, spread: float = LEVEL_SPREAD, seed: int = 0) -> Iterator[ModelUnderTest]:
+def unlevelled(given: ModelUnderTest) -> Perturbed:
     """At each position another constant added to every logit: the same probabilities, energies that say nothing."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
 
     def moved(logits: Tensor) -> Tensor:
-        constants = spread * torch.randn(*logits.shape[:-1], 1, generator=generator)
+        constants = LEVEL_SPREAD * torch.randn(*logits.shape[:-1], 1, generator=generator)
         return logits + constants.to(logits)
 
-    with _logits_through(given.model, moved):
-        yield given
+    return _with_logits(given, moved)
 
 
-@contextmanager
-def heated(given: ModelUnderTest, factor: float = HEAT) -> Iterator[ModelUnderTest]:
+def heated(given: ModelUnderTest) -> Perturbed:
     """Every logit divided by a temperature; greedy answers stay the same."""
-    with _logits_through(given.model, lambda logits: logits / factor):
-        yield given
+    return _with_logits(given, lambda logits: logits / HEAT)
 
 
-def sampled(given: ModelUnderTest) -> AbstractContextManager[ModelUnderTest]:
+def sampled(given: ModelUnderTest) -> Perturbed:
     """Answers drawn at temperature 1 instead of the most likely ones."""
     return nullcontext(replace(given, how=replace(given.how, sampled=True)))
 
@@ -115,7 +112,7 @@ def quantised(given: ModelUnderTest) -> Iterator[ModelUnderTest]:
             part.weight.data = weight
 
 
-def rendered_otherwise(given: ModelUnderTest) -> AbstractContextManager[ModelUnderTest]:
+def rendered_otherwise(given: ModelUnderTest) -> Perturbed:
     """Prompts in another template than the one that the model was trained with."""
     tokenizer = copy.deepcopy(given.tokenizer)
     tokenizer.chat_template = None if tokenizer.chat_template is not None else OTHER_TEMPLATE
@@ -129,18 +126,15 @@ def rounded_to_int8(weight: Tensor) -> Tensor:
 
 
 @contextmanager
-def _logits_through(model: PreTrainedModel, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def _with_logits(given: ModelUnderTest, change: Callable[[Tensor], Tensor]) -> Iterator[ModelUnderTest]:
     """Let a function change the logits that the model returns, before anybody reads them."""
 
     def hook(_module: nn.Module, _arguments: object, output: Any) -> Any:
         output.logits = change(output.logits)
         return output
 
-    handle = causal_model(model).register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+    with causal_model(given.model).register_forward_hook(hook):
+        yield given
 
 
 PERTURBATIONS: Mapping[str, Perturbation] = {

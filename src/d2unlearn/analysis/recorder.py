@@ -86,8 +86,8 @@ class Answering:
 
     max_new_tokens: int
     batch_size: int
-    pad_id: int
-    ends: tuple[int, ...]
+    pad_id: int = 0
+    ends: tuple[int, ...] = ()
     vocab_rows: int | None = None
     layers: Layers | None = None
     sampled: bool = False
@@ -196,16 +196,12 @@ def _latest_of(model: PreTrainedModel, how: Answering) -> Iterator[_Latest]:
         latest.states[place] = (output if isinstance(output, Tensor) else output[0])[:, -1]
 
     with ExitStack() as stack:
-        handles = [
-            causal.register_forward_hook(take_logits),
-            causal.get_output_embeddings().register_forward_pre_hook(take_hidden),  # type: ignore[operator]
-        ]
+        stack.enter_context(causal.register_forward_hook(take_logits))
+        stack.enter_context(causal.get_output_embeddings().register_forward_pre_hook(take_hidden))  # type: ignore[operator]
         if how.layers is not None:
-            handles.append(how.layers.blocks[0].register_forward_pre_hook(take_embeddings, with_kwargs=True))
-            blocks = enumerate(how.layers.blocks, start=1)
-            handles += [block.register_forward_hook(partial(take_state, place)) for place, block in blocks]
-        for handle in handles:
-            stack.callback(handle.remove)
+            stack.enter_context(how.layers.blocks[0].register_forward_pre_hook(take_embeddings, with_kwargs=True))
+            for place, block in enumerate(how.layers.blocks, start=1):
+                stack.enter_context(block.register_forward_hook(partial(take_state, place)))
         yield latest
 
 

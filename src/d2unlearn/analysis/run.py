@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel
 
 from d2unlearn.analysis.costs import detector_costs, generation_seconds, prompt_logits
@@ -50,7 +51,9 @@ def analyze(sets: AnalysisSets, settings: AnalyzeSettings) -> Analysis:
     gate = EnergyGate.from_pretrained(settings.model) if (Path(settings.model) / GATE_FILE).is_file() else None
     base = BASE_DETECTOR if gate is None else f"energy/{gate.score_name}"
     paths = _model_paths(settings)
-    models = {role: _loaded(path, settings, None if gate is None else gate.vocab_rows) for role, path in paths.items()}
+    vocab_rows = None if gate is None else gate.vocab_rows
+    how = Answering(settings.max_new_tokens, settings.batch_size, vocab_rows=vocab_rows, seed=settings.seed)
+    models = {role: _loaded(path, torch_dtype(settings.dtype), how) for role, path in paths.items()}
     traces = {role: _answered(role, model, sets) for role, model in models.items()}
     say("statistics")
     fitted = {role: of.fitted() for role, of in traces.items()}
@@ -59,7 +62,7 @@ def analyze(sets: AnalysisSets, settings: AnalyzeSettings) -> Analysis:
     prompts = models["model"].prompts(sets.main("forget").examples[: settings.batch_size])
     timed = traces["model"].sets[sets.main("forget").name].take(range(len(prompts)))
     seconds = generation_seconds(models["model"].model, prompts, models["model"].how)
-    logits = prompt_logits(models["model"].model, prompts, models["model"].how.vocab_rows)
+    logits = prompt_logits(models["model"].model, prompts, vocab_rows)
     return Analysis(
         model=settings.model,
         label=settings.label or Path(settings.model).name,
@@ -87,20 +90,12 @@ def _model_paths(settings: AnalyzeSettings) -> dict[ModelRole, str]:
     return {role: path for role, path in given.items() if path is not None}
 
 
-def _loaded(path: str, settings: AnalyzeSettings, vocab_rows: int | None) -> ModelUnderTest:
-    model = load_model(path, dtype=torch_dtype(settings.dtype))
+def _loaded(path: str, dtype: torch.dtype | None, how: Answering) -> ModelUnderTest:
+    """The model and its tokenizer, which say how an answer ends and what it is padded with."""
+    model, tokenizer = load_model(path, dtype=dtype), load_tokenizer(path)
     model.to(pick_device())  # type: ignore[arg-type]
-    tokenizer = load_tokenizer(path)
-    how = Answering(
-        settings.max_new_tokens,
-        settings.batch_size,
-        pad_token_id(tokenizer),
-        tuple(end_token_ids(model, tokenizer)),
-        vocab_rows=vocab_rows,
-        layers=_readable_layers(model),
-        seed=settings.seed,
-    )
-    return ModelUnderTest(model, tokenizer, how)
+    ends, layers = tuple(end_token_ids(model, tokenizer)), _readable_layers(model)
+    return ModelUnderTest(model, tokenizer, replace(how, pad_id=pad_token_id(tokenizer), ends=ends, layers=layers))
 
 
 def _readable_layers(model: PreTrainedModel) -> Layers | None:
