@@ -22,7 +22,7 @@ class CompleteCheckpoints(TrainerCallback):
         self._limit = limit
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        PartialState().wait_for_everyone()  # type: ignore[no-untyped-call]
+        PartialState().wait_for_everyone()
         if args.should_save:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
             rotate_checkpoints(args.output_dir, self._limit, state.best_model_checkpoint, use_mtime=True)
