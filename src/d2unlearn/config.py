@@ -281,7 +281,7 @@ class CompareSettings:
     """`d2unlearn compare`: methods and guards, tuned alike on validation questions and judged once on test questions.
 
     splits: what `comparison.plan.Split` holds, by name; search: a parameter as a value or as a range to search, [low, high], by
-    contestant.
+    method or guard.
     """
 
     model: Annotated[str, "Model to unlearn, where a split names no other."]
@@ -305,11 +305,11 @@ class CompareSettings:
     seeds: Annotated[list[int], Flag("--seed"), "Seeds to judge with; repeatable. The first one tunes."] = field(
         default_factory=lambda: [0, 1, 2]
     )
-    trials: Annotated[int, COUNT, "Choices of parameters tried for each contestant."] = 6
+    trials: Annotated[int, COUNT, "Choices of parameters tried for each method and guard."] = 6
     search: Annotated[
         dict[str, dict[str, Any]],
         Metavar("NAME={beta: [0.1, 1], gamma: 2}"),
-        "Other ranges, or fixed values, of a contestant; repeatable.",
+        "Other ranges, or fixed values, of a method or guard; repeatable.",
     ] = field(default_factory=dict)
     learning_rate: Annotated[float | str, ABOVE_ZERO.or_auto, TRAINING, "The rate that the search's factors are of."] = "auto"
     epochs: Annotated[Epochs, TRAINING] = 5.0

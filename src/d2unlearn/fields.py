@@ -98,14 +98,14 @@ def _coerced(key: str, value: Any, hint: Any) -> tuple[Any, str | None]:
     options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     if value is None and type(None) in options:
         return None, None
-    found = next((cast for cast in (_as(o, value) for o in options if o is not type(None)) if cast is not None), None)
-    if found is None:
+    converted = next((cast for cast in (_as(o, value) for o in options if o is not type(None)) if cast is not None), None)
+    if converted is None:
         names = " or ".join("nothing" if o is type(None) else _name(o) for o in options)
         return None, f"{key} should be {names}, not {value!r}"
     limit = marker_of(hint, Limit)
-    if limit is not None and not limit.holds(found):
+    if limit is not None and not limit.holds(converted):
         return None, f"{key} should be {limit.said}, not {value}"
-    return found, None
+    return converted, None
 
 
 def _as(kind: Any, value: Any) -> Any:

@@ -207,8 +207,8 @@ def test_an_obedient_model_refuses_the_subjects_of_its_instruction(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, known: GuardInputs
 ) -> None:
     guard = PromptGuard(subjects=["Basil", "the works of Nadia"], refusal="I do not say.")
-    assert "Basil; the works of Nadia" in guard.told
-    assert "I do not say." in guard.told
+    assert "Basil; the works of Nadia" in guard.system_text
+    assert "I do not say." in guard.system_text
     guarded = guard.fit(Obedient(model, tokenizer, None), known)
     answers = guarded.answer(["Who is Basil?", "Who is Tomas?", (Message("system", "Be brief."), Message("user", "Nadia?"))])
     assert [(a.refused, a.score, a.threshold) for a in answers] == [(True, 1.0, 0.5), (False, 0.0, 0.5), (True, 1.0, 0.5)]
@@ -225,7 +225,7 @@ def test_a_small_model_gets_the_instruction_in_its_prompt(base: GuardedModel, kn
     """It does not read it: what is shown is that the interface asks with it, and that nothing is called a refusal."""
     guard = PromptGuard(subjects=["w1"])
     guarded = guard.fit(base, known)
-    asked = [instructed(guard.told, row.prompt) for row in FORGET[:3]]
+    asked = [instructed(guard.system_text, row.prompt) for row in FORGET[:3]]
     expected = base.answer(list(asked), max_new_tokens=4, raw=True)
     found = guarded.answer([row.prompt for row in FORGET[:3]], max_new_tokens=4)
     assert [(a.text, a.energy) for a in found] == [(a.text, a.energy) for a in expected]

@@ -40,12 +40,12 @@ def check(settings: CheckSettings) -> None:
         name: read_examples(source, group_size=settings.group_size) for name, source in sources.items() if source is not None
     }
     for name, examples in sets.items():
-        found = inspect(examples, template)
-        tokens = "" if found.longest is None else f", longest {found.longest} tokens, {found.answer_tokens} answer tokens"
-        typer.echo(f"{name}: {found.rows} rows, {found.with_prompt} with a prompt, {found.groups} groups{tokens}")
+        facts = inspect(examples, template)
+        tokens = "" if facts.longest is None else f", longest {facts.longest} tokens, {facts.answer_tokens} answer tokens"
+        typer.echo(f"{name}: {facts.rows} rows, {facts.with_prompt} with a prompt, {facts.groups} groups{tokens}")
         if template is not None:
             typer.echo(f"  {examples[0].source}: {marked(template.tokens(examples[0]), template)}")
-        _listed("duplicate", found.duplicates, "no row twice")
+        _listed("duplicate", facts.duplicates, "no row twice")
     if "retain" in sets:
         shared = shared_questions(sets["forget"], sets["retain"])
         _listed("forget and retain ask the same", shared, "forget and retain ask nothing in common")

@@ -27,9 +27,9 @@ def evaluate(settings: EvaluateSettings | BenchmarkSettings) -> None:
     if result.benchmark:
         typer.echo(f"{result.benchmark}, counted by the convention {result.convention}")
         _print(result.suite)
-    for each in result.sets:
-        typer.echo(f"{each.name} ({each.kind}, n = {len(each.examples)})")
-        _print(each.metrics)
+    for evaluated in result.sets:
+        typer.echo(f"{evaluated.name} ({evaluated.kind}, n = {len(evaluated.examples)})")
+        _print(evaluated.metrics)
     if result.separation:
         typer.echo("separation of forget from retained requests")
         _print(result.separation)

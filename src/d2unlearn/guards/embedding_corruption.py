@@ -65,16 +65,16 @@ class Corrupting(ModelBehindGuard):
         flagged = [i for i, score in enumerate(scores) if score > self.gate.threshold]
         passed = [i for i, score in enumerate(scores) if not score > self.gate.threshold]
 
-        def told(which: Sequence[int]) -> dict[int, Answer]:
+        def answers_to(which: Sequence[int]) -> dict[int, Answer]:
             chosen = [prompts[i] for i in which]
-            answers = self.base.answer(chosen, max_new_tokens=max_new_tokens, batch_size=batch_size, raw=True)
-            return dict(zip(which, answers, strict=True))
+            given = self.base.answer(chosen, max_new_tokens=max_new_tokens, batch_size=batch_size, raw=True)
+            return dict(zip(which, given, strict=True))
 
         kept = [*self.tokenizer.all_special_ids, pad_token_id(self.tokenizer)]
         with corrupted(self.model, self.strength, kept=kept, seed=self.seed):
-            found = told(flagged)
-        found |= told(passed)
-        return [replace(found[i], score=float(scores[i]), threshold=self.gate.threshold) for i in range(len(prompts))]
+            answers = answers_to(flagged)
+        answers |= answers_to(passed)
+        return [replace(answers[i], score=float(scores[i]), threshold=self.gate.threshold) for i in range(len(prompts))]
 
 
 @contextmanager

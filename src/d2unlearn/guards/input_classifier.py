@@ -110,12 +110,12 @@ class Refusing(ModelBehindGuard):
         states = prompt_states(self.model, ids, batch_size=batch_size)
         scores, threshold = self.classifier.score(states.hidden), self.gate.threshold
         passed = [i for i in range(len(prompts)) if not scores[i] > threshold]
-        told = self.base.answer([prompts[i] for i in passed], max_new_tokens=max_new_tokens, batch_size=batch_size, raw=True)
+        given = self.base.answer([prompts[i] for i in passed], max_new_tokens=max_new_tokens, batch_size=batch_size, raw=True)
         answers = [
             Answer(refusal_text(prompt, self.seed), True, float(energy), float(score), threshold, 0)
             for prompt, energy, score in zip(ids, states.energies, scores, strict=True)
         ]
-        for index, answer in zip(passed, told, strict=True):
+        for index, answer in zip(passed, given, strict=True):
             answers[index] = Answer(answer.text, False, answer.energy, float(scores[index]), threshold, answer.n_tokens)
         return answers
 

@@ -46,7 +46,7 @@ class PromptGuard(Guard):
             raise ConfigError([f"prompt_guard's instruction lacks {' and '.join(lacking)}"])
 
     @property
-    def told(self) -> str:
+    def system_text(self) -> str:
         """The instruction as the model gets it."""
         subjects = "; ".join(self.subjects)
         return self.instruction.replace("{subjects}", subjects).replace("{refusal}", self.refusal)
@@ -59,11 +59,11 @@ class Instructed(ModelBehindGuard):
     """Answers with the instruction in front. An answer's score is 1 where it is the refusal, else 0."""
 
     def __init__(self, base: GuardedModel, guard: PromptGuard) -> None:
-        super().__init__(base, GuardThreshold("prompt_guard", REFUSED, None, fingerprint([guard.told, guard.refusal])))
+        super().__init__(base, GuardThreshold("prompt_guard", REFUSED, None, fingerprint([guard.system_text, guard.refusal])))
         self.guard = guard
 
     def _guarded(self, prompts: Sequence[tuple[Message, ...]], max_new_tokens: int | None, batch_size: int) -> list[Answer]:
-        asked = [instructed(self.guard.told, prompt) for prompt in prompts]
+        asked = [instructed(self.guard.system_text, prompt) for prompt in prompts]
         answers = self.base.answer(asked, max_new_tokens=max_new_tokens, batch_size=batch_size, raw=True)
         refused = [_begins_with(answer.text, self.guard.refusal) for answer in answers]
         return [

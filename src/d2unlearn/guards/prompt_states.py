@@ -33,9 +33,9 @@ def prompt_states(model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, b
     batches = list(by_length([len(prompt) for prompt in prompts], batch_size))
     for indices in progress(batches, "requests", total=len(batches)):
         batch = pad_tokens([rows[i] for i in indices], pad_id=0).to(model.device)
-        found = observe(model, {"forget": batch}, {"forget": (state, energy)})["forget"]
-        seen = found[state].double().cpu().numpy()
+        observed = observe(model, {"forget": batch}, {"forget": (state, energy)})["forget"]
+        seen = observed[state].double().cpu().numpy()
         if not hidden.shape[1]:
             hidden = np.zeros((len(rows), seen.shape[1]))
-        hidden[indices], energies[indices] = seen, -found[energy].double().cpu().numpy()
+        hidden[indices], energies[indices] = seen, -observed[energy].double().cpu().numpy()
     return PromptStates(hidden, energies)

@@ -86,8 +86,8 @@ Found = Iterator[tuple[Level, str]]
 
 def metric_of(evaluated: EvaluatedSet | None, name: str) -> MetricResult | None:
     """The set's metric of that name, or None when it is missing or could not be scored."""
-    found = () if evaluated is None else (m for m in evaluated.metrics if m.name == name and not math.isnan(m.value))
-    return next(iter(found), None)
+    metrics = () if evaluated is None else evaluated.metrics
+    return next((m for m in metrics if m.name == name and not math.isnan(m.value)), None)
 
 
 def value_of(evaluated: EvaluatedSet | None, name: str) -> float:
@@ -98,9 +98,9 @@ def value_of(evaluated: EvaluatedSet | None, name: str) -> float:
 
 def pooled(sets: Iterable[EvaluatedSet | None], name: str) -> float:
     """Mean of a metric over the questions of several sets, i.e. weighted by n; NaN when no set has it."""
-    found = [m for s in sets if (m := metric_of(s, name)) is not None]
-    total = sum(m.n for m in found)
-    return sum(m.value * m.n for m in found) / total if total else math.nan
+    metrics = [m for s in sets if (m := metric_of(s, name)) is not None]
+    total = sum(m.n for m in metrics)
+    return sum(m.value * m.n for m in metrics) / total if total else math.nan
 
 
 def retention(pairs: Sequence[tuple[EvaluatedSet | None, EvaluatedSet]]) -> tuple[str, float]:
@@ -241,8 +241,8 @@ RULES: dict[str, Callable[[BeforeAfter], Found]] = {
 
 def concerns(run: BeforeAfter) -> tuple[Concern, ...]:
     """Every concern, worst first; rules keep their order within a level."""
-    found = [Concern(name, level, text) for name, rule in RULES.items() for level, text in rule(run)]
-    return tuple(sorted(found, key=lambda concern: ("bad", "warn", "note").index(concern.level)))
+    raised = [Concern(name, level, text) for name, rule in RULES.items() for level, text in rule(run)]
+    return tuple(sorted(raised, key=lambda concern: ("bad", "warn", "note").index(concern.level)))
 
 
 def _leaked(example: ScoredExample) -> bool:

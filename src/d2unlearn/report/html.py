@@ -139,13 +139,13 @@ def _nested(value: object) -> bool:
 
 def _entries(values: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
     """Names and written values; a mapping within becomes one entry per key."""
-    found: list[tuple[str, str]] = []
+    entries: list[tuple[str, str]] = []
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            found += [(f"{notation.readable(str(key))}: {name}", text) for name, text in _entries(value)]
+            entries += [(f"{notation.readable(str(key))}: {name}", text) for name, text in _entries(value)]
         else:
-            found.append((notation.readable(str(key)), plain(value)))
-    return tuple(found)
+            entries.append((notation.readable(str(key)), plain(value)))
+    return tuple(entries)
 
 
 @cache

@@ -106,10 +106,10 @@ def _written(metric: MetricResult, value: float) -> str:
     return percent(value) if metric_words(metric.name.removeprefix(GUARDED_PREFIX)).percent else fixed(value)
 
 
-def folder_name(place: str) -> str:
+def folder_name(source: str) -> str:
     """The last part of a folder's path; a name on a hub (`owner/name`) as it is."""
-    parts = [part for part in place.replace("\\", "/").split("/") if part]
-    return place if len(parts) < 3 and not place.startswith((".", "/", "~")) else parts[-1]
+    parts = [part for part in source.replace("\\", "/").split("/") if part]
+    return source if len(parts) < 3 and not source.startswith((".", "/", "~")) else parts[-1]
 
 
 def readable(name: str) -> str:

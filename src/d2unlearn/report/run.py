@@ -45,8 +45,8 @@ def _check_gate(after: Evaluation, gate: GateSummary | None, file: Path) -> None
         )
 
 
-def _file(place: str | Path) -> Path:
-    path = Path(place)
+def _file(source: str | Path) -> Path:
+    path = Path(source)
     return path / EVALUATION_FILE if path.is_dir() else path
 
 

@@ -57,15 +57,15 @@ def _originals(before: Evaluation, evaluated: EvaluatedSet) -> dict[str, ScoredE
 def _telling(after: Evaluation) -> dict[str, dict[int, list[str]]]:
     """Set name -> index of the example -> why it is always shown."""
     forget, retain = ([s for s in after.sets if s.kind == kind] for kind in ("forget", "retain"))
-    found: dict[str, dict[int, list[str]]] = {}
+    reasons: dict[str, dict[int, list[str]]] = {}
     for tag, sets, rank in (
         (WORST_LEAK, forget, _raw_leak),
         (MISSED, forget, _passed_leak),
         (FALSE_REFUSAL, retain, _refused_score),
     ):
         if (highest := _highest(sets, rank)) is not None:
-            found.setdefault(highest[0], {}).setdefault(highest[1], []).append(tag)
-    return found
+            reasons.setdefault(highest[0], {}).setdefault(highest[1], []).append(tag)
+    return reasons
 
 
 def _highest(sets: Sequence[EvaluatedSet], rank: Callable[[ScoredExample], float]) -> tuple[str, int] | None:

@@ -43,16 +43,16 @@ class Summary:
 
 def summarize(run: BeforeAfter) -> Summary:
     """The headline, its numbers and the concerns of a run."""
-    found = concerns(run)
-    tiles = (_forget_tile(run, found), _retain_tile(run, found), *_refusal_tiles(run, found))
-    headline, state = _headline(run, found)
-    return Summary(headline, state, _sentence(run), tiles, found)
+    raised = concerns(run)
+    tiles = (_forget_tile(run, raised), _retain_tile(run, raised), *_refusal_tiles(run, raised))
+    headline, state = _headline(run, raised)
+    return Summary(headline, state, _sentence(run), tiles, raised)
 
 
-def _headline(run: BeforeAfter, found: Sequence[Concern]) -> tuple[str, State]:
+def _headline(run: BeforeAfter, raised: Sequence[Concern]) -> tuple[str, State]:
     """The first line that fits, from the worst case to the best."""
-    bad = {concern.rule for concern in found if concern.level == "bad"}
-    some = {concern.rule for concern in found if concern.level != "note"}
+    bad = {concern.rule for concern in raised if concern.level == "bad"}
+    some = {concern.rule for concern in raised if concern.level != "note"}
     forgot, kept = run.knowledge_metric, retention(run.pairs("retain"))[1]
     cases: tuple[tuple[bool, str, State], ...] = (
         (not forgot, "It cannot be said whether it worked: no answer of the forget sets was scored.", "unknown"),
@@ -88,17 +88,17 @@ def _change(run: BeforeAfter, name: str, decimals: int) -> tuple[str, str]:
     return fixed(pooled([b for b, _ in pairs], name), decimals), fixed(pooled([a for _, a in pairs], name), decimals)
 
 
-def _forget_tile(run: BeforeAfter, found: Sequence[Concern]) -> Tile:
+def _forget_tile(run: BeforeAfter, raised: Sequence[Concern]) -> Tile:
     name = run.knowledge_metric
     if not name:
         return Tile("Forgotten", fixed(math.nan), "not scored", "unknown")
     others = [other for other in KNOWLEDGE if other != name and any(metric_of(s, other) for s in run.later("forget"))]
     numbers = [f"{label_in_text(other)} {' → '.join(_change(run, other, 3))}" for other in others]
     detail = "; ".join([f"{label_in_text(name)} of the raw weights{_together(run, 'forget')}", *numbers])
-    return Tile("Forgotten", " → ".join(_change(run, name, 2)), detail, _judged(found, "extractable"))
+    return Tile("Forgotten", " → ".join(_change(run, name, 2)), detail, _judged(raised, "extractable"))
 
 
-def _retain_tile(run: BeforeAfter, found: Sequence[Concern]) -> Tile:
+def _retain_tile(run: BeforeAfter, raised: Sequence[Concern]) -> Tile:
     pairs = run.pairs("retain")
     name, kept = retention(pairs)
     if math.isnan(kept):
@@ -109,20 +109,20 @@ def _retain_tile(run: BeforeAfter, found: Sequence[Concern]) -> Tile:
     if len(pairs) > 1:
         of = "" if metric == name else f" of its {label_in_text(metric)}"
         detail += f"; least on {readable(where)}: {percent(worst)}{of}"
-    return Tile("Kept", percent(kept), detail, _judged(found, "retain_lost"))
+    return Tile("Kept", percent(kept), detail, _judged(raised, "retain_lost"))
 
 
-def _refusal_tiles(run: BeforeAfter, found: Sequence[Concern]) -> tuple[Tile, Tile]:
+def _refusal_tiles(run: BeforeAfter, raised: Sequence[Concern]) -> tuple[Tile, Tile]:
     hit, wrong = run.refusal_rate("forget"), run.refusal_rate("retain")
     caught = Tile(
         "Rightly refused",
         percent(hit),
         f"of forget questions{_together(run, 'forget')}; floor {CAUGHT_FLOOR:.0%}",
-        _judged(found, "missed", "leaks"),
+        _judged(raised, "missed", "leaks"),
     )
     allowed = "" if math.isnan(run.ceiling) else f"; ceiling {stated(run.ceiling)}"
     of = f"of retained questions{_together(run, 'retain')}"
-    mistaken = Tile("Wrongly refused", percent(wrong), f"{of}{allowed}", _judged(found, "false_refusals"))
+    mistaken = Tile("Wrongly refused", percent(wrong), f"{of}{allowed}", _judged(raised, "false_refusals"))
     unknown = [Tile(t.title, t.value, "no gate was measured", "unknown") for t in (caught, mistaken)]
     return unknown[0] if math.isnan(hit) else caught, unknown[1] if math.isnan(wrong) else mistaken
 
@@ -133,7 +133,7 @@ def _together(run: BeforeAfter, kind: Kind) -> str:
     return f", {count} sets together" if count > 1 else ""
 
 
-def _judged(found: Sequence[Concern], *rules: str) -> State:
+def _judged(raised: Sequence[Concern], *rules: str) -> State:
     """The worst level among the concerns of these rules; good when there is none."""
-    levels = {concern.level for concern in found if concern.rule in rules}
+    levels = {concern.level for concern in raised if concern.rule in rules}
     return "bad" if "bad" in levels else "warn" if "warn" in levels else "good"

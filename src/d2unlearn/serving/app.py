@@ -136,8 +136,8 @@ class Service:
         reply = Reply(body, self.name)
         events = self._noted(call, len(asked), request)
         if not body.stream:
-            found = {index: event async for index, event in events if isinstance(event, Completion)}
-            return JSONResponse(reply.whole([found[i] for i in range(len(asked))]))
+            completions = {index: event async for index, event in events if isinstance(event, Completion)}
+            return JSONResponse(reply.whole([completions[i] for i in range(len(asked))]))
         first = await anext(events)
         return StreamingResponse(_stream(reply, body, first, events), media_type="text/event-stream")
 
@@ -177,7 +177,7 @@ class Service:
 
     def _submit(self, asked: list[Asked], call: Call) -> None:
         try:
-            self.engine.submit([Job(each, _Caller(call, index)) for index, each in enumerate(asked)])
+            self.engine.submit([Job(prompt, _Caller(call, index)) for index, prompt in enumerate(asked)])
         except Busy as error:
             raise ApiError(503, str(error), code="overloaded", retry_after=1) from None
         except Stopping as error:
@@ -220,8 +220,8 @@ async def _stream(
 
 async def _chained(first: tuple[int, Piece | Completion], events: AsyncIterator[Any]) -> AsyncIterator[Any]:
     yield first
-    async for each in events:
-        yield each
+    async for event in events:
+        yield event
 
 
 def _sent(value: dict[str, Any]) -> str:
@@ -266,8 +266,8 @@ def make_app(service: Service) -> FastAPI:
     @app.get("/health")
     async def health() -> Response:
         alive = service.engine.alive
-        found = {"status": "ok" if alive else "stopping", "model": service.name, "guarded": guarded.gate is not None}
-        return JSONResponse({**found, "waiting": service.engine.waiting}, status_code=200 if alive else 503)
+        state = {"status": "ok" if alive else "stopping", "model": service.name, "guarded": guarded.gate is not None}
+        return JSONResponse({**state, "waiting": service.engine.waiting}, status_code=200 if alive else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -64,12 +64,12 @@ def error_response(error: HTTPException) -> JSONResponse:
 def unreadable(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     """What pydantic found wrong with a body, the first of it, without the value that was sent."""
     first = problems[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body").encode(errors="replace").decode()[:_SHOWN]
+    field = ".".join(str(part) for part in first["loc"] if part != "body").encode(errors="replace").decode()[:_SHOWN]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
     if first["type"] == "extra_forbidden":
-        return ApiError(400, f"{place} is not a field that this server knows", code="unknown_parameter", param=place)
-    return ApiError(400, f"{place or 'the body'}: {first['msg']}", code="invalid_value", param=place or None)
+        return ApiError(400, f"{field} is not a field that this server knows", code="unknown_parameter", param=field)
+    return ApiError(400, f"{field or 'the body'}: {first['msg']}", code="invalid_value", param=field or None)
 
 
 class _Strict(BaseModel):
@@ -158,7 +158,7 @@ class ChatRequest(_Completion):
 
     def prompts(self) -> list[tuple[Message, ...]]:
         """The conversation. Raises `ApiError` unless it ends with something that the user says."""
-        messages = tuple(each.message() for each in self.messages)
+        messages = tuple(message.message() for message in self.messages)
         if messages[-1].role != "user" or not messages[-1].content.strip():
             raise ApiError(400, "the last message should be the user's, and not empty", code="invalid_value", param="messages")
         return [messages]
@@ -245,5 +245,5 @@ def json_number(value: float | None) -> float | None:
 
 def usage(completions: Sequence[Completion]) -> dict[str, int]:
     """Tokens read and generated; a refused answer counts as far as it was generated."""
-    read, made = sum(each.n_prompt for each in completions), sum(each.answer.n_tokens for each in completions)
+    read, made = sum(done.n_prompt for done in completions), sum(done.answer.n_tokens for done in completions)
     return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}

@@ -99,8 +99,7 @@ class Playground:
         answer = self._decided(asked)
         raw = self._answer(self.guarded.model, asked)
         original = None if self.original is None else self._answer(self.original, asked)
-        place = answer.n_tokens if answer.refused else None
-        raw = ShownAnswer(raw.text, raw.tokens, refused_at=place)
+        raw = ShownAnswer(raw.text, raw.tokens, refused_at=answer.n_tokens if answer.refused else None)
         guarded = ShownAnswer(answer.text, () if answer.refused else raw.tokens, refused=answer.refused)
         return {
             "original": None if original is None else asdict(original),
@@ -225,10 +224,10 @@ def given_samples(settings: PlaySettings, made: Mapping[str, Any]) -> dict[str, 
     if settings.samples:
         return settings.samples
     known = {name: str(made[name]) for name in ("forget", "retain") if made.get(name)}
-    found = {name: source for name, source in known.items() if Path(source).exists()}
-    for name in known.keys() - found.keys():
+    present = {name: source for name, source in known.items() if Path(source).exists()}
+    for name in known.keys() - present.keys():
         say(f"note: {known[name]} is not here, so no {name} questions are offered (--samples {name}=FILE)")
-    return found
+    return present
 
 
 def load_original(settings: PlaySettings, made: Mapping[str, Any], guarded: GuardedModel) -> tuple[PreTrainedModel | None, str]:
