@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import PreTrainedModel
 
 from d2unlearn.gate.rule import GateRule
@@ -17,14 +18,24 @@ PROBE_EVERY = 100
 ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
 """What a layer of PEFT keeps beside its tensors: which adapters are on, merged, and how strong."""
 
+_OPTIMIZER_STEPS = [0]
+"""Of all optimizers of this process: fused ones write past the version counters."""
+
+
+def _count_step(*_: Any) -> None:
+    _OPTIMIZER_STEPS[0] += 1
+
+
+register_optimizer_step_post_hook(_count_step)
+
 
 class WeightsCheck:
     """Holds a rule against one model, before it is used: by the rule's probe prompts, whenever something may have changed.
 
     That is the first time (unless the weights were trusted, because their files' hash was compared); when a module, parameter
-    or buffer was replaced, moved, cast or written in place, by what its identity, address and version counter say; when an
-    adapter was switched, scaled or merged; and after `PROBE_EVERY` answers, which finds what is written past the counters
-    (through `.data`, by foreign kernels, into tensors made under `inference_mode`).
+    or buffer was replaced, moved, cast or written in place, by what its identity, address and version counter say; after a step
+    of any optimizer; when an adapter was switched, scaled or merged; and after `PROBE_EVERY` answers, which finds what is
+    written past the counters (through `.data`, by foreign kernels, into tensors made under `inference_mode`).
 
     Not seen: what is written past the counters and taken back, or used, before the probes are asked again; until then also what
     changes the model's answers without its tensors (a hook, a value in its configuration); and changes that move the energy of
@@ -42,7 +53,7 @@ class WeightsCheck:
         """Take the weights as they are for those that the rule was calibrated on."""
         self._rule, self._n_answers = rule, 0
         self._seen = marks_of(self._model)
-        self._alive = [weakref.ref(tensor) for tensor in _tensors(self._model)]
+        self._alive = [weakref.ref(tensor) for module in _modules(self._model) for tensor in _own_tensors(module)]
 
     def check(self, rule: GateRule, n_answers: int) -> None:
         """Before so many answers. Raises `GateError` unless the model gives the probe prompts the energies they had."""
@@ -59,14 +70,14 @@ class WeightsCheck:
 
 def marks_of(model: nn.Module) -> list[Any]:
     """What changes when a model's weights do, without reading them: see `WeightsCheck`."""
-    marks: list[Any] = []
+    marks: list[Any] = [_OPTIMIZER_STEPS[0]]
     for module in _modules(model):
         marks.append(id(module))
         if "_active_adapter" in vars(module):
             marks.append(repr([getattr(module, name, None) for name in ADAPTER_STATE]))
-    for tensor in _tensors(model):
-        version = None if tensor.is_inference() else tensor._version
-        marks.append((id(tensor), _address(tensor), version, tensor.dtype))
+        for tensor in _own_tensors(module):
+            version = None if tensor.is_inference() else tensor._version
+            marks.append((id(tensor), _address(tensor), version, tensor.dtype))
     return marks
 
 
@@ -80,10 +91,8 @@ def _modules(model: nn.Module) -> Iterator[nn.Module]:
             waiting += module._modules.values()
 
 
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    for module in _modules(model):
-        for kept in (module._parameters, module._buffers):
-            yield from (tensor for tensor in kept.values() if tensor is not None)
+def _own_tensors(module: nn.Module) -> list[Tensor]:
+    return [tensor for kept in (module._parameters, module._buffers) for tensor in kept.values() if tensor is not None]
 
 
 def _address(tensor: Tensor) -> int:
