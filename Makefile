@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: quickstart test test-fast test-slow lint types docs docs-check install clean
+.PHONY: quickstart test test-fast test-slow lint types docs docs-check dist install clean
 
 quickstart: $(MARK)
 	@$(BIN)/d2unlearn quickstart $(QUICKSTART_ARGS)
@@ -40,6 +40,12 @@ docs: $(MARK)
 
 docs-check: $(MARK)
 	$(BIN)/python docs/build/generated_docs.py
+
+# A wheel and the source that it was built from, in dist/, and whether their metadata and long description can be shown.
+dist: $(MARK)
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 install: $(MARK)
 
