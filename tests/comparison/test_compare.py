@@ -19,7 +19,7 @@ import yaml
 
 from cli.command import d2, refused
 from d2unlearn.comparison import evaluating, tuning
-from d2unlearn.comparison.context import RunContext, row_of
+from d2unlearn.comparison.context import RunContext
 from d2unlearn.comparison.objective import OBJECTIVE, validation_score
 from d2unlearn.comparison.plan import Run, comparison_of
 from d2unlearn.comparison.records import RunResult, TuningResult
@@ -40,6 +40,7 @@ from d2unlearn.teacher_forcing import score_rows
 from d2unlearn.training.unlearn import run_unlearn
 
 from .conftest import Compared
+from .tiny import write
 
 pytestmark = pytest.mark.trains
 
@@ -80,6 +81,12 @@ def context_of(settings: CompareSettings, entry: str, seed: int | None) -> RunCo
     comparison = comparison_of(settings, methods=METHODS, guards=GUARDS)
     kind: Any = "guard" if entry in GUARDS else "method"
     return RunContext(comparison, Run("cities", entry, kind, seed), store_of(settings))
+
+
+def value_of(result: RunResult, name: str, metric: str) -> float:
+    questions = result.of_set(name)
+    assert questions is not None
+    return next(found.value for found in questions.metrics if found.name == metric)
 
 
 def knowledge(folder: str | Path, rows: Any) -> dict[str, float]:
@@ -165,7 +172,7 @@ def test_the_original_knows_and_methods_forget(results: dict[str, Any]) -> None:
     """What the tiny world is for: numbers that differ by what was done."""
 
     def strength(key: str, name: str) -> float:
-        return float(results[key].of_set(name).metric("extraction_strength").value)
+        return value_of(results[key], name, "extraction_strength")
 
     assert strength("original/seed-0", "forget") > 0.9 > 0.5 > strength("oracle/seed-0", "forget")
     assert min(strength("original/seed-0", "retain"), strength("oracle/seed-0", "retain")) > 0.9
@@ -180,8 +187,8 @@ def test_a_guard_refuses_behind_untouched_weights(results: dict[str, Any]) -> No
     assert (guard.score_name, guard.comebacks, guard.learning_rate) == ("input_classifier", (), None)
     for name in ("forget", "retain"):
         assert guard.of_set(name).values["extraction_strength"] == original.of_set(name).values["extraction_strength"]
-    assert guard.of_set("forget").metric("guarded_refusal_rate").value > 0.8
-    assert guard.of_set("retain").metric("guarded_refusal_rate").value <= 0.2
+    assert value_of(guard, "forget", "guarded_refusal_rate") > 0.8
+    assert value_of(guard, "retain", "guarded_refusal_rate") <= 0.2
 
 
 def test_the_benchmark_s_metrics_are_held_against_the_oracle(compared: Compared, results: dict[str, Any]) -> None:
@@ -200,7 +207,8 @@ def test_questions_stand_in_the_same_order_in_every_record(results: dict[str, An
     for name in ("forget", "retain"):
         assert len({each.of_set(name).groups for each in judged}) == 1
     found = results["eua/seed-0"].of_set("forget")
-    assert np.mean(found.values["extraction_strength"]) == pytest.approx(found.metric("extraction_strength").value, abs=1e-5)
+    strength = value_of(results["eua/seed-0"], "forget", "extraction_strength")
+    assert np.mean(found.values["extraction_strength"]) == pytest.approx(strength, abs=1e-5)
 
 
 def test_done_work_is_not_repeated_and_the_same_comes_out(copied: CompareSettings, trained: list[Any]) -> None:
@@ -465,11 +473,14 @@ def test_accelerate_starts_a_run(copied: CompareSettings, file_of: Callable[[Com
     assert (done.returncode, done.stderr.count("eua/tune.json is done: same inputs, same settings")) == (0, 1), done.stderr
 
 
-def test_rows_written_for_other_verbs_read_back_as_they_were(compared: Compared) -> None:
+def test_rows_written_for_other_verbs_read_back_as_they_were(compared: Compared, tmp_path: Path) -> None:
     context = context_of(compared.settings, "eua", 0)
     found = read_examples(context.files["forget"])
     assert [(row.prompt, row.answer, row.group) for row in found] == [
         (row.prompt, row.answer, row.group) for row in context.questions.forget
     ]
-    plain = replace(found[0], prompt=())
-    assert row_of(plain) == {"text": plain.answer, "group": plain.group}
+    texts = [{"text": f"{about} {i}", "group": about} for about in ("Rome", "Berlin", "Paris") for i in range(20)]
+    split = {"forget": str(write(tmp_path / "forget.jsonl", texts)), "retain": compared.settings.splits["cities"]["retain"]}
+    plain = context_of(replace(compared.settings, output=str(tmp_path), splits={"cities": split}), "eua", 0)
+    again = read_examples(plain.files["forget"])
+    assert [(row.prompt, row.answer, row.group) for row in again] == [((), row["text"], row["group"]) for row in texts]

@@ -236,7 +236,7 @@ def test_a_command_that_failed_is_quoted(tmp_path: Path, capsys: pytest.CaptureF
     backend = Subprocess(command_in(tmp_path, f"{shlex.quote(sys.executable)} {shlex.quote(str(script))}"), jobs=1)
     assert carried(World([TUNE]), backend) == [TUNE.key]
     assert f"{TUNE.key} failed: error: forget.jsonl does not exist\n" in capsys.readouterr().err
-    assert command_in(tmp_path).last_line(ONE) == ""
+    assert backend.last_words(ONE) == ""
 
 
 def test_sigterm_ends_what_is_under_way_as_ctrl_c_does() -> None:

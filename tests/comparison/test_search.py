@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from d2unlearn.comparison.records import Trial
-from d2unlearn.comparison.search import RATE, RATE_RANGE, SPACES, Range, Space, next_parameters, space_of, trials_of
+from d2unlearn.comparison.search import RATE, RATE_RANGE, SPACES, SearchRange, Space, next_parameters, space_of, trials_of
 from d2unlearn.guards import GUARDS
 from d2unlearn.methods import METHODS
 
-SPACE = Space({RATE: RATE_RANGE, "beta": Range(0.0, 2.0)}, {})
+SPACE = Space({RATE: RATE_RANGE, "beta": SearchRange(0.0, 2.0)}, {})
 DEFAULTS = {RATE: 1.0, "beta": 7.0}
 
 
@@ -65,7 +65,7 @@ def test_every_contestant_has_a_space_of_numbers_that_it_takes() -> None:
 def test_settings_change_ranges_and_fix_values() -> None:
     space, mistakes = space_of("npo", {"beta": [0.5, 2], "gamma": 3, "retain_loss_type": "KL"})
     assert mistakes == []
-    assert space.ranges == {RATE: RATE_RANGE, "beta": Range(0.5, 2.0)}
+    assert space.ranges == {RATE: RATE_RANGE, "beta": SearchRange(0.5, 2.0)}
     assert space.fixed == {"gamma": 3, "retain_loss_type": "KL"}
     assert space_of("npo", {"beta": [2, 1]})[1] == ["search npo.beta: 2.0 should lie below 1.0"]
     assert space_of("rmu", {"trainable_params_regex": ["a", "b"]})[0].fixed == {"trainable_params_regex": ["a", "b"]}

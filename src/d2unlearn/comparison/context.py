@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from d2unlearn.comparison.plan import Comparison, Run, Split, reads_logs
 from d2unlearn.comparison.questions import HeldOutRows, SplitQuestions, divide, held_out_rows
-from d2unlearn.comparison.records import RETAIN_MODEL, RunResult, TuningResult
+from d2unlearn.comparison.records import RETAIN_MODEL
 from d2unlearn.comparison.search import Space
 from d2unlearn.comparison.store import Store
 from d2unlearn.config import CompareSettings
@@ -95,7 +95,7 @@ class RunContext:
         questions = self.questions
         sets = {"forget": questions.forget, "validation": questions.validation, "retain": questions.retain}
         sets |= {f"test/{test.name}": test.examples for test in questions.tests}
-        return {name: write_rows(self._data / f"{name}.jsonl", rows) for name, rows in sets.items()}
+        return {name: _write_once(self._data / f"{name}.jsonl", map(_line, rows)) for name, rows in sets.items()}
 
     @cached_property
     def benchmark_data(self) -> Path:
@@ -107,7 +107,7 @@ class RunContext:
             if file.stem in wanted or file.stem.startswith("holdout"):
                 lines = file.read_text(encoding="utf-8").splitlines()
                 kept = [line for line in lines if line.strip() and json.loads(line).get("answer") not in answers]
-                _write_once(folder / f"{file.stem}.jsonl", "".join(f"{line}\n" for line in kept))
+                _write_once(folder / f"{file.stem}.jsonl", kept)
         if not folder.is_dir():
             raise ConfigError([f"split {self.split.name}: {self.split.data} holds no files of the benchmark"])
         return folder
@@ -130,10 +130,6 @@ class RunContext:
         content = [[content_hash(row) for row in some] for some in rows]
         return fingerprint([_FORMAT, self.run.key, content, names, weights, self.split.benchmark, chosen])
 
-    def is_own(self, result: TuningResult | RunResult) -> bool:
-        """Whether a result was made of the run's own inputs and settings."""
-        return result.identity == self.identity
-
     def check(self) -> None:
         """Raises the error that the run would end in sooner or later: of files, of weights, of too few rows."""
         conformal_rank(len(self.held_out.calibration), self.settings.max_false_refusal)
@@ -143,21 +139,18 @@ class RunContext:
             raise ConfigError([f"{gate}: original and oracle are judged without a gate; name a folder that carries none"])
 
 
-def write_rows(path: Path, rows: Iterable[Example]) -> Path:
-    """Rows as a JSONL file that reads back to the same rows; left as it is where it holds them already."""
-    return _write_once(path, "".join(json.dumps(row_of(row), ensure_ascii=False) + "\n" for row in rows))
-
-
-def row_of(example: Example) -> dict[str, Any]:
+def _line(example: Example) -> str:
     """An example as the columns that it is read from."""
     group = {} if example.group is None else {"group": example.group}
     if not example.prompt:
-        return {"text": example.answer, **group}
+        return json.dumps({"text": example.answer, **group}, ensure_ascii=False)
     turns = [{"role": turn.role, "content": turn.content} for turn in example.prompt]
-    return {"prompt": turns, "completion": example.answer, **group}
+    return json.dumps({"prompt": turns, "completion": example.answer, **group}, ensure_ascii=False)
 
 
-def _write_once(path: Path, text: str) -> Path:
+def _write_once(path: Path, lines: Iterable[str]) -> Path:
+    """The file with these lines; left as it is where it holds them already."""
+    text = "".join(f"{line}\n" for line in lines)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         atomic_write(path, text)
     return path

@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ RESET_PEAK = "5"
 class Meter:
     """Filled in when its block ends."""
 
-    cost: TrainingCost = field(default=NO_COST)
+    cost: TrainingCost = NO_COST
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,13 @@ COMPARED = ("forget_truth_ratio",)
 
 
 def keep_logs(evaluated: Path, target: Path) -> None:
-    """Write the kept part of the logs in an evaluated benchmark's folder to `target`."""
-    write_json(target, kept_part(read_logs(evaluated / eval_file(TOFU), TOFU)))
-
-
-def kept_part(logs: Mapping[str, Any]) -> dict[str, Any]:
-    """Every metric's number, and the scores of each example where they are compared."""
+    """Write to `target` every metric's number of an evaluated benchmark, and the scores of each example where compared."""
     kept: dict[str, Any] = {}
-    for key, entry in logs.items():
+    for key, entry in read_logs(evaluated / eval_file(TOFU), TOFU).items():
         kept[key] = {"agg_value": entry.get("agg_value")}
         if key in COMPARED:
             scores = {index: {"score": record["score"]} for index, record in entry["value_by_index"].items()}
             kept[key]["value_by_index"] = scores
         if key == CONVENTION_KEY:
             kept[key]["convention"] = entry["convention"]
-    return kept
+    write_json(target, kept)

@@ -21,7 +21,6 @@ from d2unlearn.comparison.table import (
 from d2unlearn.report.notation import NOT_SCORED, readable
 from d2unlearn.report.tables import ARROWS
 
-RESULTS: tuple[Result, ...] = ("win", "tie", "loss")
 HOW_COMPARED = (
     f"Wins, ties and losses are {PROPOSED_METHOD}'s, on the same test questions. It is a tie unless chance explains the "
     f"difference in fewer than {LEVEL:.0%} of cases, with Holm's adjustment for all that are compared in a metric, not for the "
@@ -44,16 +43,13 @@ def parts_of(table: SplitTable, *, objective: str) -> Iterator[str]:
     """One split: what it was evaluated on, wins and losses, the tables, and how the parameters were chosen."""
     yield f"Test questions: {sizes_text(table)}. Measured on: {'; '.join(table.machines)}. {seeds_text(table.rows)}\n"
     if table.outcomes:
-        yield f"### {PROPOSED_METHOD} against the others\n"
-        yield f"{compared_text(table)}\n"
-        yield outcome_table(table.outcomes) + "\n"
+        yield f"### {PROPOSED_METHOD} against the others\n\n{compared_text(table)}\n\n{outcome_table(table.outcomes)}\n"
     for section in table.sections:
         if filled_columns(section, table.rows):
-            yield f"### {section.title}\n"
-            yield section_table(section, table.rows) + "\n"
+            yield f"### {section.title}\n\n{section_table(section, table.rows)}\n"
     yield from _notes(table.rows)
-    yield f"### How parameters were chosen\n\nBy the {objective}.\n"
-    yield tuning_table(table) + "\n"
+    tunings = ["", "trials", "of them worth nothing", "score on validation questions", "chosen"]
+    yield f"### How parameters were chosen\n\nBy the {objective}.\n\n{markdown_table(tunings, tuning_texts(table))}\n"
 
 
 def sizes_text(table: SplitTable) -> str:
@@ -86,14 +82,13 @@ def outcome_counts(outcomes: Sequence[MetricOutcome]) -> dict[str, list[int]]:
     for outcome in outcomes:
         counts.setdefault(metric_label(outcome.respect), Counter())[outcome.result] += 1
     counts["all"] = Counter(outcome.result for outcome in outcomes)
-    return {label: [counted[result] for result in RESULTS] for label, counted in counts.items()}
+    return {label: [counted["win"], counted["tie"], counted["loss"]] for label, counted in counts.items()}
 
 
 def outcome_table(outcomes: Sequence[MetricOutcome]) -> str:
     """How often the proposed method wins, ties and loses, metric by metric."""
-    return markdown_table(
-        ["", "wins", "ties", "losses"], [[label, *map(str, n)] for label, n in outcome_counts(outcomes).items()]
-    )
+    body = [[label, *map(str, counts)] for label, counts in outcome_counts(outcomes).items()]
+    return markdown_table(["", "wins", "ties", "losses"], body)
 
 
 def filled_columns(section: TableSection, rows: Sequence[EntryRow]) -> list[TableColumn]:
@@ -133,14 +128,8 @@ def number_text(value: float, column: TableColumn) -> str:
     return f"{value:.1e}" if 0 < abs(value) < 5e-4 else f"{value:.3f}"
 
 
-def tuning_table(table: SplitTable) -> str:
-    """What was chosen; scores are of validation questions, which no other table shows."""
-    head = ["", "trials", "of them worth nothing", "score on validation questions", "chosen"]
-    return markdown_table(head, tuning_texts(table))
-
-
 def tuning_texts(table: SplitTable) -> list[list[str]]:
-    """Of each entry that was tuned: name, trials, failed trials, score of the chosen one, its parameters."""
+    """Of each entry that was tuned: name, trials, failed trials, the chosen one's score on validation questions, its values."""
     return [
         [row.contestant, str(row.trials), str(row.worthless), f"{row.score:.4f}", parameters_text(row.parameters)]
         for row in table.tunings

@@ -6,16 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2unlearn.comparison.markdown import (
-    HOW_COMPARED,
-    cell_texts,
-    compared_text,
-    filled_columns,
-    outcome_counts,
-    seeds_text,
-    sizes_text,
-    tuning_texts,
-)
+from d2unlearn.comparison import markdown
 from d2unlearn.comparison.records import ORIGINAL, PROPOSED_METHOD
 from d2unlearn.comparison.table import EntryRow, SplitTable, entries_in
 from d2unlearn.comparison.tradeoff import tradeoff
@@ -74,13 +65,6 @@ def index_page(tables: Sequence[SplitTable], links: Mapping[str, str]) -> str:
         splits=list(zip(tables, figures, strict=True)),
         arrows=ARROWS,
         proposed=PROPOSED_METHOD,
-        how_compared=HOW_COMPARED,
-        cell_texts=cell_texts,
-        compared_text=compared_text,
-        filled_columns=filled_columns,
+        texts=markdown,
         links_of=links_of,
-        outcome_counts=outcome_counts,
-        seeds_text=seeds_text,
-        sizes_text=sizes_text,
-        tuning_texts=tuning_texts,
     )

@@ -5,6 +5,7 @@ For each split: the original and the retain model as they are; then, entry by en
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, get_type_hints
@@ -89,7 +90,7 @@ def comparison_of(settings: CompareSettings, *, methods: Collection[str], guards
         mistakes += [f"{what} {name!r} is not known; known: {', '.join(known)}" for name in unknown]
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
         mistakes.append("seeds should be different numbers")
-    mistakes += _repeated([*chosen, *settings.guards])
+    mistakes += [f"{name} is named twice" for name, n in Counter([*chosen, *settings.guards]).items() if n > 1]
     spaces: dict[str, Space] = {}
     for name in dict.fromkeys([*methods, *guards]):
         spaces[name], wrong = space_of(name, settings.search.get(name, {}))
@@ -190,7 +191,3 @@ def _wrong_in(split: Split, names: Sequence[str]) -> list[str]:
         wrong.append(f"strongest_of should be a split that stands before it, not {split.strongest_of!r}")
     taken = {"forget", "retain"} & {*split.also_forget, *split.also_retain}
     return [*wrong, *(f"a further set cannot be called {name}" for name in sorted(taken))]
-
-
-def _repeated(names: Sequence[str]) -> list[str]:
-    return [f"{name} is named twice" for name in dict.fromkeys(names) if names.count(name) > 1]

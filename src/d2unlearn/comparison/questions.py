@@ -28,10 +28,8 @@ _LARGEST_TEST_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class TestSet:
+class QuestionSet:
     """Test questions under a name."""
-
-    __test__ = False
 
     name: str
     kind: Kind
@@ -45,7 +43,7 @@ class SplitQuestions:
     forget: tuple[Example, ...]
     validation: tuple[Example, ...]
     retain: tuple[Example, ...]
-    tests: tuple[TestSet, ...]
+    tests: tuple[QuestionSet, ...]
 
 
 def divide(
@@ -65,7 +63,7 @@ def divide(
     validation_answers = {row.answer for row in validation}
     sets: dict[str, tuple[Kind, Sequence[Example]]] = {"forget": ("forget", tested), "retain": ("retain", kept_back), **further}
     tests = tuple(
-        TestSet(name, kind, tuple(row for row in rows if row.answer not in validation_answers))
+        QuestionSet(name, kind, tuple(row for row in rows if row.answer not in validation_answers))
         for name, (kind, rows) in sets.items()
     )
     empty = [test.name for test in tests if not test.examples]

@@ -71,9 +71,6 @@ class SetResult:
     groups: tuple[str, ...]
     values: Mapping[str, tuple[float, ...]]
 
-    def metric(self, name: str) -> MetricResult | None:
-        return next((metric for metric in self.metrics if metric.name == name), None)
-
 
 @dataclass(frozen=True)
 class TrainingCost:

@@ -63,7 +63,7 @@ def run_one(comparison: Comparison, store: Store, key: str) -> None:
     context = RunContext(comparison, run, store)
     with store.claim(run):
         if store.is_done(run):
-            if not context.is_own(store.result(run)):
+            if store.result(run).identity != context.identity:
                 raise ArtifactError(OTHERS.format(store.path(run)))
             if first_rank():
                 say(DONE.format(store.path(run)))
@@ -96,7 +96,7 @@ def _check_done(comparison: Comparison, store: Store) -> None:
     wrong = [
         str(store.path(run))
         for run in known_runs(comparison, store)
-        if store.is_done(run) and not RunContext(comparison, run, store).is_own(store.result(run))
+        if store.is_done(run) and store.result(run).identity != RunContext(comparison, run, store).identity
     ]
     if wrong:
         raise ArtifactError(OTHERS.format(", ".join(wrong)))

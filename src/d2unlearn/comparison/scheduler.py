@@ -59,9 +59,9 @@ class Backend(ABC):
     def start(self, run: Run) -> Any:
         """Begin a run; returns a handle."""
 
-    @abstractmethod
     def has_ended(self, handle: Any) -> bool:
-        """Whether it is over, well or not."""
+        """Whether it is over, well or not: at once where `start` waits for the end."""
+        return True
 
     @abstractmethod
     def stop(self, handle: Any) -> None:
@@ -122,9 +122,6 @@ class InProcess(Backend):
         except D2Error as error:
             say(f"error: {error}")
 
-    def has_ended(self, handle: None) -> bool:
-        return True
-
     def stop(self, handle: None) -> None:
         pass
 
@@ -150,12 +147,6 @@ class RunCommand:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def last_line(self, run: Run) -> str:
-        """The last line of a run's log that something stands on."""
-        log = self.log(run)
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
 
 class _Logged(Backend):
     """Runs that say what they say to their logs, `jobs` at once."""
@@ -165,7 +156,9 @@ class _Logged(Backend):
         self._command = command
 
     def last_words(self, run: Run) -> str:
-        return self._command.last_line(run)
+        log = self._command.log(run)
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 class Subprocess(_Logged):

@@ -19,7 +19,7 @@ RATE = "learning_rate_factor"
 
 
 @dataclass(frozen=True)
-class Range:
+class SearchRange:
     """Values from low to high; drawn evenly in the logarithm where low is positive, else evenly."""
 
     low: float
@@ -37,30 +37,30 @@ class Range:
 class Space:
     """ranges: what is searched; fixed: parameters with another value than their default."""
 
-    ranges: Mapping[str, Range]
+    ranges: Mapping[str, SearchRange]
     fixed: Mapping[str, Any]
 
 
-RATE_RANGE = Range(0.2, 5.0)
-SPACES: dict[str, dict[str, Range]] = {
-    "eua": {RATE: RATE_RANGE, "gamma": Range(0.01, 1.0)},
+RATE_RANGE = SearchRange(0.2, 5.0)
+SPACES: dict[str, dict[str, SearchRange]] = {
+    "eua": {RATE: RATE_RANGE, "gamma": SearchRange(0.01, 1.0)},
     "gradient_ascent": {RATE: RATE_RANGE},
-    "gradient_difference": {RATE: RATE_RANGE, "gamma": Range(0.01, 1.0)},
-    "npo": {RATE: RATE_RANGE, "beta": Range(0.03, 1.0), "gamma": Range(0.1, 3.0)},
-    "simnpo": {RATE: RATE_RANGE, "beta": Range(1.0, 10.0), "gamma": Range(0.03, 1.0)},
-    "wga": {RATE: RATE_RANGE, "beta": Range(0.3, 5.0), "gamma": Range(0.03, 3.0)},
-    "satimp": {RATE: RATE_RANGE, "beta1": Range(1.0, 10.0), "gamma": Range(0.03, 3.0)},
+    "gradient_difference": {RATE: RATE_RANGE, "gamma": SearchRange(0.01, 1.0)},
+    "npo": {RATE: RATE_RANGE, "beta": SearchRange(0.03, 1.0), "gamma": SearchRange(0.1, 3.0)},
+    "simnpo": {RATE: RATE_RANGE, "beta": SearchRange(1.0, 10.0), "gamma": SearchRange(0.03, 1.0)},
+    "wga": {RATE: RATE_RANGE, "beta": SearchRange(0.3, 5.0), "gamma": SearchRange(0.03, 3.0)},
+    "satimp": {RATE: RATE_RANGE, "beta1": SearchRange(1.0, 10.0), "gamma": SearchRange(0.03, 3.0)},
     "ce_u": {RATE: RATE_RANGE},
-    "undial": {RATE: RATE_RANGE, "beta": Range(3.0, 30.0), "alpha": Range(0.0, 2.0)},
-    "rmu": {RATE: RATE_RANGE, "steering_coeff": Range(1.0, 100.0), "alpha": Range(0.1, 10.0)},
-    "max_entropy": {RATE: RATE_RANGE, "gamma": Range(0.03, 3.0)},
-    "pdu": {RATE: RATE_RANGE, "gamma": Range(0.001, 1.0), "retain_loss_eps": Range(0.03, 1.0)},
-    "altpo": {RATE: RATE_RANGE, "beta": Range(0.03, 1.0), "gamma": Range(0.1, 3.0)},
-    "idk": {RATE: RATE_RANGE, "gamma": Range(0.1, 3.0)},
-    "dpo": {RATE: RATE_RANGE, "beta": Range(0.03, 1.0), "gamma": Range(0.1, 3.0)},
-    "idk_ap": {RATE: RATE_RANGE, "beta": Range(0.03, 1.0), "gamma": Range(0.1, 3.0)},
-    "input_classifier": {"C": Range(0.001, 100.0)},
-    "embedding_corruption": {"C": Range(0.001, 100.0), "strength": Range(0.1, 10.0)},
+    "undial": {RATE: RATE_RANGE, "beta": SearchRange(3.0, 30.0), "alpha": SearchRange(0.0, 2.0)},
+    "rmu": {RATE: RATE_RANGE, "steering_coeff": SearchRange(1.0, 100.0), "alpha": SearchRange(0.1, 10.0)},
+    "max_entropy": {RATE: RATE_RANGE, "gamma": SearchRange(0.03, 3.0)},
+    "pdu": {RATE: RATE_RANGE, "gamma": SearchRange(0.001, 1.0), "retain_loss_eps": SearchRange(0.03, 1.0)},
+    "altpo": {RATE: RATE_RANGE, "beta": SearchRange(0.03, 1.0), "gamma": SearchRange(0.1, 3.0)},
+    "idk": {RATE: RATE_RANGE, "gamma": SearchRange(0.1, 3.0)},
+    "dpo": {RATE: RATE_RANGE, "beta": SearchRange(0.03, 1.0), "gamma": SearchRange(0.1, 3.0)},
+    "idk_ap": {RATE: RATE_RANGE, "beta": SearchRange(0.03, 1.0), "gamma": SearchRange(0.1, 3.0)},
+    "input_classifier": {"C": SearchRange(0.001, 100.0)},
+    "embedding_corruption": {"C": SearchRange(0.001, 100.0), "strength": SearchRange(0.1, 10.0)},
     "prompt_guard": {},
 }
 STARTUP = 3
@@ -77,7 +77,7 @@ def space_of(name: str, given: Mapping[str, Any]) -> tuple[Space, list[str]]:
         ranges.pop(key, None)
         if isinstance(value, list) and len(value) == 2 and all(_is_number(end) for end in value):
             low, high = (float(end) for end in value)
-            ranges[key] = Range(low, high)
+            ranges[key] = SearchRange(low, high)
             mistakes += [] if low < high else [f"search {name}.{key}: {low} should lie below {high}"]
         else:
             fixed[key] = value

@@ -14,15 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student
 
-from d2unlearn.comparison.outcomes import (
-    ATTACKED,
-    GUARDED_ROUGE,
-    REFUSAL_RATE,
-    RELEARNED,
-    STRENGTH,
-    MetricOutcome,
-    outcomes_of,
-)
+from d2unlearn.comparison.outcomes import ATTACKED, GUARDED_ROUGE, REFUSAL_RATE, RELEARNED, STRENGTH, MetricOutcome, outcomes_of
 from d2unlearn.comparison.records import ORIGINAL, PROPOSED_METHOD, RETAIN_MODEL, EntryKind, RunResult, SetResult, TuningResult
 from d2unlearn.report.notation import readable
 from d2unlearn.schema import Better
@@ -31,7 +23,16 @@ CONFIDENCE = 0.95
 """Of the intervals over seeds."""
 FAILED_SCORE = 1e-3
 """The score of a trial, of 1, below which nothing was forgotten or nothing is left."""
-LABELS = {STRENGTH: "{}: extraction strength", GUARDED_ROUGE: "told: {}", REFUSAL_RATE: "gate refuses: {}"}
+LABELS = {
+    STRENGTH: "{}: extraction strength",
+    "answer_probability": "{}: answer probability",
+    "token_entropy": "{}: token entropy",
+    "leak_rate": "{}: leaks",
+    "guarded_leak_rate": "leaks: {}",
+    REFUSAL_RATE: "gate refuses: {}",
+    GUARDED_ROUGE: "told: {}",
+}
+"""What a metric is called, by its name without the set's."""
 FORGET_QUALITY = "suite.forget_quality"
 """A p-value: it spans orders of magnitude, so its mean over seeds is that of logarithms."""
 
@@ -150,11 +151,6 @@ def numbers_of(run: RunResult, base: tuple[float, float] = (math.nan, math.nan))
     return numbers | {"cost.seconds": time, "cost.time": _ratio(time, base[0]), "cost.memory": _ratio(memory, base[1])}
 
 
-def is_guarded(key: str) -> bool:
-    """Whether a number depends on the guard, and not on the weights alone."""
-    return ".guarded_" in key or key.startswith("separation.") or "_gate_" in key
-
-
 def p_interval(values: Sequence[float]) -> SeedMean:
     """Geometric mean of p-values over seeds and its interval, which ends at 1; NaN values are left out."""
     found = seed_interval([math.log(max(value, sys.float_info.min)) for value in values])
@@ -181,10 +177,10 @@ def sections_of(sets: Mapping[str, SetResult], suite: bool) -> tuple[TableSectio
     others = [name for name in forget if name != "forget"]
     raw = [
         _column("forget", STRENGTH, "lower"),
-        TableColumn("forget.answer_probability", "forget: answer probability", "lower"),
+        _column("forget", "answer_probability", "lower"),
         *(_column(name, STRENGTH, "lower") for name in others),
-        *(TableColumn(f"{name}.leak_rate", f"{readable(name)}: leaks", "lower", True) for name in others),
-        TableColumn("forget.token_entropy", "forget: token entropy", "higher"),
+        *(_column(name, "leak_rate", "lower") for name in others),
+        _column("forget", "token_entropy", "higher"),
         *(_column(name, STRENGTH, "higher") for name in retain),
     ]
     own = [
@@ -194,28 +190,28 @@ def sections_of(sets: Mapping[str, SetResult], suite: bool) -> tuple[TableSectio
     ]
     guarded = [
         *(_column(name, REFUSAL_RATE, "higher") for name in forget),
-        *(TableColumn(f"{name}.guarded_leak_rate", f"leaks: {readable(name)}", "lower", True) for name in forget),
+        *(_column(name, "guarded_leak_rate", "lower") for name in forget),
         *(_column(name, REFUSAL_RATE, "lower") for name in retain),
         _column("forget", GUARDED_ROUGE, "lower"),
         _column("retain", GUARDED_ROUGE, "higher"),
         TableColumn("separation.auroc_gate_forget_vs_retain", "AUROC of the guard's score", "higher"),
     ]
-    back = [TableColumn("comeback.first.0", "at rest", "lower")]
-    back += [
+    back = [
         TableColumn(f"comeback.{choice}.{steps}", f"{words}, {steps} steps", "lower")
         for choice, words in (("first", "whole authors"), ("spread", "rows of all authors"))
         for steps in (5, 20)
     ]
-    cost = [
+    cost = (
         TableColumn("cost.seconds", "seconds of training", "lower"),
         TableColumn("cost.time", f"time / {PROPOSED_METHOD}", "lower"),
         TableColumn("cost.memory", f"memory / {PROPOSED_METHOD}", "lower"),
-    ]
+    )
+    relearned = "After relearning a tenth: answer probability on the rest"
     return (
         TableSection("Raw weights", (*raw[:2], *(own if suite else []), *raw[2:])),
         TableSection("Behind the guard", tuple(guarded)),
-        TableSection("After relearning a tenth: answer probability on the rest", tuple(back)),
-        TableSection("Cost of training", tuple(cost)),
+        TableSection(relearned, (TableColumn("comeback.first.0", "at rest", "lower"), *back)),
+        TableSection("Cost of training", cost),
     )
 
 
@@ -228,7 +224,7 @@ def metric_label(metric: str) -> str:
 
 
 def _column(name: str, kind: str, better: Better) -> TableColumn:
-    return TableColumn(f"{name}.{kind}", metric_label(f"{name}.{kind}"), better, kind == REFUSAL_RATE)
+    return TableColumn(f"{name}.{kind}", metric_label(f"{name}.{kind}"), better, kind.endswith("_rate"))
 
 
 def _row(runs: Sequence[RunResult], original: Mapping[str, float], base: tuple[float, float]) -> EntryRow:
@@ -236,12 +232,16 @@ def _row(runs: Sequence[RunResult], original: Mapping[str, float], base: tuple[f
     keys = dict.fromkeys(key for of_run in numbers for key in of_run)
     values = {key: [of_run.get(key, math.nan) for of_run in numbers] for key in keys}
     if runs[0].kind == "guard":
-        raw = {key: value for key, value in original.items() if not is_guarded(key) and not key.startswith("cost.")}
-        values |= {key: [value] for key, value in raw.items()}
+        values |= {key: [value] for key, value in original.items() if _of_weights(key)}
     cells = {key: (p_interval if key == FORGET_QUALITY else seed_interval)(known) for key, known in values.items()}
     notes = {run.gate_reason for run in runs if run.gate_reason and run.kind == "method"}
     note = "weights as the original's" if runs[0].kind == "guard" else "; ".join(sorted(notes))
     return EntryRow(runs[0].contestant, runs[0].kind, tuple(sorted(run.seed for run in runs)), cells, note)
+
+
+def _of_weights(key: str) -> bool:
+    """Whether a number depends on the weights alone."""
+    return not (".guarded_" in key or "_gate_" in key or key.startswith(("separation.", "cost.")))
 
 
 def _tuning(tuning: TuningResult) -> TuningRow:

@@ -11,6 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy.optimize import isotonic_regression
 
 from d2unlearn.comparison.outcomes import RELEARNED
 from d2unlearn.comparison.records import ORIGINAL, PROPOSED_METHOD, RETAIN_MODEL
@@ -94,22 +95,11 @@ def label_heights(wanted: Sequence[float], gap: float) -> list[float]:
 
     Labels that would run into each other are spread evenly around their common middle.
     """
-    order = np.argsort(np.asarray(wanted), kind="stable")
-    clusters: list[list[float]] = []
-    for index in order:
-        clusters.append([float(wanted[index])])
-        while len(clusters) > 1 and _bottom(clusters[-1], gap) < _bottom(clusters[-2], gap) + gap * len(clusters[-2]):
-            clusters[-2:] = [clusters[-2] + clusters[-1]]
-    spread = [_bottom(cluster, gap) + gap * rank for cluster in clusters for rank in range(len(cluster))]
-    heights = [0.0] * len(spread)
-    for index, height in zip(order, spread, strict=True):
-        heights[index] = height
-    return heights
-
-
-def _bottom(cluster: Sequence[float], gap: float) -> float:
-    height = gap * (len(cluster) - 1)
-    return max(0.0, min(float(np.mean(cluster)) - height / 2, 1.0 - height))
+    order, steps = np.argsort(wanted, kind="stable"), gap * np.arange(len(wanted))
+    lowest = isotonic_regression(np.take(wanted, order) - steps).x  # as near to those wanted as a rising sequence can be
+    heights = np.empty(len(wanted))
+    heights[order] = np.clip(lowest, 0.0, max(0.0, 1.0 - steps[-1])) + steps
+    return [float(height) for height in heights]
 
 
 def _panel(axes: Axes, label: str, points: Sequence[Point], marks: Mapping[str, _Mark]) -> None:

@@ -9,15 +9,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from d2unlearn.comparison.outcomes import (
-    ATTACKED,
-    GUARDED_ROUGE,
-    REFUSAL_RATE,
-    RELEARNED,
-    STRENGTH,
-    MetricOutcome,
-    Result,
-)
+from d2unlearn.comparison.outcomes import ATTACKED, GUARDED_ROUGE, REFUSAL_RATE, RELEARNED, STRENGTH, MetricOutcome, Result
 from d2unlearn.comparison.records import PROPOSED_METHOD
 from d2unlearn.comparison.table import SplitTable
 from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, STYLE, Drawing, svg_of
