@@ -21,7 +21,7 @@ from d2unlearn.cli.main import run as run_command
 from d2unlearn.gate import EnergyGate
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.schema import GATE_FILE
-from d2unlearn.serving.batch import Asked
+from d2unlearn.serving.batch import GenerationRequest
 from d2unlearn.serving.engine import Job
 from gate import tiny
 from generation.conftest import Halves
@@ -206,13 +206,15 @@ def chat_served(chat_model: GuardedModel) -> Iterator[Served]:
         yield running
 
 
-def read_by_the_model(served: Served, monkeypatch: pytest.MonkeyPatch, body: dict[str, Any], path: str = CHAT) -> list[Asked]:
+def read_by_the_model(
+    served: Served, monkeypatch: pytest.MonkeyPatch, body: dict[str, Any], path: str = CHAT
+) -> list[GenerationRequest]:
     """What the engine is given for a request."""
-    asked: list[Asked] = []
+    asked: list[GenerationRequest] = []
     submit = served.service.engine.submit
 
     def note(jobs: list[Job]) -> None:
-        asked.extend(job.asked for job in jobs)
+        asked.extend(job.request for job in jobs)
         submit(jobs)
 
     with monkeypatch.context() as patched:

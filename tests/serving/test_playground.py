@@ -22,7 +22,7 @@ from d2unlearn.gate.online import Trace
 from d2unlearn.gate.score import running_scores
 from d2unlearn.gate.traces import collect_traces
 from d2unlearn.generation.guarded import Answer
-from d2unlearn.serving.batch import Asked
+from d2unlearn.serving.batch import GenerationRequest
 from d2unlearn.serving.playground import (
     Playground,
     QuestionSet,
@@ -142,7 +142,7 @@ def test_the_three_answers_are_the_models_own_and_the_decision_is_the_gates(spli
     assert gate is not None
     kinds = set()
     for prompt, ids in zip(split.prompts, split.ids, strict=True):
-        found = playground.compare(Asked(tuple(ids), 12))
+        found = playground.compare(GenerationRequest(tuple(ids), 12))
         (answer,) = guarded.answer([prompt])
         (raw,) = collect_traces(guarded.model, guarded.tokenizer, [ids], max_new_tokens=12)
         (original,) = collect_traces(tiny.model(seed=4), guarded.tokenizer, [ids], max_new_tokens=12)
@@ -232,7 +232,7 @@ def test_a_question_of_the_page_is_held_to_the_servers_limits(played: Served, sp
 
 
 def test_without_an_original_two_answers_are_compared(split: Halves) -> None:
-    found = Playground(split.guarded, None).compare(Asked(tuple(split.ids[0]), 12))
+    found = Playground(split.guarded, None).compare(GenerationRequest(tuple(split.ids[0]), 12))
     assert found["original"] is None
     assert found["raw"]["text"] == split.guarded.answer(split.prompts[:1], raw=True)[0].text
 
@@ -320,7 +320,7 @@ def test_a_click_on_a_question_shows_three_answers_the_decision_and_the_request_
         colours = {token.value_of_css_property("background-color") for token in page.all("#raw .token")}
         assert len(colours) > 2
         shown = [token.get_attribute("title") for token in page.all("#raw .token")]
-        found = playground.compare(Asked(tuple(split.guarded.template.question_ids(prompt)), 12))
+        found = playground.compare(GenerationRequest(tuple(split.guarded.template.question_ids(prompt)), 12))
         assert shown == [f"{token['energy']:.2f} nats".replace("-", "−") for token in found["raw"]["tokens"]]
     assert page.problems() == []
 

@@ -22,14 +22,14 @@ from starlette.exceptions import HTTPException
 from d2unlearn.errors import DataError, GateError
 from d2unlearn.runtime import say
 from d2unlearn.schema import Message
-from d2unlearn.serving.batch import Asked, Completion, Piece
-from d2unlearn.serving.engine import Busy, Engine, Failed, Job, Stopping
+from d2unlearn.serving.batch import Completion, GenerationRequest, Piece
+from d2unlearn.serving.engine import OUT_OF_MEMORY, Busy, Engine, Job, Stopping
 from d2unlearn.serving.metrics import Metrics
 from d2unlearn.serving.openai_api import ApiError, ChatRequest, Reply, TextRequest, error_body, error_response, unreadable
 
 LOOK_SECONDS = 0.25
 """How often a waiting request looks whether its client is still there."""
-Event = Piece | Completion | Failed | ApiError
+Event = Piece | Completion | Exception
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,8 @@ class Call:
         """What comes, until `count` prompts have their completion. Raises `ApiError` when there is none to come."""
         while count:
             index, event = await self._next(request)
-            if isinstance(event, Failed):
+            if isinstance(event, Exception):
                 raise _failure(event)
-            if isinstance(event, ApiError):
-                raise event
             count -= isinstance(event, Completion)
             yield index, event
 
@@ -98,8 +96,8 @@ class _Caller:
     def take(self, event: Piece | Completion) -> None:
         self._call.put(self._index, event)
 
-    def fail(self, failed: Failed) -> None:
-        self._call.put(self._index, failed)
+    def fail(self, error: Exception) -> None:
+        self._call.put(self._index, error)
 
 
 class Service:
@@ -141,7 +139,7 @@ class Service:
         first = await anext(events)
         return StreamingResponse(_stream(reply, body, first, events), media_type="text/event-stream")
 
-    async def asked(self, prompt: tuple[Message, ...], body: ChatRequest | TextRequest) -> Asked:
+    async def asked(self, prompt: tuple[Message, ...], body: ChatRequest | TextRequest) -> GenerationRequest:
         """The request as the engine takes it. Raises `ApiError` for what is too long, or no conversation to the template."""
         limits = self.limits
         longest = body.longest or limits.default_new_tokens
@@ -158,7 +156,7 @@ class Service:
         if len(ids) > limits.max_prompt_tokens:
             said = f"the prompt has {len(ids)} tokens; at most {limits.max_prompt_tokens} are read here"
             raise ApiError(400, said, code="context_length_exceeded", param="messages")
-        return Asked(tuple(ids), longest, body.stops, body.sampling)
+        return GenerationRequest(tuple(ids), longest, body.stops, body.sampling)
 
     async def render(self, prompt: tuple[Message, ...]) -> list[int]:
         """The prompt's ids, made in one thread for all requests."""
@@ -175,7 +173,7 @@ class Service:
             call.gone = True
             call.put(-1, ApiError(503, "the server was stopped", code="stopping", retry_after=5))
 
-    def _submit(self, asked: list[Asked], call: Call) -> None:
+    def _submit(self, asked: list[GenerationRequest], call: Call) -> None:
         try:
             self.engine.submit([Job(prompt, _Caller(call, index)) for index, prompt in enumerate(asked)])
         except Busy as error:
@@ -228,16 +226,15 @@ def _sent(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n"
 
 
-def _failure(failed: Failed) -> ApiError:
-    if failed.out_of_memory:
+def _failure(error: Exception) -> ApiError:
+    """What a client is told of an error; of one that nobody foresaw nothing, since its text may quote a request."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, OUT_OF_MEMORY):
         return ApiError(503, "the server ran out of memory on this request; ask for less", code="out_of_memory")
-    if failed.no_gate is not None:
-        return _no_gate(failed.no_gate)
+    if isinstance(error, GateError):
+        return ApiError(500, str(error), code="gate_error")
     return ApiError(500, "the answer could not be made", code="internal_error")
-
-
-def _no_gate(why: str) -> ApiError:
-    return ApiError(500, why, code="gate_error")
 
 
 def make_app(service: Service) -> FastAPI:
@@ -283,12 +280,9 @@ def make_app(service: Service) -> FastAPI:
         return error_response(unreadable(error.errors()))
 
     @app.exception_handler(GateError)
-    async def no_gate(request: Request, error: GateError) -> Response:
-        return error_response(_no_gate(str(error)))
-
     @app.exception_handler(Exception)
-    async def unknown(request: Request, error: Exception) -> Response:
-        return error_response(ApiError(500, "the answer could not be made", code="internal_error"))
+    async def unanswered(request: Request, error: Exception) -> Response:
+        return error_response(_failure(error))
 
     return app
 

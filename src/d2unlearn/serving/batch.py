@@ -35,7 +35,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Asked:
+class GenerationRequest:
     """One request: the prompt's ids, the longest answer in tokens, texts that end it, how it is drawn (None: greedily)."""
 
     prompt_ids: tuple[int, ...]
@@ -63,7 +63,7 @@ class Completion:
     n_prompt: int
 
 
-class Reader(Protocol):
+class Recipient(Protocol):
     """Who asked. `take` must not raise; once `gone`, the row is ended at the next token."""
 
     @property
@@ -75,12 +75,14 @@ class Reader(Protocol):
     def take(self, event: Piece | Completion) -> None: ...
 
 
-def generate_rows(guarded: GuardedModel, asked: Sequence[Asked], readers: Sequence[Reader], *, hold_back: int = 0) -> None:
-    """Answer requests that are drawn alike (`Asked.sampling`), each to its reader. Left-padded, one generation.
+def generate_rows(
+    guarded: GuardedModel, asked: Sequence[GenerationRequest], recipients: Sequence[Recipient], *, hold_back: int = 0
+) -> None:
+    """Answer requests that are drawn alike (`GenerationRequest.sampling`), each to its recipient. Left-padded, one generation.
 
     `hold_back`: streams show a token only when so many more have been chosen.
     """
-    rows = [_Row(request, reader, guarded) for request, reader in zip(asked, readers, strict=True)]
+    rows = [_Row(request, recipient, guarded) for request, recipient in zip(asked, recipients, strict=True)]
     ids, mask = guarded.batch([request.prompt_ids for request in asked])
     sampling = asked[0].sampling
     options = {
@@ -96,7 +98,7 @@ def generate_rows(guarded: GuardedModel, asked: Sequence[Asked], readers: Sequen
         guarded.generator.generate(guarded.rule, ids, mask, options, listener=deliver, any_way=raw, warn=False)
 
 
-def refusal_of(gate: EnergyGate, asked: Asked) -> Completion:
+def refusal_of(gate: EnergyGate, asked: GenerationRequest) -> Completion:
     """The refusal of a request whose energy could not be computed."""
     answer = Answer(gate.refusal(asked.prompt_ids), True, math.nan, math.nan, gate.threshold, 0)
     return Completion(answer, "content_filter", len(asked.prompt_ids))
@@ -105,16 +107,16 @@ def refusal_of(gate: EnergyGate, asked: Asked) -> Completion:
 class _Row:
     """A row on its way: what was shown of it, and whether it is done."""
 
-    def __init__(self, asked: Asked, reader: Reader, guarded: GuardedModel) -> None:
+    def __init__(self, asked: GenerationRequest, recipient: Recipient, guarded: GuardedModel) -> None:
         self.asked = asked
-        self.reader = reader
+        self.recipient = recipient
         self.done = False
         self._guarded = guarded
         self._shown = ""
 
     def at_end(self, tokens: list[int]) -> bool:
         """Whether the row ends with the tokens that it has, by anything but an end token."""
-        if self.reader.gone or len(tokens) >= self.asked.max_new_tokens:
+        if self.recipient.gone or len(tokens) >= self.asked.max_new_tokens:
             return True
         return self._stopped(tokens)
 
@@ -127,11 +129,11 @@ class _Row:
     def finish(self, tokens: list[int], decision: Decision) -> None:
         self.done = True
         answer = self._guarded.answer_of(self.asked.prompt_ids, decision, tokens, self.asked.stop)
-        if self.reader.streams:
+        if self.recipient.streams:
             self._hand_on(f"{self._shown}\n{answer.text}" if answer.refused and self._shown else answer.text)
         ended = tokens[-1] in self._guarded.generator.tokens.ends or self._stopped(tokens)
         finish: Finish = "content_filter" if answer.refused else "stop" if ended else "length"
-        self.reader.take(Completion(answer, finish, len(self.asked.prompt_ids)))
+        self.recipient.take(Completion(answer, finish, len(self.asked.prompt_ids)))
 
     def _stopped(self, tokens: list[int]) -> bool:
         return bool(self.asked.stop) and any(stop in self._guarded.text_of(tokens) for stop in self.asked.stop)
@@ -139,12 +141,12 @@ class _Row:
     def _hand_on(self, text: str) -> None:
         """Text so far; of one that an odd tokenizer changed at its start the new end."""
         if len(text) > len(self._shown):
-            self.reader.take(Piece(text[len(self._shown) :]))
+            self.recipient.take(Piece(text[len(self._shown) :]))
             self._shown = text
 
 
 class _Ends(StoppingCriteria):
-    """Rows that end by their own limit, by a stop text, or because their reader has gone."""
+    """Rows that end by their own limit, by a stop text, or because their recipient has gone."""
 
     def __init__(self, rows: Sequence[_Row]) -> None:
         self._rows = rows
@@ -168,5 +170,5 @@ def _deliver(rows: Sequence[_Row], hold_back: int, answers: Tensor, gate: Online
         length = int(gate.lengths[index])
         if length >= 0:
             row.finish(tokens[index][:length], decisions[index])
-        elif row.reader.streams and passed:
+        elif row.recipient.streams and passed:
             row.show(tokens[index][:passed])

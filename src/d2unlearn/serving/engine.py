@@ -21,7 +21,7 @@ import torch
 from d2unlearn.errors import D2Error, GateError
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.runtime import say
-from d2unlearn.serving.batch import Asked, Completion, Piece, Reader, generate_rows, refusal_of
+from d2unlearn.serving.batch import Completion, GenerationRequest, Piece, Recipient, generate_rows, refusal_of
 
 _T = TypeVar("_T")
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
@@ -35,29 +35,33 @@ class Stopping(D2Error):
     """The server is being stopped and takes no more requests."""
 
 
-@dataclass(frozen=True)
-class Failed:
-    """A request that was not answered: not by a refusal either. `out_of_memory`: asking for less may help.
+class Caller(Recipient, Protocol):
+    """Who can be told, too, that there will be no answer, not even a refusal."""
 
-    `no_gate`: why no gate could decide, as where the weights are not those that it was calibrated on.
-    """
-
-    out_of_memory: bool
-    no_gate: str | None = None
+    def fail(self, error: Exception) -> None: ...
 
 
-class Caller(Reader, Protocol):
-    """A reader who can be told, too, that there will be no answer."""
-
-    def fail(self, failed: Failed) -> None: ...
-
-
-@dataclass(frozen=True)
 class Job:
-    """A request in the queue."""
+    """A request in the queue. It hands on what its caller gets, and notes whether that began and ended."""
 
-    asked: Asked
-    caller: Caller
+    def __init__(self, request: GenerationRequest, caller: Caller) -> None:
+        self.request = request
+        self.caller = caller
+        self.started = False
+        self.finished = False
+
+    @property
+    def streams(self) -> bool:
+        return self.caller.streams
+
+    @property
+    def gone(self) -> bool:
+        return self.caller.gone
+
+    def take(self, event: Piece | Completion) -> None:
+        self.started = True
+        self.finished = self.finished or isinstance(event, Completion)
+        self.caller.take(event)
 
 
 @dataclass(frozen=True)
@@ -164,64 +168,39 @@ class Engine:
             if callable(first):
                 return first
             batch, kept = [first], deque[Job | Callable[[], None]]()
-            for each in self._waiting:
-                fits = isinstance(each, Job) and len(batch) < self.limits.batch_size and _alike(first, each)
-                batch.append(each) if fits and isinstance(each, Job) else kept.append(each)
+            for work in self._waiting:
+                fits = isinstance(work, Job) and len(batch) < self.limits.batch_size and _alike(first, work)
+                batch.append(work) if fits and isinstance(work, Job) else kept.append(work)
             self._waiting = kept
-        return [job for job in batch if not job.caller.gone]
+        return [job for job in batch if not job.gone]
 
     def _answer(self, batch: list[Job]) -> None:
         """Answer a batch; when that fails, each request by itself, so that none falls with another."""
         self._on_batch(len(batch))
-        noted = [_Noted(job.caller) for job in batch]
         try:
-            generate_rows(self.guarded, [job.asked for job in batch], noted, hold_back=self.limits.hold_back)
+            generate_rows(self.guarded, [job.request for job in batch], batch, hold_back=self.limits.hold_back)
         except Exception as error:
-            for job, note in zip(batch, noted, strict=True):
-                if len(batch) > 1 and not note.started:
+            for job in batch:
+                if len(batch) > 1 and not job.started:
                     self._answer([job])
-                elif not note.finished:
-                    self._fail(job, error, note.started)
+                elif not job.finished:
+                    self._fail(job, error)
 
-    def _fail(self, job: Job, error: Exception, started: bool) -> None:
+    def _fail(self, job: Job, error: Exception) -> None:
         """Out of memory is an error, and so is what the gate turns down: somebody has to mend it. With a gate anything else is
         a refusal: nothing says that the answer may be given.
         """
         self._on_failure()
         say(f"error: a request failed, nothing of it was answered\n{''.join(traceback.format_exception(error))}")
-        if isinstance(error, GateError):
-            job.caller.fail(Failed(False, str(error)))
-        elif isinstance(error, OUT_OF_MEMORY) or self.guarded.gate is None:
-            job.caller.fail(Failed(isinstance(error, OUT_OF_MEMORY)))
-        else:
-            refusal = refusal_of(self.guarded.gate, job.asked)
-            if job.caller.streams:
-                job.caller.take(Piece(f"\n{refusal.answer.text}" if started else refusal.answer.text))
-            job.caller.take(refusal)
-
-
-class _Noted:
-    """A reader that notes whether it was given anything."""
-
-    def __init__(self, caller: Caller) -> None:
-        self._caller = caller
-        self.started = False
-        self.finished = False
-
-    @property
-    def streams(self) -> bool:
-        return self._caller.streams
-
-    @property
-    def gone(self) -> bool:
-        return self._caller.gone
-
-    def take(self, event: Piece | Completion) -> None:
-        self.started = True
-        self.finished = self.finished or isinstance(event, Completion)
-        self._caller.take(event)
+        if isinstance(error, (GateError, *OUT_OF_MEMORY)) or self.guarded.gate is None:
+            job.caller.fail(error)
+            return
+        refusal = refusal_of(self.guarded.gate, job.request)
+        if job.streams:
+            job.take(Piece(f"\n{refusal.answer.text}" if job.started else refusal.answer.text))
+        job.take(refusal)
 
 
 def _alike(one: Job, other: Job) -> bool:
-    sampling = one.asked.sampling
-    return sampling == other.asked.sampling and (sampling is None or sampling.seed is None)
+    sampling = one.request.sampling
+    return sampling == other.request.sampling and (sampling is None or sampling.seed is None)

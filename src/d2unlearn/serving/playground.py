@@ -34,7 +34,7 @@ from d2unlearn.generation.guarded import Answer, GuardedModel
 from d2unlearn.models import load_model, load_tokenizer
 from d2unlearn.runtime import pick_device, say, torch_dtype
 from d2unlearn.serving.app import Service, make_app
-from d2unlearn.serving.batch import Asked, Completion, Piece, generate_rows
+from d2unlearn.serving.batch import Completion, GenerationRequest, Piece, generate_rows
 from d2unlearn.serving.engine import Busy, Stopping
 from d2unlearn.serving.openai_api import ApiError, ChatRequest, json_number
 from d2unlearn.serving.run import BACKLOG, listen, load, make_service, serve_app
@@ -94,7 +94,7 @@ class Playground:
             known += [*self.gate.calibration.calibration_scores, *self.gate.calibration.forget_scores, self.gate.threshold]
         self._low, self._high = min(known), max(known)
 
-    def compare(self, asked: Asked) -> dict[str, Any]:
+    def compare(self, asked: GenerationRequest) -> dict[str, Any]:
         """The answers of the original, of the unlearned model and of the gate, and the decision in one sentence."""
         answer = self._decided(asked)
         raw = self._answer(self.guarded.model, asked)
@@ -113,12 +113,12 @@ class Playground:
             "scale": self._scale(raw, original),
         }
 
-    def _decided(self, asked: Asked) -> Answer:
-        reader = _Reader()
-        generate_rows(self.guarded, [asked], [reader])
-        return reader.completions[0].answer
+    def _decided(self, asked: GenerationRequest) -> Answer:
+        kept = _Kept()
+        generate_rows(self.guarded, [asked], [kept])
+        return kept.completions[0].answer
 
-    def _answer(self, model: PreTrainedModel, asked: Asked) -> ShownAnswer:
+    def _answer(self, model: PreTrainedModel, asked: GenerationRequest) -> ShownAnswer:
         gate, tokenizer = self.gate, self.guarded.tokenizer
         (trace,) = collect_traces(
             model,
@@ -139,7 +139,7 @@ class Playground:
         return {"low": self._low, "middle": middle, "high": self._high}
 
 
-class _Reader:
+class _Kept:
     """Keeps what comes."""
 
     streams = False
