@@ -98,10 +98,10 @@ def keep(seed: int, seconds: dict[str, int], analysis: Analysis) -> None:
 
 def packed(value: Any) -> Any:
     if isinstance(value, dict):
-        inside = {key: packed(of) for key, of in value.items()}
+        inside = {key: packed(inner) for key, inner in value.items()}
         return list(inside.values()) if tuple(inside) == ("value", "low", "high") else inside
     if isinstance(value, list):
-        return [packed(of) for of in value]
+        return [packed(inner) for inner in value]
     return (float(f"{value:.4g}") if abs(value) >= 1 else round(value, 5)) if isinstance(value, float) else value
 
 

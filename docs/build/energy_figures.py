@@ -42,12 +42,12 @@ def draw_depth(trials: Sequence[Analysis]) -> Figure:
     panels = figure.subplots(1, 4)
     figure.subplots_adjust(left=0.045, right=0.99, bottom=0.19, top=0.87, wspace=0.2)
     layers = {role: trial_of(trials[0], role).layers[-1] for role in ROLES}
-    spreads = {role: spreads_of(trials[0], of.spread) for role, of in layers.items()}
+    spreads = {role: spreads_of(trials[0], energies.spread) for role, energies in layers.items()}
     for axes, role in zip(panels, ROLES, strict=False):
         draw_layers(axes, spreads[role])
         axes.set_ylim(layer_limits(spreads.values()))
         axes.set_title(ROLES[role], loc="left", fontsize=12.5, fontweight="bold")
-    draw_separation(panels[3], {role: of.auroc for role, of in layers.items()})
+    draw_separation(panels[3], {role: energies.auroc for role, energies in layers.items()})
     panels[3].set_xlabel("after layer")
     panels[3].set_title("AUROC", loc="left", fontsize=12.5, fontweight="bold")
     return figure

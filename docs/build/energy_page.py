@@ -31,7 +31,7 @@ PLACEMENTS: Mapping[Placement, str] = {"conformal": "from calibration alone", "r
 def energy_blocks(results: Path) -> dict[str, str]:
     """What stands between the marks of docs/energy.md."""
     kept = read_trials(results)
-    trials = [one.analysis for one in kept]
+    trials = [trial.analysis for trial in kept]
     return {
         "energy-run": run(kept),
         "energy-verdict": verdict_table(trials),
@@ -49,8 +49,9 @@ def energy_blocks(results: Path) -> dict[str, str]:
 def run(kept: Sequence[KeptTrial]) -> str:
     """What was measured, on what, and how long it took."""
     first = kept[0].analysis
-    sets = ", ".join(f"{readable(one.name)} {one.n}" for one in first.sets)
-    seeds, seconds = (", ".join(map(str, of)) for of in zip(*((k.seed, k.seconds["processor"]) for k in kept), strict=True))
+    sets = ", ".join(f"{readable(named.name)} {named.n}" for named in first.sets)
+    seeds = ", ".join(str(trial.seed) for trial in kept)
+    seconds = ", ".join(str(trial.seconds["processor"]) for trial in kept)
     return (
         f"Seeds {seeds}. Questions: {sets}. Beside them {first.n_fit} retained questions that fit what needs fitting and "
         f"{first.n_calibration} that set thresholds; what is judged as `retain` was seen by neither unlearning nor the gate. "
@@ -77,10 +78,10 @@ def _overall(rival: Rival) -> Significance:
 
 
 def _in_seeds(by_seed: Sequence[Mapping[str, Significance]]) -> list[str]:
-    found = {name: [of[name] for of in by_seed] for name in by_seed[0]}
-    always = [name for name, of in found.items() if agreed(of) == "better"]
-    some = [name for name, of in found.items() if "better" in of and name not in always]
-    worse = sum(agreed(of) == "worse" for of in found.values())
+    found = {name: [marks[name] for marks in by_seed] for name in by_seed[0]}
+    always = [name for name, marks in found.items() if agreed(marks) == "better"]
+    some = [name for name, marks in found.items() if "better" in marks and name not in always]
+    worse = sum(agreed(marks) == "worse" for marks in found.values())
     return [*(", ".join(f"`{name}`" for name in names) or "none" for names in (always, some)), f"{worse} of {len(found) - 1}"]
 
 
@@ -102,11 +103,12 @@ def telling_table(trials: Sequence[Analysis]) -> str:
 
     def cells(name: str) -> Iterable[str]:
         found = [pair_of(trial_of(trial), *second)[name] for trial in trials]
+        stands = agreed(significance(separation.ahead) for separation in found)
         yield over_seeds(auroc_of(trials, name, first))
         yield over_seeds(auroc_of(trials, name, second))
-        yield _marked(over_seeds((one.ahead for one in found), signed), agreed(significance(one.ahead) for one in found))
+        yield _marked(over_seeds((separation.ahead for separation in found), signed), stands)
         for key, (_, write) in others.items():
-            yield over_seeds((one.statistics[key] for one in found), write)
+            yield over_seeds((separation.statistics[key] for separation in found), write)
 
     return _by_detector(trials, "index", head, cells)
 
@@ -114,13 +116,13 @@ def telling_table(trials: Sequence[Analysis]) -> str:
 def deciding_table(trials: Sequence[Analysis], placement: Placement) -> str:
     """What every detector decides wrongly of every set at the lowest rate."""
     rate, sets = lowest_rate(trials[0]), trials[0].sets
-    head = [f"{'missed' if one.kind == 'forget' else 'refused'}: {readable(one.name)} ↓" for one in sets]
+    head = [f"{'missed' if named.kind == 'forget' else 'refused'}: {readable(named.name)} ↓" for named in sets]
 
     def cells(name: str) -> Iterable[str]:
         refusals = [refusals_of(trial_of(trial), rate, placement)[name] for trial in trials]
-        for one in sets:
-            found = agreed(refusal_significance(of.more[one.name], one.kind) for of in refusals)
-            yield _marked(over_seeds(wrong_shares(trials, name, one.name, rate, placement), percent), found)
+        for named in sets:
+            found = agreed(refusal_significance(refused.more[named.name], named.kind) for refused in refusals)
+            yield _marked(over_seeds(wrong_shares(trials, name, named.name, rate, placement), percent), found)
 
     return _by_detector(trials, "index", head, cells)
 
@@ -139,9 +141,9 @@ def model_table(trials: Sequence[Analysis]) -> str:
 def layer_table(trials: Sequence[Analysis]) -> str:
     """AUROC by layer, where the prompt ends and over the first tokens, on every model."""
     columns = {
-        f"{title}, {'prompt’s end' if of.positions == 1 else f'first {of.positions} tokens'}": (role, place)
+        f"{title}, {'prompt’s end' if energies.positions == 1 else f'first {energies.positions} tokens'}": (role, place)
         for role, title in ROLES.items()
-        for place, of in enumerate(trial_of(trials[0], role).layers)
+        for place, energies in enumerate(trial_of(trials[0], role).layers)
     }
     n_layers = len(trial_of(trials[0]).layers[0].auroc)
     rows = [

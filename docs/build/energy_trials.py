@@ -77,6 +77,6 @@ def wrong_shares(
     trials: Sequence[Analysis], detector: str, name: str, rate: float, placement: Placement = "conformal"
 ) -> list[Estimate]:
     """Missed of a forget set, refused of a retained one."""
-    kind = next(one.kind for one in trials[0].sets if one.name == name)
+    kind = next(named.kind for named in trials[0].sets if named.name == name)
     refused = [refusals_of(trial_of(trial), rate, placement)[detector].refused[name] for trial in trials]
     return [wrong_share(share, kind) for share in refused]

@@ -74,9 +74,8 @@ def bootstrap_bounds(
     arrays = [(name, np.asarray(values, dtype=np.float64)) for name, values in columns]
     drawn = []
     for _ in range(n_boot):
-        chosen = {
-            name: np.concatenate([of[i] for i in rng.integers(0, len(of), len(of))]) for name, of in members.items() if of
-        }
+        taken = {name: rng.integers(0, len(indices), len(indices)) for name, indices in members.items() if indices}
+        chosen = {name: np.concatenate([members[name][group] for group in which]) for name, which in taken.items()}
         drawn.append(statistic([values[chosen[name]] if name in chosen else values for name, values in arrays]))
     scored = finite(drawn)
     if not len(scored):

@@ -61,7 +61,7 @@ def detector_costs(
 ) -> list[DetectorCost]:
     """Every detector's cost a request. traces: of requests already answered; logits: [B, V]; seconds_to_answer: one."""
     timer = timer_of(logits.device)
-    quantities = dict.fromkeys(of.token_score.quantity for of in fitted.values() if isinstance(of, TokenDetector))
+    quantities = dict.fromkeys(d.token_score.quantity for d in fitted.values() if isinstance(d, TokenDetector))
     by_quantity = {quantity: quantity_cost(quantity, logits, timer) for quantity in quantities}
     return [_cost(name, detector, traces, by_quantity, seconds_to_answer) for name, detector in fitted.items()]
 
@@ -126,9 +126,9 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for made in (leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)):
-            place = made.untyped_storage().data_ptr()
-            if place not in self._alive and place not in self._given:
-                self._alive[place] = made.untyped_storage().nbytes()
-                weakref.finalize(made, self._alive.pop, place, None)
+            address = made.untyped_storage().data_ptr()
+            if address not in self._alive and address not in self._given:
+                self._alive[address] = made.untyped_storage().nbytes()
+                weakref.finalize(made, self._alive.pop, address, None)
         self.peak = max(self.peak, sum(self._alive.values()))
         return out

@@ -53,8 +53,8 @@ class Neighbours:
     def of(self, states: Floats) -> Floats:
         assert self.bank is not None
         squares = 2 - 2 * (_of_length_one(states) @ self.bank.T)
-        place = min(self.k, len(self.bank)) - 1
-        return np.sqrt(np.maximum(np.partition(squares, place, axis=1)[:, place], 0.0))
+        k = min(self.k, len(self.bank)) - 1
+        return np.sqrt(np.maximum(np.partition(squares, k, axis=1)[:, k], 0.0))
 
     @property
     def kept_bytes(self) -> int:

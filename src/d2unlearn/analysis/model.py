@@ -70,7 +70,7 @@ def model_trial(
     scores = {name: traces.scores(detector) for name, detector in fitted.items()}
     separations = []
     for forget, retain in product(sets.named("forget"), sets.named("retain")):
-        sides = {name: (of.sets[retain], of.sets[forget]) for name, of in scores.items()}
+        sides = {name: (scored.sets[retain], scored.sets[forget]) for name, scored in scores.items()}
         separations += pair_separations(sides, weights[retain], weights[forget], base, (forget, retain))
     return ModelTrial(
         role,
@@ -87,7 +87,7 @@ def layer_energies(
     traces: ModelTraces, sets: AnalysisSets, weights: Mapping[str, BootstrapWeights], positions: int
 ) -> LayerEnergies:
     """Energies by layer, as means over the first positions of each answer; forget against retain at each layer."""
-    means = {name: np.array([row[:positions].mean(axis=0) for row in of.layers]) for name, of in traces.sets.items()}
+    means = {name: np.array([row[:positions].mean(axis=0) for row in answers.layers]) for name, answers in traces.sets.items()}
     forget, retain = sets.main("forget").name, sets.main("retain").name
     layers = zip(means[retain].T, means[forget].T, strict=True)
     auroc = [roc_statistics(low, high, weights[retain], weights[forget])["auroc"] for low, high in layers]
@@ -135,12 +135,12 @@ def perturbation_results(
 ) -> list[PerturbationResult]:
     """Every detector on answers given under a perturbation, by the thresholds that were set before it."""
     results = []
-    for detector, of in fitted.items():
-        retain, forget = of.scores(traces["retain"]), of.scores(traces["forget"])
+    for key, detector in fitted.items():
+        retain, forget = detector.scores(traces["retain"]), detector.scores(traces["forget"])
         auroc = roc_statistics(retain, forget, weights["retain"], weights["forget"])["auroc"]
-        wrong = refused_share(retain, thresholds[detector], weights["retain"])
-        missed = 1 - refused_share(forget, thresholds[detector], weights["forget"])
-        results.append(PerturbationResult(name, detector, estimate(auroc), estimate(wrong), estimate(missed)))
+        wrong = refused_share(retain, thresholds[key], weights["retain"])
+        missed = 1 - refused_share(forget, thresholds[key], weights["forget"])
+        results.append(PerturbationResult(name, key, estimate(auroc), estimate(wrong), estimate(missed)))
     return results
 
 
@@ -155,13 +155,13 @@ def answered_questions(
 ) -> list[AnsweredQuestion]:
     """Of each set the typical and the most misleading request to the model on trial, as every model answered it."""
     questions = []
-    for one in sets.judged:
-        order = np.argsort(base.scores(traces["model"].sets[one.name]), kind="stable")
-        rows = {"typical": order[len(order) // 2], "most misleading": order[0] if one.kind == "forget" else order[-1]}
+    for named in sets.judged:
+        order = np.argsort(base.scores(traces["model"].sets[named.name]), kind="stable")
+        rows = {"typical": order[len(order) // 2], "most misleading": order[0] if named.kind == "forget" else order[-1]}
         for choice, row in rows.items():
-            told = tuple(_energies(role, of.sets[one.name], int(row), texts[role]) for role, of in traces.items())
-            question = one.examples[int(row)].question
-            questions.append(AnsweredQuestion(one.name, one.kind, choice, question, told))  # type: ignore[arg-type]
+            told = tuple(_energies(role, answers.sets[named.name], int(row), texts[role]) for role, answers in traces.items())
+            question = named.examples[int(row)].question
+            questions.append(AnsweredQuestion(named.name, named.kind, choice, question, told))  # type: ignore[arg-type]
     return questions
 
 
@@ -171,7 +171,7 @@ def _energies(role: ModelRole, traces: AnswerTraces, row: int, text: TokenText) 
 
 
 def _values(detector: Detector, traces: ModelTraces) -> dict[str, tuple[float, ...]]:
-    return {name: tuple(_short(value) for value in signed_values(detector, of)) for name, of in traces.sets.items()}
+    return {name: tuple(_short(value) for value in signed_values(detector, answers)) for name, answers in traces.sets.items()}
 
 
 def _spread(values: Floats) -> Spread:

@@ -119,7 +119,7 @@ def drawn_detectors(analysis: Analysis) -> list[DetectorSummary]:
 
 def headline(analysis: Analysis) -> str:
     """How many indices tell forgotten from retained requests better than the base, by AUROC in the hardest wording."""
-    found = [significance(one.ahead) for one in pair_of(trial_of(analysis), *hardest(analysis)).values()]
+    found = [significance(separation.ahead) for separation in pair_of(trial_of(analysis), *hardest(analysis)).values()]
     own = "the gate’s score" if analysis.gate_score is not None else labels(analysis)[analysis.reference]
     return (
         f"Of {len(found) - 1} other indices, {found.count('better')} tell forgotten from retained questions clearly better "
@@ -160,7 +160,7 @@ def key_numbers(analysis: Analysis) -> list[KeyNumber]:
     refused = refusals_of(trial, rate)[base].refused
     cost = next(cost for cost in analysis.costs if cost.index == base)
     missed, wrong = (
-        [(one.name, tables.wrong_share(refused[one.name], kind)) for one in analysis.sets if one.kind == kind]
+        [(named.name, tables.wrong_share(refused[named.name], kind)) for named in analysis.sets if named.kind == kind]
         for kind in get_args(Kind)
     )
     return [
@@ -178,5 +178,5 @@ def key_numbers(analysis: Analysis) -> list[KeyNumber]:
 def _with_others(title: str, measured: Sequence[tuple[str, Estimate]], write: Callable[[float], str]) -> KeyNumber:
     """The first set's number with its interval, then the others'."""
     (_, first), *others = measured
-    parts = [f"{write(first.low)} to {write(first.high)}", *(f"{readable(name)} {write(of.value)}" for name, of in others)]
-    return KeyNumber(title, write(first.value), "; ".join(parts))
+    beside = (f"; {readable(name)} {write(estimate.value)}" for name, estimate in others)
+    return KeyNumber(title, write(first.value), f"{write(first.low)} to {write(first.high)}{''.join(beside)}")

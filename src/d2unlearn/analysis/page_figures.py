@@ -6,7 +6,7 @@ No text of a user's is drawn here, and no detector's name: what a line is stands
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -59,15 +59,15 @@ class DrawnSet:
 
 def distributions(title: str, sets: Sequence[DrawnSet], threshold: float, key: str) -> Panel | None:
     """Histograms of one detector, as shares of each set. The outermost bars hold what lies beyond. None without a number."""
-    sets = [DrawnSet(one.kind, one.drawn, one.values[np.isfinite(one.values)]) for one in sets]
-    sets = [one for one in sets if len(one.values)]
+    sets = [replace(drawn_set, values=drawn_set.values[np.isfinite(drawn_set.values)]) for drawn_set in sets]
+    sets = [drawn_set for drawn_set in sets if len(drawn_set.values)]
     if not sets:
         return None
-    edges = _edges(np.concatenate([one.values for one in sets]), threshold)
+    edges = _edges(np.concatenate([drawn_set.values for drawn_set in sets]), threshold)
     with rc_context(STYLE):
         figure, axes = _canvas(2.3, width=NARROW, left=0.14, bottom=0.14)
-        for one in sets:
-            _outlined(axes, shares(np.clip(one.values, edges[0], edges[-1]), edges), edges, one)
+        for drawn_set in sets:
+            _outlined(axes, shares(np.clip(drawn_set.values, edges[0], edges[-1]), edges), edges, drawn_set)
         if np.isfinite(threshold):
             axes.axvline(threshold, color=INK, linewidth=1.3, linestyle=DASHED)
         axes.set_xlim(edges[0], edges[-1])
@@ -149,12 +149,12 @@ def draw_separation(axes: Axes, auroc: Mapping[ModelRole, Sequence[Estimate]]) -
     axes.axhline(0.5, color=AXIS, linewidth=1)
     for role, layers in auroc.items():
         places, line = np.arange(len(layers)), ROLE_LINES[role]
-        low, high = [of.low for of in layers], [of.high for of in layers]
+        low, high = [estimate.low for estimate in layers], [estimate.high for estimate in layers]
         axes.fill_between(places, low, high, color=line["color"], alpha=0.14, linewidth=0)
-        axes.plot(places, [of.value for of in layers], marker="o", markersize=4, clip_on=False, **line)
+        axes.plot(places, [estimate.value for estimate in layers], marker="o", markersize=4, clip_on=False, **line)
     plain_axes(axes)
     _layer_axis(axes, max(len(layers) for layers in auroc.values()) - 1, first=0)
-    axes.set_ylim(min(0.5, *(of.low for layers in auroc.values() for of in layers)) - 0.02, 1.005)
+    axes.set_ylim(min(0.5, *(estimate.low for layers in auroc.values() for estimate in layers)) - 0.02, 1.005)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
 
 
@@ -186,8 +186,8 @@ def sizes_panel(title: str, curves: Sequence[Curve], rate: float | None, key: st
         figure, axes = _canvas(2.9, bottom=0.19, left=0.125)
         if rate is not None:
             axes.axhline(rate, color=AXIS, linewidth=1.4)
-        for place, (line, curve) in reversed(list(enumerate(zip(LINES, curves, strict=False)))):
-            _size_line(axes, line, curve, banded=place == 0)
+        for number, (line, curve) in reversed(list(enumerate(zip(LINES, curves, strict=False)))):
+            _size_line(axes, line, curve, banded=number == 0)
         _shares_over_log(axes, sizes, lambda x: f"{x:g}")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("retained requests to calibrate with")
@@ -246,5 +246,5 @@ def _signed_axis(axes: Axes) -> None:
 
 def _layer_axis(axes: Axes, n_layers: int, first: int = 1) -> None:
     step = max(1, (n_layers + 7) // 8)
-    axes.xaxis.set_major_locator(FixedLocator([float(place) for place in range(first, n_layers + 1, step)]))
+    axes.xaxis.set_major_locator(FixedLocator([float(layer) for layer in range(first, n_layers + 1, step)]))
     axes.set_xlabel("after layer" if first else "after layer (0: the embeddings)")

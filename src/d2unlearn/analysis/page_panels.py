@@ -41,15 +41,19 @@ class QuestionPanel:
 
 def base_panels(analysis: Analysis) -> list[Panel]:
     """The base detector on every model."""
-    base = analysis.reference
-    return _drawn(_distributions(analysis, of, base, ROLES[of.role], f"reference-{of.role}") for of in analysis.models)
+    return _drawn(
+        _distributions(analysis, trial, analysis.reference, ROLES[trial.role], f"reference-{trial.role}")
+        for trial in analysis.models
+    )
 
 
 def detector_panels(analysis: Analysis, detectors: Sequence[DetectorSummary]) -> list[Panel]:
     """Other detectors on the model on trial."""
     trial = trial_of(analysis)
     named = enumerate(detectors)
-    return _drawn(_distributions(analysis, trial, of.name, of.label, f"index{place}") for place, of in named)
+    return _drawn(
+        _distributions(analysis, trial, detector.name, detector.label, f"index{number}") for number, detector in named
+    )
 
 
 def _drawn(panels: Iterable[Panel | None]) -> list[Panel]:
@@ -72,7 +76,7 @@ def _distributions(analysis: Analysis, trial: ModelTrial, detector: str, title: 
 def general_sets(analysis: Analysis) -> list[str]:
     """The retained sets that are no wording of a forget set."""
     paired = {retain for _, retain in wordings(analysis.sets)}
-    return [one.name for one in analysis.sets if one.kind == "retain" and one.name not in paired]
+    return [named.name for named in analysis.sets if named.kind == "retain" and named.name not in paired]
 
 
 def threshold_of(analysis: Analysis, trial: ModelTrial, detector: str) -> float:
@@ -86,15 +90,15 @@ def roc_panels(analysis: Analysis, detectors: Sequence[DetectorSummary]) -> list
     pairs = wordings(analysis.sets)
     drawn = [(trial_of(analysis), pair) for pair in pairs]
     drawn += [(trial, pairs[0]) for trial in analysis.models if trial.role != "model"]
-    n = {one.name: one.n for one in analysis.sets}
+    n = {named.name: named.n for named in analysis.sets}
     return [
         roc_panel(
             f"{ROLES[trial.role]}: {pair_title(forget, retain)}",
             [_roc(analysis, trial, detector.name, forget, retain) for detector in detectors],
             n[retain],
-            f"roc{place}",
+            f"roc{number}",
         )
-        for place, (trial, (forget, retain)) in enumerate(drawn)
+        for number, (trial, (forget, retain)) in enumerate(drawn)
     ]
 
 
@@ -109,7 +113,7 @@ def layer_panels(analysis: Analysis) -> list[Panel]:
     read = [trial for trial in analysis.models if trial.layers]
     spread = {trial.role: spreads_of(analysis, trial.layers[-1].spread) for trial in read}
     limits = layer_limits(spread.values())
-    panels = [layers_panel(ROLES[role], of, limits, f"layers-{role}") for role, of in spread.items()]
+    panels = [layers_panel(ROLES[role], spreads, limits, f"layers-{role}") for role, spreads in spread.items()]
     for place in range(len(read[0].layers) if read else 0):
         positions = read[0].layers[place].positions
         title = "told apart where the prompt ends" if positions == 1 else f"told apart over the first {positions} tokens"
@@ -122,7 +126,7 @@ def question_panels(analysis: Analysis) -> list[QuestionPanel]:
     """Questions with all models' answers, tokens tinted on one scale for all of them."""
     energies = [energy for asked in analysis.asked for told in asked.told for energy in told.energies]
     low, high = np.quantile(energies, [0.05, 0.95]) if energies else (0.0, 1.0)
-    return [_question_panel(asked, float(low), float(high), f"answer{place}") for place, asked in enumerate(analysis.asked)]
+    return [_question_panel(asked, float(low), float(high), f"answer{number}") for number, asked in enumerate(analysis.asked)]
 
 
 def _question_panel(asked: AnsweredQuestion, low: float, high: float, key: str) -> QuestionPanel:
@@ -160,13 +164,13 @@ def spreads_of(analysis: Analysis, spread: Mapping[str, Sequence[Spread]]) -> Sp
 
 def layer_limits(spreads: Iterable[Spreads]) -> tuple[float, float]:
     """What holds the energies after every layer of all models: to be drawn on one scale."""
-    after = [s for of in spreads for layers in of.values() for s in layers[1:]]
+    after = [s for by_set in spreads for layers in by_set.values() for s in layers[1:]]
     low, high = min((s.low for s in after), default=0.0), max((s.high for s in after), default=1.0)
     return low - 0.04 * (high - low), high + 0.04 * (high - low)
 
 
 def _sign(analysis: Analysis, detector: str) -> float:
-    return next(1.0 if of.forgotten == "higher" else -1.0 for of in analysis.indices if of.name == detector)
+    return next(1.0 if summary.forgotten == "higher" else -1.0 for summary in analysis.indices if summary.name == detector)
 
 
 def _values(trial: ModelTrial, detector: str, name: str) -> Floats:

@@ -77,11 +77,12 @@ def detector_table(analysis: Analysis, trial: ModelTrial, forget: str, retain: s
     first, *others = ((statistic.label, *ARROWS[statistic.better]) for statistic in ROC_STATISTICS.values())
     decided = _heads((f"{what} at {stated(rate)}" for what in ("missed", "refused wrongly")), ARROWS["lower"])
     refusals, cells = refusals_of(trial, rate), {}
-    for detector, of in pair_of(trial, forget, retain).items():
-        auroc, *more = (value_chip(of.statistics[n], percent if n == "fpr_at_95_tpr" else fixed) for n in ROC_STATISTICS)
+    for detector, separation in pair_of(trial, forget, retain).items():
+        found = separation.statistics
+        auroc, *more = (value_chip(found[name], percent if name == "fpr_at_95_tpr" else fixed) for name in ROC_STATISTICS)
         refused = refusals[detector].refused
         decisions = (share_chip(missed_share(refused[forget])), share_chip(refused[retain]))
-        cells[detector] = _one_each((auroc, difference_chip(of.ahead), *decisions, *more))
+        cells[detector] = _one_each((auroc, difference_chip(separation.ahead), *decisions, *more))
     heads = (first, *_heads(["less the reference’s"]), *decided, *others)
     return _table(analysis, pair_title(forget, retain), heads, cells)
 
@@ -89,9 +90,9 @@ def detector_table(analysis: Analysis, trial: ModelTrial, forget: str, retain: s
 def separation_table(analysis: Analysis, trial: ModelTrial) -> DetectorTable:
     """AUROC of every detector on every pair."""
     cells: dict[str, Cells] = defaultdict(tuple)
-    for of in trial.separations:
-        cells[of.index] += _one_each([value_chip(of.statistics["auroc"], tone=significance(of.ahead))])
-    pairs = dict.fromkeys(f"{readable(of.forget)} / {readable(of.retain)}" for of in trial.separations)
+    for separation in trial.separations:
+        cells[separation.index] += _one_each([value_chip(separation.statistics["auroc"], tone=significance(separation.ahead))])
+    pairs = dict.fromkeys(f"{readable(separation.forget)} / {readable(separation.retain)}" for separation in trial.separations)
     return _table(analysis, ROLES[trial.role], _heads(pairs), cells)
 
 
@@ -99,10 +100,10 @@ def decision_table(analysis: Analysis, trial: ModelTrial, rate: float, placement
     """What every detector's threshold decides wrongly of every set."""
     cells = {
         detector: _one_each(
-            share_chip(wrong_share(of.refused[s.name], s.kind), refusal_significance(of.more[s.name], s.kind))
+            share_chip(wrong_share(refusals.refused[s.name], s.kind), refusal_significance(refusals.more[s.name], s.kind))
             for s in analysis.sets
         )
-        for detector, of in refusals_of(trial, rate, placement).items()
+        for detector, refusals in refusals_of(trial, rate, placement).items()
     }
     heads = (("missed of " if s.kind == "forget" else "refused of ") + readable(s.name) for s in analysis.sets)
     title = f"{ROLES[trial.role]}, at {stated(rate)}, {PLACEMENT_WORDS[placement]}"
@@ -111,9 +112,9 @@ def decision_table(analysis: Analysis, trial: ModelTrial, rate: float, placement
 
 def perturbation_table(analysis: Analysis, detectors: Sequence[DetectorSummary]) -> DetectorTable:
     """False refusals above, misses below, under every perturbation."""
-    results = {(one.disturbance, one.index): one for one in analysis.disturbed}
+    results = {(result.disturbance, result.index): result for result in analysis.disturbed}
     names = [name for name in analysis.disturbances if any(name == perturbation for perturbation, _ in results)]
-    cells = {of.name: tuple(_both_errors(results[name, of.name]) for name in names) for of in detectors}
+    cells = {detector.name: tuple(_both_errors(results[name, detector.name]) for name in names) for detector in detectors}
     return _table(analysis, "", _heads(names), cells)
 
 
@@ -122,7 +123,7 @@ def cost_table(analysis: Analysis, detectors: Sequence[DetectorSummary]) -> Dete
     by_name = {cost.index: cost for cost in analysis.costs}
     longest = max((cost.share for cost in analysis.costs), default=0.0)
     heads = _heads(("microseconds", "of generation", "tokens read", "held a moment", "kept with the gate"))
-    return _table(analysis, "", heads, {of.name: _cost_cells(by_name[of.name], longest) for of in detectors})
+    return _table(analysis, "", heads, {detector.name: _cost_cells(by_name[detector.name], longest) for detector in detectors})
 
 
 def _heads(labels: Iterable[str], arrow: tuple[str, str] = ("", "")) -> Heads:
@@ -138,11 +139,7 @@ def _table(analysis: Analysis, title: str, heads: Heads, cells: Mapping[str, Cel
     by_name = {detector.name: detector for detector in analysis.indices}
     groups = []
     for read, alike in groupby((by_name[name] for name in cells), key=lambda detector: detector.label.split(", ", 1)[0]):
-        rows = tuple(
-            DetectorRow(of.label.split(", ", 1)[-1], _note(analysis, of), of.name == analysis.reference, cells[of.name])
-            for of in alike
-        )
-        groups.append(RowGroup(read, rows))
+        groups.append(RowGroup(read, tuple(_row(analysis, detector, cells[detector.name]) for detector in alike)))
     return DetectorTable(title, heads, tuple(groups))
 
 
@@ -208,7 +205,8 @@ def _cost_cells(cost: DetectorCost, longest: float) -> Cells:
     return _one_each((Chip(f"{cost.microseconds:,.0f}"), bar, *map(Chip, texts)))
 
 
-def _note(analysis: Analysis, detector: DetectorSummary) -> str:
-    if detector.name == analysis.reference:
-        return "the gate’s score" if analysis.gate_score is not None else "the others are compared with it"
-    return "fitted to retained requests" if detector.fitted else ""
+def _row(analysis: Analysis, detector: DetectorSummary, cells: Cells) -> DetectorRow:
+    own = detector.name == analysis.reference
+    base = "the gate’s score" if analysis.gate_score is not None else "the others are compared with it"
+    note = base if own else "fitted to retained requests" if detector.fitted else ""
+    return DetectorRow(detector.label.split(", ", 1)[-1], note, own, cells)

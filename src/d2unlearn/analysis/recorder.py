@@ -192,16 +192,16 @@ def _latest_of(model: PreTrainedModel, how: Answering) -> Iterator[_Latest]:
     def take_embeddings(_module: nn.Module, arguments: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
         latest.states[0] = (arguments[0] if arguments else named["hidden_states"])[:, -1]
 
-    def take_state(place: int, _module: nn.Module, _arguments: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        latest.states[place] = (output if isinstance(output, Tensor) else output[0])[:, -1]
+    def take_state(layer: int, _module: nn.Module, _arguments: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        latest.states[layer] = (output if isinstance(output, Tensor) else output[0])[:, -1]
 
     with ExitStack() as stack:
         stack.enter_context(causal.register_forward_hook(take_logits))
         stack.enter_context(causal.get_output_embeddings().register_forward_pre_hook(take_hidden))  # type: ignore[operator]
         if how.layers is not None:
             stack.enter_context(how.layers.blocks[0].register_forward_pre_hook(take_embeddings, with_kwargs=True))
-            for place, block in enumerate(how.layers.blocks, start=1):
-                stack.enter_context(block.register_forward_hook(partial(take_state, place)))
+            for layer, block in enumerate(how.layers.blocks, start=1):
+                stack.enter_context(block.register_forward_hook(partial(take_state, layer)))
         yield latest
 
 
@@ -250,8 +250,8 @@ class _Reader(StoppingCriteria):
         if self._how.layers is None:
             return []
         energies = []
-        for place in sorted(self._latest.states):
-            hidden = self._how.layers.norm(self._latest.states[place][rows])
+        for layer in sorted(self._latest.states):
+            hidden = self._how.layers.norm(self._latest.states[layer][rows])
             targets = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
             energies.append(-head_values(hidden, self._head, targets, [LogSumExp()])[LogSumExp()])
         return torch.stack(energies, dim=1).tolist()

@@ -157,8 +157,8 @@ def pair_separations(
     measured = {detector: roc_statistics(*sides, retain_weights, forget_weights) for detector, sides in scores.items()}
     base_auroc = measured[base]["auroc"]
     return [
-        Separation(detector, *names, {name: estimate(v) for name, v in of.items()}, estimate(of["auroc"] - base_auroc))
-        for detector, of in measured.items()
+        Separation(detector, *names, {name: estimate(v) for name, v in values.items()}, estimate(values["auroc"] - base_auroc))
+        for detector, values in measured.items()
     ]
 
 
@@ -171,8 +171,8 @@ def estimate(values: Floats, *, share: float = 0.95) -> Estimate:
     value, drawn = float(values[0]), values[1:][~np.isnan(values[1:])]
     if math.isnan(value) or not len(drawn):
         return Estimate(value, math.nan, math.nan)
-    place = float((drawn < value).mean() + (drawn == value).mean() / 2)
-    shift = 2 * ndtri(min(max(place, 0.5 / len(drawn)), 1 - 0.5 / len(drawn)))
+    rank = float((drawn < value).mean() + (drawn == value).mean() / 2)
+    shift = 2 * ndtri(min(max(rank, 0.5 / len(drawn)), 1 - 0.5 / len(drawn)))
     levels = ndtr(shift + ndtri([(1 - share) / 2, (1 + share) / 2]))
     low, high = np.quantile(drawn, levels)
     return Estimate(value, min(float(low), value), max(float(high), value))

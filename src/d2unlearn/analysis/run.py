@@ -21,7 +21,8 @@ from d2unlearn.analysis.perturbations import PERTURBATIONS, ModelUnderTest
 from d2unlearn.analysis.recorder import Answering, Layers, layers_of
 from d2unlearn.analysis.records import Analysis, DetectorSummary, ModelRole, ModelTrial, PerturbationResult, write_analysis
 from d2unlearn.analysis.sets import AnalysisSets, bootstrap_weights, read_analysis_sets
-from d2unlearn.analysis.thresholds import PLACEMENTS, REFUSAL_RATES
+from d2unlearn.analysis.significance import refusals_of
+from d2unlearn.analysis.thresholds import REFUSAL_RATES
 from d2unlearn.artifact import is_done, new_result
 from d2unlearn.config import AnalyzeSettings, identity
 from d2unlearn.data.records import content_hash
@@ -56,9 +57,9 @@ def analyze(sets: AnalysisSets, settings: AnalyzeSettings) -> Analysis:
     models = {role: _loaded(path, torch_dtype(settings.dtype), how) for role, path in paths.items()}
     traces = {role: _answered(role, model, sets) for role, model in models.items()}
     say("statistics")
-    fitted = {role: of.fitted() for role, of in traces.items()}
+    fitted = {role: answers.fitted() for role, answers in traces.items()}
     weights = sets.weights(settings.seed)
-    trials = {role: model_trial(role, paths[role], of, fitted[role], sets, weights, base) for role, of in traces.items()}
+    trials = {role: model_trial(role, paths[role], traces[role], fitted[role], sets, weights, base) for role in models}
     prompts = models["model"].prompts(sets.main("forget").examples[: settings.batch_size])
     timed = traces["model"].sets[sets.main("forget").name].take(range(len(prompts)))
     seconds = generation_seconds(models["model"].model, prompts, models["model"].how)
@@ -69,7 +70,7 @@ def analyze(sets: AnalysisSets, settings: AnalyzeSettings) -> Analysis:
         reference=base,
         gate_score=None if gate is None else gate.score_name,
         sets=sets.summaries(),
-        indices=tuple(DetectorSummary(name, of.label, of.reads, of.forgotten, of.fitted) for name, of in DETECTORS.items()),
+        indices=tuple(DetectorSummary(name, d.label, d.reads, d.forgotten, d.fitted) for name, d in DETECTORS.items()),
         models=tuple(trials.values()),
         asked=tuple(answered_questions(sets, traces, fitted["model"][base], {r: m.token_text for r, m in models.items()})),
         costs=tuple(detector_costs(fitted["model"], timed, logits, seconds)),
@@ -108,7 +109,7 @@ def _readable_layers(model: PreTrainedModel) -> Layers | None:
 
 
 def _answered(role: ModelRole, model: ModelUnderTest, sets: AnalysisSets) -> ModelTraces:
-    by_set = {one.name: model.traces(one.examples, f"{role}, {one.name}") for one in sets.judged}
+    by_set = {named.name: model.traces(named.examples, f"{role}, {named.name}") for named in sets.judged}
     fit, threshold = (model.traces(rows, f"{role}, calibration") for rows in (sets.fit, sets.threshold))
     return ModelTraces(by_set, fit, threshold)
 
@@ -120,8 +121,8 @@ def _perturbed(
     kinds: tuple[Kind, ...] = ("retain", "forget")
     rows = {kind: _some(sets.main(kind).examples, at_most, seed) for kind in kinds}
     weights = {kind: bootstrap_weights(examples, seed) for kind, examples in rows.items()}
-    at = (REFUSAL_RATES[0], PLACEMENTS[0])
-    thresholds = {of.index: of.threshold for of in trial.refusals if (of.rate, of.placement) == at}
+    at_lowest = refusals_of(trial, REFUSAL_RATES[0])
+    thresholds = {detector: refusals.threshold for detector, refusals in at_lowest.items()}
     results: list[PerturbationResult] = []
     for name, perturbation in PERTURBATIONS.items():
         with perturbation.applied(replace(model, how=replace(model.how, layers=None))) as perturbed:
@@ -138,7 +139,7 @@ def _some(examples: Sequence[Example], at_most: int, seed: int) -> list[Example]
 
 def _key(settings: AnalyzeSettings, sets: AnalysisSets) -> str:
     """What the result depends on: weights, the gate, rows, settings without places, version."""
-    rows = [[one.name, one.kind, [content_hash(row) for row in one.examples]] for one in sets.judged]
+    rows = [[named.name, named.kind, [content_hash(row) for row in named.examples]] for named in sets.judged]
     rows += [["calibration", "retain", [content_hash(row) for row in (*sets.fit, *sets.threshold)]]]
     weights = {role: weights_name(path) for role, path in _model_paths(settings).items()}
     gate = Path(settings.model) / GATE_FILE

@@ -36,20 +36,20 @@ class AnalysisSets:
 
     def weights(self, seed: int) -> dict[str, BootstrapWeights]:
         """Bootstrap draws of every judged set."""
-        return {one.name: bootstrap_weights(one.examples, seed + place) for place, one in enumerate(self.judged)}
+        return {named.name: bootstrap_weights(named.examples, seed + number) for number, named in enumerate(self.judged)}
 
     def main(self, kind: Kind) -> NamedSet:
         """The forgotten (retained) rows themselves."""
-        return next(one for one in self.judged if one.kind == kind)
+        return next(named for named in self.judged if named.kind == kind)
 
     def named(self, kind: Kind) -> list[str]:
         """The names of all sets of a kind."""
-        return [one.name for one in self.judged if one.kind == kind]
+        return [named.name for named in self.judged if named.kind == kind]
 
     def summaries(self) -> tuple[SetSummary, ...]:
         """What the result file says of the sets."""
         pairs = zip(self.judged, self.unscored, strict=True)
-        return tuple(SetSummary(one.name, one.kind, len(one.examples), unscored) for one, unscored in pairs)
+        return tuple(SetSummary(named.name, named.kind, len(named.examples), unscored) for named, unscored in pairs)
 
 
 def bootstrap_weights(examples: Sequence[Example], seed: int) -> BootstrapWeights:
@@ -66,20 +66,20 @@ def read_analysis_sets(settings: AnalyzeSettings) -> AnalysisSets:
     """
     names = ("model", "forget", "retain", "output", "also_forget", "also_retain", "limit", "group_size")
     given = read_sets(EvaluateSettings(**{name: getattr(settings, name) for name in names}))
-    judged = [NamedSet(one.name, one.kind, [row for row in one.examples if row.prompt]) for one in given]
-    unscored = tuple(len(one.examples) - len(asked.examples) for one, asked in zip(given, judged, strict=True))
+    judged = [NamedSet(named.name, named.kind, [row for row in named.examples if row.prompt]) for named in given]
+    unscored = tuple(len(named.examples) - len(asked.examples) for named, asked in zip(given, judged, strict=True))
     if settings.calibration is None:
-        at = next(place for place, one in enumerate(judged) if one.kind == "retain")
+        at = [named.kind for named in judged].index("retain")
         calibration, kept = split_validation(judged[at].examples, seed=settings.seed, share=0.5)
         judged[at] = NamedSet(judged[at].name, "retain", kept)
     else:
         rows = read_examples(settings.calibration, group_size=settings.group_size)
-        asked = {content_hash(row) for one in judged for row in one.examples}
+        asked = {content_hash(row) for named in judged for row in named.examples}
         rest = [row for row in rows if row.prompt and content_hash(row) not in asked]
         calibration = _set_aside(rest, Path(settings.model), settings.calibration)[: settings.limit]
-    for one in judged:
-        if not one.examples:
-            raise DataError(f"the set {one.name} has no row with a prompt that could be asked")
+    for named in judged:
+        if not named.examples:
+            raise DataError(f"the set {named.name} has no row with a prompt that could be asked")
     fit, threshold = split_validation(calibration, seed=settings.seed, share=0.5)
     if len(fit) < 2 or len(threshold) < 2:
         raise DataError(f"{len(calibration)} retained rows are too few to fit on one half and set thresholds on the other")

@@ -47,7 +47,7 @@ def rivals(trial: ModelTrial, sets: Sequence[SetSummary], rate: float, placement
 
 
 def _rival(refusals: Refusals, sets: Sequence[SetSummary]) -> Rival:
-    by_set = {one.name: refusal_significance(refusals.more[one.name], one.kind) for one in sets}
+    by_set = {named.name: refusal_significance(refusals.more[named.name], named.kind) for named in sets}
     better, worse = (tuple(name for name, found in by_set.items() if found == wanted) for wanted in ("better", "worse"))
     return Rival(refusals.index, better, worse)
 
@@ -59,18 +59,18 @@ def trial_of(analysis: Analysis, role: ModelRole = "model") -> ModelTrial:
 
 def pair_of(trial: ModelTrial, forget: str, retain: str) -> dict[str, Separation]:
     """Every detector's separation of one forget set from one retained set."""
-    return {one.index: one for one in trial.separations if (one.forget, one.retain) == (forget, retain)}
+    return {s.index: s for s in trial.separations if (s.forget, s.retain) == (forget, retain)}
 
 
 def refusals_of(trial: ModelTrial, rate: float, placement: Placement = "conformal") -> dict[str, Refusals]:
     """What each detector would refuse at a rate, by where its threshold lies."""
-    return {one.index: one for one in trial.refusals if (one.rate, one.placement) == (rate, placement)}
+    return {r.index: r for r in trial.refusals if (r.rate, r.placement) == (rate, placement)}
 
 
 def wordings(sets: Sequence[SetSummary]) -> tuple[tuple[str, str], ...]:
     """Forget sets, each with the retained set of the same wording: `forget_X` with `retain_X`, others with the main one."""
-    retained = [one.name for one in sets if one.kind == "retain"]
-    return tuple((one.name, _partner(one.name, retained)) for one in sets if one.kind == "forget")
+    retained = [named.name for named in sets if named.kind == "retain"]
+    return tuple((named.name, _partner(named.name, retained)) for named in sets if named.kind == "forget")
 
 
 def _partner(forget: str, retained: Sequence[str]) -> str:

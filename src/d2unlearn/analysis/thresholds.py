@@ -58,18 +58,18 @@ def refusals(
 
     forget: the set that thresholds are raised by. Source of the raise: `gate.calibrate.raised`.
     """
-    found = []
+    results = []
     for rate, placement in product(REFUSAL_RATES, PLACEMENTS):
-        thresholds = {detector: _placed(of, forget, rate, placement) for detector, of in scores.items()}
+        thresholds = {detector: _placed(scored, forget, rate, placement) for detector, scored in scores.items()}
         shares = {
-            detector: {name: refused_share(values, thresholds[detector], weights[name]) for name, values in of.sets.items()}
-            for detector, of in scores.items()
+            detector: {name: refused_share(values, thresholds[detector], weights[name]) for name, values in scored.sets.items()}
+            for detector, scored in scores.items()
         }
         for detector, by_set in shares.items():
             refused = {name: estimate(share) for name, share in by_set.items()}
             more = {name: estimate(share - shares[base][name]) for name, share in by_set.items()}
-            found.append(Refusals(detector, rate, thresholds[detector], refused, more, placement))
-    return found
+            results.append(Refusals(detector, rate, thresholds[detector], refused, more, placement))
+    return results
 
 
 def _placed(scores: DetectorScores, forget: str, rate: float, placement: Placement) -> float:
