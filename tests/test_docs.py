@@ -38,6 +38,14 @@ def test_every_link_within_the_repository_leads_somewhere(page: Path) -> None:
     assert broken == []
 
 
+def test_every_file_that_the_architecture_page_names_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:[\w.-]+/)*[\w-]+(?:\.\w+)+|[\w/]+/)`", text)
+    named = [path for path in named if path.endswith("/") or path.endswith((".py", ".j2"))]
+    assert len(named) > 60
+    assert [path for path in named if not ((ROOT / path).exists() or (ROOT / "src" / "d2unlearn" / path).exists())] == []
+
+
 def test_no_formula_is_broken_over_two_lines() -> None:
     text = FENCED.sub("", (ROOT / "docs" / "method.md").read_text(encoding="utf-8"))
     assert [line for line in text.splitlines() if line.count("$") % 2] == []
