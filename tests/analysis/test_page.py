@@ -12,9 +12,10 @@ import pytest
 
 from d2unlearn.analysis import page_panels
 from d2unlearn.analysis.page import build_page, drawn_detectors, hardest, headline, key_numbers, sentences, write_page
-from d2unlearn.analysis.page_figures import DrawnSet, distributions
+from d2unlearn.analysis.page_figures import DrawnSet, distributions, roc_panel
 from d2unlearn.analysis.page_tables import detector_table, difference_chip, missed_share, size_text
 from d2unlearn.analysis.records import Analysis, Estimate, Refusals, SetSummary, read_analysis, write_analysis
+from d2unlearn.analysis.roc import BootstrapWeights, weighted_roc
 from d2unlearn.analysis.significance import Rival, pair_of, refusals_of, rivals, significance, trial_of, wordings
 from d2unlearn.report.notation import fixed, percent
 from report.test_page import Page
@@ -151,6 +152,14 @@ def test_each_forget_set_stands_beside_the_retained_set_of_its_wording(analysis:
     assert wordings(SETS) == (("forget", "retain"), ("forget_paraphrased", "retain_paraphrased"))
     assert wordings([SetSummary("people", "forget", 1, 0), SetSummary("rest", "retain", 1, 0)]) == (("people", "rest"),)
     assert page_panels.general_sets(analysis) == ["world_facts"]
+
+
+def test_a_curve_of_a_set_without_a_score_catches_nothing() -> None:
+    retain, forget = np.array([math.nan]), np.array([1.0, 2.0])
+    curve = weighted_roc(retain, forget, BootstrapWeights.draw("a", 0, 0), BootstrapWeights.draw("ab", 0, 0))
+    assert np.isnan(curve.fpr).all()
+    assert curve.tpr.tolist() == [[1, 0.5, 0]]
+    assert roc_panel("x", [curve], 1, "k").description == "x. Caught with no false refusal: 0%."
 
 
 def test_a_distribution_says_what_it_holds_and_needs_a_number() -> None:

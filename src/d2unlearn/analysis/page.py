@@ -135,22 +135,17 @@ def hardest(analysis: Analysis) -> tuple[str, str]:
 
 def sentences(analysis: Analysis) -> list[str]:
     """What decides whether the gate should use another index, in words."""
-    trial, rate = trial_of(analysis), lowest_rate(analysis)
-    found = "; ".join(
-        f"{tables.PLACEMENT_WORDS[placement]}: {clearly_better(analysis, rate, placement)}" for placement in placements(trial)
-    )
+    trial, rate, found = trial_of(analysis), lowest_rate(analysis), []
+    for placement in placements(trial):
+        better = [rival.detector for rival in rivals(trial, analysis.sets, rate, placement) if rival.clearly_better]
+        named = ", ".join(f"“{labels(analysis)[detector]}”" for detector in better) or "none"
+        found.append(f"{tables.PLACEMENT_WORDS[placement]}: {named}")
     return [
         f"By AUROC on {tables.pair_title(*hardest(analysis))}, the wording that is hardest for it. At a threshold for "
-        f"{stated(rate)} false refusals, clearly better on some set and clearly worse on none are, {found}.",
+        f"{stated(rate)} false refusals, clearly better on some set and clearly worse on none are, {'; '.join(found)}.",
         "Clearly: the 95% interval of the difference, on the same bootstrap draws, leaves 0 out. With so many indices a few "
         "differences are clear by chance.",
     ]
-
-
-def clearly_better(analysis: Analysis, rate: float, placement: Placement) -> str:
-    """The detectors that decide so, by their labels, or `none`."""
-    found = [rival.detector for rival in rivals(trial_of(analysis), analysis.sets, rate, placement) if rival.clearly_better]
-    return ", ".join(f"“{labels(analysis)[name]}”" for name in found) or "none"
 
 
 def key_numbers(analysis: Analysis) -> list[KeyNumber]:

@@ -50,10 +50,7 @@ def base_panels(analysis: Analysis) -> list[Panel]:
 def detector_panels(analysis: Analysis, detectors: Sequence[DetectorSummary]) -> list[Panel]:
     """Other detectors on the model on trial."""
     trial = trial_of(analysis)
-    named = enumerate(detectors)
-    return _drawn(
-        _distributions(analysis, trial, detector.name, detector.label, f"index{number}") for number, detector in named
-    )
+    return _drawn(_distributions(analysis, trial, d.name, d.label, f"index{number}") for number, d in enumerate(detectors))
 
 
 def _drawn(panels: Iterable[Panel | None]) -> list[Panel]:

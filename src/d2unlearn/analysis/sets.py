@@ -88,7 +88,7 @@ def read_analysis_sets(settings: AnalyzeSettings) -> AnalysisSets:
 
 def _set_aside(rows: Sequence[Example], model: Path, source: str) -> list[Example]:
     """The rows that `unlearn` set aside for the model, where its manifest lists some of them; else all."""
-    held_out = ((read_manifest(model) if model.is_dir() else None) or {}).get("held_out", ())
-    chosen = [row for row in rows if content_hash(row) in set(held_out)] or list(rows)
+    held_out = set(((read_manifest(model) if model.is_dir() else None) or {}).get("held_out", ()))
+    chosen = [row for row in rows if content_hash(row) in held_out] or list(rows)
     say(f"{len(chosen)} calibration rows of {source}{' that unlearn set aside' if len(chosen) < len(rows) else ''}")
     return chosen
