@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.generation.logits_process import LogitsProcessor
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
-from d2unlearn.gate.criteria import Reader, ended_rows
+from d2unlearn.gate.criteria import ReadEnergies, ended_rows
 from d2unlearn.gate.online import Decision, OnlineGate, Trace, decide
 from d2unlearn.gate.score import Bools, Score
 
@@ -45,7 +45,7 @@ class BeamCriterion(StoppingCriteria):
 
     def __init__(
         self,
-        read: Reader,
+        read: ReadEnergies,
         score: Score | None,
         threshold: float,
         ends: Sequence[int],

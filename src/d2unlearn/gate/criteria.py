@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,14 +24,11 @@ from d2unlearn.gate.online import Decision, OnlineGate, Trace
 from d2unlearn.gate.recorder import EnergyRecorder
 from d2unlearn.gate.score import Bools, Floats, Score
 
+ReadEnergies = Callable[[Tensor], list[Floats]]
+"""Told the ids so far, [B, T]: for each token chosen since the last look, the energies [B] of the logits it was chosen from."""
+
 Listener = Callable[[Tensor, OnlineGate], None]
 """Told after each look, and when all is over: the answers so far, [B, t] token ids, and the gate."""
-
-
-class Reader(Protocol):
-    """For each token that was chosen since the last look, the energies [B] of the logits that it was chosen from."""
-
-    def __call__(self, input_ids: Tensor) -> list[Floats]: ...
 
 
 class LastPosition:
@@ -84,7 +81,7 @@ class GateCriterion(StoppingCriteria):
 
     def __init__(
         self,
-        read: Reader,
+        read: ReadEnergies,
         score: Score | None,
         threshold: float,
         ends: Sequence[int],

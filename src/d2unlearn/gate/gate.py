@@ -18,7 +18,6 @@ from d2unlearn.errors import ArtifactError, GateError
 from d2unlearn.gate.calibrate import Calibration, calibrate
 from d2unlearn.gate.export import carry
 from d2unlearn.gate.gate_file import checked_texts, gate_arguments, gate_content
-from d2unlearn.gate.online import Trace
 from d2unlearn.gate.probes import Probe, dtype_name, make_probes
 from d2unlearn.gate.rule import GateRule
 from d2unlearn.gate.score import CANDIDATES, DEFAULT, Score
@@ -130,9 +129,9 @@ class EnergyGate:
         model.eval()  # type: ignore[no-untyped-call]
         template = Template(tokenizer)
 
-        def traces(rows: Sequence[Example], kind: str) -> list[Trace]:
+        def energies(rows: Sequence[Example], kind: str) -> list[tuple[float, ...]]:
             prompts = [template.prompt_ids(row.prompt) for row in rows]
-            return collect_traces(
+            traces = collect_traces(
                 model,
                 tokenizer,
                 prompts,
@@ -142,11 +141,12 @@ class EnergyGate:
                 vocab_rows=vocab_rows,
                 description=f"answers to {kind} prompts",
             )
+            return [trace.energies for trace in traces]
 
         measured = calibrate(
-            _energies(traces(validation_rows, "validation")),
-            _energies(traces(calibration_rows, "calibration")),
-            _energies(traces(forget_rows, "forget")),
+            energies(validation_rows, "validation"),
+            energies(calibration_rows, "calibration"),
+            energies(forget_rows, "forget"),
             [row.group for row in forget_rows],
             max_false_refusal=max_false_refusal,
             confidence=confidence,
@@ -280,7 +280,3 @@ def _candidates(score: str) -> tuple[Mapping[str, Score], str]:
 
 def _percent(share: Interval) -> str:
     return f"{share.value:.2%} (95% interval {share.low:.2%} to {share.high:.2%}, n = {share.n})"
-
-
-def _energies(traces: Sequence[Trace]) -> list[tuple[float, ...]]:
-    return [trace.energies for trace in traces]

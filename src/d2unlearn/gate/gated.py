@@ -24,7 +24,7 @@ from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
 
 from d2unlearn.gate.beams import BeamCriterion
-from d2unlearn.gate.criteria import AcceptedDrafts, GateCriterion, LastPosition, Listener, Reader
+from d2unlearn.gate.criteria import AcceptedDrafts, GateCriterion, LastPosition, Listener, ReadEnergies
 from d2unlearn.gate.decoding import BEAM_MODES, effective_config, id_list, watched_way
 from d2unlearn.gate.online import Decision, Trace
 from d2unlearn.gate.recorder import EnergyRecorder
@@ -104,7 +104,7 @@ class GatedGenerator:
             every_position=mode == GenerationMode.ASSISTED_GENERATION,
         ) as recorder:
             passes = None if any_way else 1
-            read: Reader = LastPosition(recorder, passes if config.prefill_chunk_size is None else None, passes)
+            read: ReadEnergies = LastPosition(recorder, passes if config.prefill_chunk_size is None else None, passes)
             if mode == GenerationMode.ASSISTED_GENERATION:
                 assert input_ids is not None
                 read = AcceptedDrafts(recorder, input_ids.shape[1])
@@ -144,7 +144,7 @@ class GatedGenerator:
         rule: GateRule | None,
         mode: GenerationMode,
         config: GenerationConfig,
-        read: Reader,
+        read: ReadEnergies,
         ends: Sequence[int],
         options: dict[str, Any],
         listener: Listener | None,

@@ -260,7 +260,6 @@ class RunningScore:
         self._statistic = score.start(n_rows)
         self.best: Floats = np.full(n_rows, -math.inf)
         self.active: Bools = np.ones(n_rows, dtype=np.bool_)
-        self._all_active = True
 
     def update(self, energies: Floats, ended: Bools | None = None) -> Floats:
         """Take the next position's energies [B], and say which answers end there (None: none does). Returns `best`."""
@@ -268,40 +267,34 @@ class RunningScore:
             finite = np.isfinite(energies)
             self.best = np.where(self.active & ~finite, math.inf, self.best)
             energies = np.where(finite, energies, 0.0)
-        self._note(self._statistic.update(energies), self.active)
-        if ended is not None and ended.any():
-            self._note(self._statistic.end(), self.active & ended)
+        self.best = self._best_with(self._statistic.update(energies), self.active)
+        if ended is not None:
+            self.best = self._best_with(self._statistic.end(), self.active & ended)
             self.stop(ended)
         return self.best
 
     def if_ended(self) -> Floats:
         """What `best` [B] would be if every answer that goes on ended at the position taken last. Changes nothing."""
-        look = self._statistic.end()
-        return self.best if look is None else np.where(self.active, np.maximum(self.best, look), self.best)
+        return self._best_with(self._statistic.end(), self.active)
 
     def reorder(self, rows: Indices) -> None:
         """Go on with these answers in these places, [B]: one may be left out, or go on as several (beams)."""
         self._statistic.reorder(rows)
         self.best = self.best[rows]
         self.active = self.active[rows]
-        self._all_active = bool(self.active.all())
 
     def stop(self, rows: Bools) -> None:
         """Leave these rows as they are from here on."""
         self.active = self.active & ~rows
-        self._all_active = bool(self.active.all())
 
     def finish(self) -> Floats:
         """End the answers that are still going on (the length limit). Returns `best`, now final."""
-        self._note(self._statistic.end(), self.active)
+        self.best = self.if_ended()
         self.stop(self.active)
         return self.best
 
-    def _note(self, look: Floats | None, rows: Bools) -> None:
-        if look is None:
-            return
-        higher = np.maximum(self.best, look)
-        self.best = higher if rows is self.active and self._all_active else np.where(rows, higher, self.best)
+    def _best_with(self, look: Floats | None, rows: Bools) -> Floats:
+        return self.best if look is None else np.where(rows, np.maximum(self.best, look), self.best)
 
 
 def request_scores(score: Score, energies: Sequence[Sequence[float]]) -> Floats:

@@ -52,7 +52,7 @@ class WeightsCheck:
     def trust(self, rule: GateRule) -> None:
         """Take the weights as they are for those that the rule was calibrated on."""
         self._rule, self._n_answers = rule, 0
-        self._seen = marks_of(self._model)
+        self._seen = _marks(self._model)
         self._alive = [weakref.ref(tensor) for module in _modules(self._model) for tensor in _own_tensors(module)]
 
     def check(self, rule: GateRule, n_answers: int) -> None:
@@ -65,10 +65,10 @@ class WeightsCheck:
 
     def _changed(self) -> bool:
         """The addresses of tensors that are gone may have been given to others, so nothing may be gone."""
-        return marks_of(self._model) != self._seen or any(alive() is None for alive in self._alive)
+        return _marks(self._model) != self._seen or any(alive() is None for alive in self._alive)
 
 
-def marks_of(model: nn.Module) -> list[Any]:
+def _marks(model: nn.Module) -> list[Any]:
     """What changes when a model's weights do, without reading them: see `WeightsCheck`."""
     marks: list[Any] = [_OPTIMIZER_STEPS[0]]
     for module in _modules(model):

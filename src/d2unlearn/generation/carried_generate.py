@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 from transformers import GenerationMixin, PreTrainedModel
@@ -17,16 +18,7 @@ from d2unlearn.gate.gated import GatedGenerator
 from d2unlearn.gate.rule import GateRule, rule_from_json
 from d2unlearn.models import GATE_COPY
 
-POSITIONS = (
-    "inputs",
-    "generation_config",
-    "logits_processor",
-    "stopping_criteria",
-    "prefix_allowed_tokens_fn",
-    "synced_gpus",
-    "assistant_model",
-    "streamer",
-)
+POSITIONS = tuple(signature(GenerationMixin.generate).parameters)[1:]
 """The arguments that `GenerationMixin.generate` takes by their place."""
 
 KEPT_AS = "_d2_gated_generator"

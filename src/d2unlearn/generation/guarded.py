@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -212,31 +213,22 @@ class GuardedModel:
         """
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         ids, mask = self.batch([self._prompt_ids(prompt)])
-        stop, failed = _Abandoned(), list[BaseException]()
+        abandoned = threading.Event()
         options: dict[str, Any] = {
             "max_new_tokens": max_new_tokens or self._max_new_tokens,
             "do_sample": do_sample,
             "num_beams": 1,
             "streamer": streamer,
-            "stopping_criteria": StoppingCriteriaList([stop]),
+            "stopping_criteria": StoppingCriteriaList([_WhenSet(abandoned)]),
         }
-
-        def work() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            work = pool.submit(self.generate, ids, mask, hold_back=hold_back, **options)
+            work.add_done_callback(lambda _: streamer.text_queue.put(streamer.stop_signal))  # also where it failed
             try:
-                self.generate(ids, mask, hold_back=hold_back, **options)
-            except BaseException as error:
-                failed.append(error)
-                streamer.text_queue.put(streamer.stop_signal)
-
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        try:
-            yield from (piece for piece in streamer if piece)
-        finally:
-            stop.abandoned = True
-            thread.join()
-        if failed:
-            raise failed[0]
+                yield from (piece for piece in streamer if piece)
+            finally:
+                abandoned.set()
+            work.result()
 
     @property
     def _max_new_tokens(self) -> int:
@@ -261,11 +253,11 @@ class GuardedModel:
         return ids.to(self.model.device), mask.to(self.model.device)
 
 
-class _Abandoned(StoppingCriteria):
-    """Stops a stream whose reader has gone."""
+class _WhenSet(StoppingCriteria):
+    """Stops every row once the event is set."""
 
-    def __init__(self) -> None:
-        self.abandoned = False
+    def __init__(self, event: threading.Event) -> None:
+        self._event = event
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        return torch.full((len(input_ids),), self.abandoned, dtype=torch.bool, device=input_ids.device)
+        return torch.full((len(input_ids),), self._event.is_set(), dtype=torch.bool, device=input_ids.device)

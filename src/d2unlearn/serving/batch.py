@@ -15,7 +15,6 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from d2unlearn.gate import EnergyGate
 from d2unlearn.gate.online import Decision, OnlineGate
@@ -89,7 +88,7 @@ def generate_rows(
         "max_new_tokens": max(request.max_new_tokens for request in asked),
         "num_beams": 1,
         "eos_token_id": list(guarded.generator.tokens.ends) or None,
-        "stopping_criteria": StoppingCriteriaList([_Ends(rows)]),
+        "stopping_criteria": [partial(_ended, rows, ids.shape[1])],
         "do_sample": sampling is not None,
         **({"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling else {}),
     }
@@ -145,19 +144,11 @@ class _Row:
             self._shown = text
 
 
-class _Ends(StoppingCriteria):
-    """Rows that end by their own limit, by a stop text, or because their recipient has gone."""
-
-    def __init__(self, rows: Sequence[_Row]) -> None:
-        self._rows = rows
-        self._prompt_length: int | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        if self._prompt_length is None:
-            self._prompt_length = input_ids.shape[1] - 1
-        answers = input_ids[:, self._prompt_length :].tolist()
-        ended = [row.done or row.at_end(answer) for row, answer in zip(self._rows, answers, strict=True)]
-        return torch.tensor(ended, device=input_ids.device)
+def _ended(rows: Sequence[_Row], prompt_length: int, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+    """A stopping criterion: rows that end by their own limit, by a stop text, or because their recipient has gone."""
+    answers = input_ids[:, prompt_length:].tolist()
+    ended = [row.done or row.at_end(answer) for row, answer in zip(rows, answers, strict=True)]
+    return torch.tensor(ended, device=input_ids.device)
 
 
 def _deliver(rows: Sequence[_Row], hold_back: int, answers: Tensor, gate: OnlineGate) -> None:
