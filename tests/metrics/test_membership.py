@@ -18,7 +18,6 @@ from d2unlearn.data.batching import pad_tokens
 from d2unlearn.metrics.membership import (
     forget_quality,
     mean_of_norms,
-    membership_auc,
     min_k,
     min_k_plus_plus,
     privleak,
@@ -27,6 +26,7 @@ from d2unlearn.metrics.membership import (
 from d2unlearn.observation import observe
 from d2unlearn.quantities import Entropy, LogProbVariance, MostLikely, Nll
 from d2unlearn.schema import Tokens
+from d2unlearn.stats import auroc
 
 
 def test_min_k_is_the_mean_of_the_least_likely_tokens() -> None:
@@ -98,15 +98,15 @@ def test_the_zlib_attack_divides_by_the_compressed_bytes() -> None:
 
 
 def test_auc_is_the_chance_that_a_held_out_text_scores_above_a_forgotten_one() -> None:
-    assert membership_auc([1.0, 2.0], [3.0, 4.0]) == 1.0  # forgotten texts plainly known: low loss
-    assert membership_auc([3.0, 4.0], [1.0, 2.0]) == 0.0
-    assert membership_auc([1.0, 1.0], [1.0]) == 0.5
-    assert math.isnan(membership_auc([], [1.0]))
+    assert auroc([1.0, 2.0], [3.0, 4.0]) == 1.0  # forgotten texts plainly known: low loss
+    assert auroc([3.0, 4.0], [1.0, 2.0]) == 0.0
+    assert auroc([1.0, 1.0], [1.0]) == 0.5
+    assert math.isnan(auroc([], [1.0]))
     rng = np.random.default_rng(1)
     forget, holdout = rng.normal(0, 1, 30), rng.normal(0.5, 1, 20)
     labels = [0] * 30 + [1] * 20
     expected = roc_auc_score(labels, np.concatenate([forget, holdout]))
-    assert membership_auc(forget, holdout) == pytest.approx(expected, rel=1e-12)
+    assert auroc(forget, holdout) == pytest.approx(expected, rel=1e-12)
 
 
 def test_privleak_is_zero_at_the_retain_models_auc_negative_while_known_and_positive_when_conspicuous() -> None:

@@ -17,11 +17,11 @@ from numpy.typing import ArrayLike
 from d2unlearn.benchmark.conventions import Convention
 from d2unlearn.benchmark.loglikelihood import AnswerScores
 from d2unlearn.generation.guarded import Answer
-from d2unlearn.metrics.membership import forget_quality, membership_auc, privleak, zlib_score
-from d2unlearn.metrics.memorization import TRUTH_AGGREGATORS, option_probability
-from d2unlearn.metrics.text import Rouge, model_utility
+from d2unlearn.metrics.membership import forget_quality, privleak, zlib_score
+from d2unlearn.metrics.memorization import TRUTH_AGGREGATORS, option_probability, truth_ratio
+from d2unlearn.metrics.text import Rouge
 from d2unlearn.schema import Better, Example, Kind
-from d2unlearn.stats import Floats
+from d2unlearn.stats import Floats, auroc, harmonic_mean
 
 TRUE_ANSWER = "answer"
 """The column of the true answer; others hold further answers to the same question."""
@@ -195,11 +195,10 @@ class TruthRatio(OfOneSet):
         return "how much likelier the right answer is than wrong ones: 1 knows, 0 does not"
 
     def compute(self, inputs: MetricInputs) -> MetricValue:
-        how, epsilon = TRUTH_AGGREGATORS[self.aggregator], inputs.convention.epsilon
-        pairs = _losses(inputs, self.right, self.wrong)
-        scores = [how.score(right[0], wrong, epsilon=epsilon) for right, wrong in pairs]
-        values = [how.value(score, epsilon=epsilon) for score in scores]
-        return _averaged(inputs.sets[self.on], values, [{"score": score} for score in scores])
+        epsilon = inputs.convention.epsilon
+        ratios = [truth_ratio(right[0], wrong, epsilon=epsilon) for right, wrong in _losses(inputs, self.right, self.wrong)]
+        values = [TRUTH_AGGREGATORS[self.aggregator](ratio, epsilon=epsilon) for ratio in ratios]
+        return _averaged(inputs.sets[self.on], values, [{"score": ratio} for ratio in ratios])
 
 
 @dataclass(frozen=True)
@@ -316,7 +315,7 @@ class PrivLeak(Metric):
 
 @dataclass(frozen=True)
 class Utility(Metric):
-    """Harmonic mean of other metrics that are means. `keys`: those before it."""
+    """Harmonic mean of other metrics that are means: zero where one is. `keys`: those before it. Source: TOFU (2401.06121)."""
 
     keys: tuple[str, ...]
     meaning = "harmonic mean of nine: probability, ROUGE and truth ratio on the three sets to keep"
@@ -327,7 +326,7 @@ class Utility(Metric):
         if reason:
             return MetricValue(reason=reason)
         columns = tuple(value.columns[0] for value in values)
-        return MetricValue(columns, lambda drawn: model_utility([mean_of_columns([column]) for column in drawn]))
+        return MetricValue(columns, lambda drawn: harmonic_mean([mean_of_columns([column]) for column in drawn]))
 
 
 Attack = Callable[[SetScores, Convention], list[float]]
@@ -349,7 +348,7 @@ ATTACKS: dict[str, Attack] = {
 
 def _auc(both: Sequence[Floats]) -> float:
     """[forget, holdout] scores to the attack's AUC."""
-    return membership_auc(both[0], both[1])
+    return auroc(both[0], both[1])
 
 
 def _averaged(scored: SetScores, values: ArrayLike, records: Sequence[Mapping[str, Any]]) -> MetricValue:

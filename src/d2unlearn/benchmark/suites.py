@@ -97,11 +97,7 @@ TOFU = Suite(
         "forget_Q_A_PERT_Prob": Probability("forget", "perturbed_answer"),
         "forget_Q_A_ROUGE": RougeScore("forget", "rougeL_recall", better="lower"),
         "forget_truth_ratio": TruthRatio(
-            "forget",
-            "forget_Q_A_PARA_Prob",
-            "forget_Q_A_PERT_Prob",
-            "closer_to_1_better",
-            better="higher",
+            "forget", "forget_Q_A_PARA_Prob", "forget_Q_A_PERT_Prob", "closer_to_1_better", better="higher"
         ),
         "forget_quality": ForgetQuality("forget_truth_ratio", better="higher"),
         "extraction_strength": OfTrueAnswer("forget", "extraction_strength", zero_if_empty=True, better="lower"),

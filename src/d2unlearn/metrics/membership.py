@@ -1,9 +1,10 @@
 """Whether it shows that a model was trained on a text: membership inference, and what follows from it. Pure functions.
 
-Every attack gives one score an example; a *higher* score means less likely a member, as a loss does. The attack's AUC is the
-chance that a held-out example scores above a forgotten one: 0.5 when the two cannot be told apart, 1 when the forget set is
-plainly known, near 0 when it is plainly *less* known than text the model never saw, which gives the unlearning away as well.
-The aim is the AUC of a model that never saw the forget set. Nothing to score is NaN.
+Every attack gives one score an example; a *higher* score means less likely a member, as a loss does. The attack's AUC
+(`stats.auroc` of forgotten and held-out scores) is the chance that a held-out example scores above a forgotten one: 0.5 when
+the two cannot be told apart, 1 when the forget set is plainly known, near 0 when it is plainly *less* known than text the model
+never saw, which gives the unlearning away as well. The aim is the AUC of a model that never saw the forget set. Nothing to
+score is NaN.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import ks_2samp
 
-from d2unlearn.stats import auroc, finite
+from d2unlearn.stats import finite
 
 MIN_K_SHARE = 0.4
 """Share of an answer's tokens that Min-K% and Min-K%++ look at (MUSE, open-unlearning)."""
@@ -47,11 +48,6 @@ def min_k_plus_plus(nll: ArrayLike, entropy: ArrayLike, variance: ArrayLike, sha
     spread = np.sqrt(np.maximum(np.asarray(variance, dtype=np.float64), SMALLEST_VARIANCE))
     scores = np.sort((np.asarray(entropy, dtype=np.float64) - np.asarray(nll, dtype=np.float64)) / spread)
     return -float(scores[: _count(len(scores), share)].mean()) if len(scores) else math.nan
-
-
-def membership_auc(forget: ArrayLike, holdout: ArrayLike) -> float:
-    """P(a held-out example scores above a forgotten one), ties counted half. NaN when a side has no score."""
-    return auroc(forget, holdout)
 
 
 def privleak(auc: float, reference_auc: float, *, epsilon: float = 0.0) -> float:

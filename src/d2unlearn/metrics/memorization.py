@@ -7,8 +7,7 @@ An answer of n predicted tokens (its end token is one of them) gives `correct`, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 LARGEST_EXPONENT = 700.0
 """exp of more than that is no double any more; a ratio stays finite, and its inverse positive."""
@@ -42,12 +41,12 @@ def option_probability(right: float, wrong: Sequence[float], *, epsilon: float =
 
     right, wrong: each answer's mean NLL, p = exp(-NLL). Without `epsilon` it is a softmax, exact however small all p are.
     """
-    if math.isnan(right) or not len(wrong) or any(math.isnan(each) for each in wrong):
+    if math.isnan(right) or not len(wrong) or any(map(math.isnan, wrong)):
         return math.nan
     if epsilon:
         p = math.exp(-right)
-        return p / (p + sum(math.exp(-each) for each in wrong) + epsilon)
-    return 1 / (1 + sum(_exp(right - each) for each in wrong))
+        return p / (p + sum(math.exp(-nll) for nll in wrong) + epsilon)
+    return 1 / (1 + sum(_exp(right - nll) for nll in wrong))
 
 
 def truth_ratio(right: float, wrong: Sequence[float], *, epsilon: float = 0.0) -> float:
@@ -57,15 +56,10 @@ def truth_ratio(right: float, wrong: Sequence[float], *, epsilon: float = 0.0) -
     (its paper writes the arithmetic mean). `epsilon` is added to the right answer's probability (open-unlearning: 1e-10), which
     pulls the ratio to 0 where both answers are less likely than that.
     """
-    if math.isnan(right) or not len(wrong) or any(math.isnan(each) for each in wrong):
+    if math.isnan(right) or not len(wrong) or any(map(math.isnan, wrong)):
         return math.nan
     mean = sum(wrong) / len(wrong)
     return math.exp(-mean) / (math.exp(-right) + epsilon) if epsilon else _exp(right - mean)
-
-
-def truth_share(right: float, wrong: Sequence[float], *, epsilon: float = 0.0) -> float:
-    """The right answer's share against the wrong ones' geometric mean, 1 / (1 + truth ratio). 0.5: told apart by nothing."""
-    return option_probability(right, [sum(wrong) / len(wrong)], epsilon=epsilon) if len(wrong) else math.nan
 
 
 def closer_to_one(ratio: float, *, epsilon: float = 0.0) -> float:
@@ -78,24 +72,8 @@ def true_better(ratio: float, *, epsilon: float = 0.0) -> float:
     return math.nan if math.isnan(ratio) else max(0.0, 1 - ratio)
 
 
-def prob_mean(share: float, *, epsilon: float = 0.0) -> float:
-    """The share itself: knowledge, from 0.5 on. `epsilon` plays no part."""
-    return share
-
-
-class TruthAggregator(NamedTuple):
-    """`score` of one question from (right NLL, wrong NLLs); the mean over questions is of `value` of that score."""
-
-    score: Callable[..., float]
-    value: Callable[..., float]
-
-
-TRUTH_AGGREGATORS = {
-    "closer_to_1_better": TruthAggregator(truth_ratio, closer_to_one),
-    "true_better": TruthAggregator(truth_ratio, true_better),
-    "prob_mean": TruthAggregator(truth_share, prob_mean),
-}
-"""The names are open-unlearning's; the third is the extent of knowledge in its meta-evaluation."""
+TRUTH_AGGREGATORS: Mapping[str, Callable[..., float]] = {"closer_to_1_better": closer_to_one, "true_better": true_better}
+"""What the mean over questions is of, by open-unlearning's names: a function of one question's truth ratio."""
 
 
 def _exp(value: float) -> float:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from itertools import product
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from d2unlearn.schema import EvaluatedSet, Interval, MetricResult
+from d2unlearn.schema import Better, EvaluatedSet, Interval, MetricResult
 from d2unlearn.stats import Floats, auroc, bootstrap_bounds, fpr_at_tpr, ks_distance
 
 Groups = Sequence[str] | None
 """Each example's group (an author, a document), None where each stands for itself."""
 
-_STATISTICS: dict[str, tuple[Callable[[ArrayLike, ArrayLike], float], bool]] = {
-    "auroc": (auroc, True),
-    "fpr_at_95_tpr": (fpr_at_tpr, False),
-    "ks_distance": (ks_distance, True),
+_STATISTICS: dict[str, tuple[Callable[[ArrayLike, ArrayLike], float], Better]] = {
+    "auroc": (auroc, "higher"),
+    "fpr_at_95_tpr": (fpr_at_tpr, "lower"),
+    "ks_distance": (ks_distance, "higher"),
 }
-"""name: (statistic of (retained, forget) scores, whether higher is better)."""
+"""name: (statistic of (retained, forget) scores, which direction is good)."""
 
 
 _SCORES = {"prompt_energy": "prompt_energy", "answer_energy": "answer_energy", "gate": "gate_score"}
@@ -31,61 +33,43 @@ def separation_of_sets(sets: Sequence[EvaluatedSet], seed: int, groups: Mapping[
 
     groups: of each set by its name.
     """
-    found: list[MetricResult] = []
-    for label, attribute in _SCORES.items():
-        for forget in (s for s in sets if s.kind == "forget"):
-            for retain in (s for s in sets if s.kind == "retain"):
-                low, high = ([_number(getattr(e, attribute)) for e in s.examples] for s in (retain, forget))
-                if all(math.isnan(v) for v in (*low, *high)):
-                    continue
-                name, sides = f"{label}_{forget.name}_vs_{retain.name}", (groups[retain.name], groups[forget.name])
-                found += separation(name, low, high, groups=sides, seed=seed)
-    return found
+    metrics: list[MetricResult] = []
+    forget_sets, retain_sets = ([each for each in sets if each.kind == kind] for kind in ("forget", "retain"))
+    for (label, field), forget, retain in product(_SCORES.items(), forget_sets, retain_sets):
+        low, high = (np.array([getattr(e, field) for e in each.examples], dtype=np.float64) for each in (retain, forget))
+        if not np.isnan([*low, *high]).all():
+            sides = groups[retain.name], groups[forget.name]
+            metrics += separation(f"{label}_{forget.name}_vs_{retain.name}", low, high, groups=sides, seed=seed)
+    return metrics
 
 
 def separation(
-    name: str,
-    retain: Sequence[float],
-    forget: Sequence[float],
-    *,
-    groups: tuple[Groups, Groups] = (None, None),
-    seed: int = 0,
+    name: str, retain: ArrayLike, forget: ArrayLike, *, groups: tuple[Groups, Groups] = (None, None), seed: int = 0
 ) -> list[MetricResult]:
     """Each statistic with a bootstrap interval over requests, or over groups of them where a side has `groups` (retained,
     forget); metrics are called `STATISTIC_NAME`.
     """
-    sides = [_scored(scores, labels) for scores, labels in zip((retain, forget), groups, strict=True)]
-    unscored = len(retain) + len(forget) - sum(len(scores) for scores, _ in sides)
+    (low, low_groups), (high, high_groups) = _scored(retain, groups[0]), _scored(forget, groups[1])
+    n = len(low) + len(high)
+    unscored = np.size(retain) + np.size(forget) - n
     metrics = []
-    for statistic, (function, higher) in _STATISTICS.items():
-        interval = _bootstrap(function, *sides, seed=seed)
-        metrics.append(MetricResult(f"{statistic}_{name}", *interval, unscored, "higher" if higher else "lower"))
+    for statistic, (function, better) in _STATISTICS.items():
+        interval = Interval(function(low, high), math.nan, math.nan, n if len(low) and len(high) else 0)
+        if interval.n:
+            columns, labels = (("retain", low), ("forget", high)), {"retain": low_groups, "forget": high_groups}
+            bounds = bootstrap_bounds(partial(_of_drawn, function), columns, labels, n_boot=500, seed=seed)
+            interval = Interval(interval.value, *bounds, n)
+        metrics.append(MetricResult(f"{statistic}_{name}", *interval, unscored, better))
     return metrics
 
 
-def _bootstrap(
-    function: Callable[[ArrayLike, ArrayLike], float],
-    retain: tuple[Floats, Sequence[Hashable]],
-    forget: tuple[Floats, Sequence[Hashable]],
-    *,
-    seed: int,
-    draws: int = 500,
-) -> Interval:
-    (low, low_groups), (high, high_groups) = retain, forget
-    value = function(low, high)
-    if math.isnan(value):
-        return Interval(math.nan, math.nan, math.nan, 0)
-    columns, groups = (("retain", low), ("forget", high)), {"retain": low_groups, "forget": high_groups}
-    bounds = bootstrap_bounds(lambda drawn: function(*drawn), columns, groups, n_boot=draws, seed=seed)
-    return Interval(value, *bounds, len(low) + len(high))
+def _of_drawn(function: Callable[[ArrayLike, ArrayLike], float], drawn: Sequence[Floats]) -> float:
+    return function(drawn[0], drawn[1])
 
 
-def _scored(scores: Sequence[float], groups: Groups) -> tuple[Floats, Sequence[Hashable]]:
+def _scored(scores: ArrayLike, groups: Groups) -> tuple[Floats, Sequence[Hashable]]:
     """The scores that are numbers, and a group for each."""
-    labels: Sequence[Hashable] = range(len(scores)) if groups is None else groups
-    kept = [(score, label) for score, label in zip(scores, labels, strict=True) if not math.isnan(score)]
-    return np.array([score for score, _ in kept], dtype=np.float64), [label for _, label in kept]
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+    values = np.asarray(scores, dtype=np.float64)
+    labels: Sequence[Hashable] = range(len(values)) if groups is None else groups
+    kept = [label for value, label in zip(values, labels, strict=True) if not math.isnan(value)]
+    return values[~np.isnan(values)], kept
