@@ -83,7 +83,7 @@ def test_every_metric_reads_sets_of_its_suite_and_metrics_above_it(suite: Suite)
     seen: list[str] = []
     for key, metric in suite.metrics.items():
         assert set(metric.sets) <= set(suite.sets), key
-        above = [getattr(metric, name) for name in ("right", "wrong", "ratio") if hasattr(metric, name)]
+        above = [getattr(metric, name) for name in ("ratio",) if hasattr(metric, name)]
         if isinstance(metric, PrivLeak):
             above.append(metric.attack)
         if isinstance(metric, Utility):
@@ -133,7 +133,7 @@ def test_a_probability_of_several_answers_is_their_mean_and_keeps_each() -> None
 
 def test_what_cannot_be_scored_is_left_out_of_the_mean_counted_and_never_zero() -> None:
     one = inputs_of(scored("s", [0.0, math.nan, 2.0]))
-    one = replace(one, found={"p": Probability("s", better="lower").compute(one)})
+    one = replace(one, computed={"p": Probability("s", better="lower").compute(one)})
     suite = replace(TOFU, metrics={"p": Probability("s", better="lower")})
     metric = suite_metric("p", suite, one, seed=0)
     assert metric.value == pytest.approx((1 + math.exp(-2)) / 2, rel=1e-12)
@@ -159,7 +159,7 @@ def test_privleak_and_forget_quality_need_the_retain_models_logs() -> None:
     attack = Membership("loss", "forget", "holdout")
     base = inputs_of(scored("forget", [0.1, 0.2]), scored("holdout", [0.3, 0.15]))
     with_auc = replace(
-        base, found={"mia_loss": attack.compute(base), "ratio": Probability("forget", better="lower").compute(base)}
+        base, computed={"mia_loss": attack.compute(base), "ratio": Probability("forget", better="lower").compute(base)}
     )
     leak, quality = PrivLeak("mia_loss"), ForgetQuality("ratio", better="higher")
     assert leak.compute(with_auc).reason == "needs the retain model's logs (--retain-logs)"
@@ -177,11 +177,11 @@ def test_utility_is_nothing_without_one_of_its_parts_and_zero_with_one_at_zero()
 
     utility = Utility(("a", "b"), better="higher")
     base = inputs_of(scored("s", [0.0, 0.0]))
-    assert utility.compute(replace(base, found={"a": found([0.5]), "b": found([0.25])})).value == pytest.approx(
+    assert utility.compute(replace(base, computed={"a": found([0.5]), "b": found([0.25])})).value == pytest.approx(
         1 / 3, rel=1e-12
     )
-    assert utility.compute(replace(base, found={"a": found([0.5]), "b": found([0.0])})).value == 0.0
-    missing = utility.compute(replace(base, found={"a": found([0.5]), "b": MetricValue(reason="not there")}))
+    assert utility.compute(replace(base, computed={"a": found([0.5]), "b": found([0.0])})).value == 0.0
+    missing = utility.compute(replace(base, computed={"a": found([0.5]), "b": MetricValue(reason="not there")}))
     assert math.isnan(missing.value)
     assert missing.reason == "not there"
 
@@ -196,7 +196,7 @@ def test_intervals_are_drawn_over_authors_where_rows_come_in_groups() -> None:
     def interval(values: np.ndarray, examples: tuple[Example, ...]) -> MetricResult:
         true = tuple(AnswerScores(1, -math.log(v), 0, 0) for v in values)
         one = inputs_of(SetScores("s", "forget", examples, true))
-        return suite_metric("p", suite, replace(one, found={"p": probability.compute(one)}), seed=3)
+        return suite_metric("p", suite, replace(one, computed={"p": probability.compute(one)}), seed=3)
 
     clustered = interval(np.repeat(authors, 20), rows)
     alone = interval(authors, tuple(example(i) for i in range(4)))

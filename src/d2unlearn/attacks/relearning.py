@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -72,12 +73,13 @@ def relearn(
     if not chosen or not asked:
         raise ConfigError([f"{len(rows)} rows are too few to relearn a share of {attack.share:g} and to ask for the rest"])
     labels = None if groups is None else [groups[index] for index in asked]
-    found: dict[str, MetricResult] = {}
+    probability: dict[str, MetricResult] = {}
     for steps, attacked in _attacked(model, [rows[index] for index in chosen], attack):
-        values = _probabilities(attacked, [rows[index] for index in asked], eval_batch_size)
-        interval = bootstrap_interval(values, groups=labels, seed=attack.seed)
-        found[str(steps)] = MetricResult("answer_probability", *interval, len(values) - interval.n, "lower")
-    return RelearningResult(choice, len(chosen), found)
+        others = [rows[index] for index in asked]
+        scores = score_rows(attacked, others, batch_size=eval_batch_size, name="rows not relearned")
+        interval = bootstrap_interval([answer_probability(row.nll) for row in scores], groups=labels, seed=attack.seed)
+        probability[str(steps)] = MetricResult("answer_probability", *interval, len(asked) - interval.n, "lower")
+    return RelearningResult(choice, len(chosen), probability)
 
 
 def attacked_rows(n: int, groups: Sequence[str] | None, choice: Choice, *, share: float, seed: int) -> list[int]:
@@ -87,12 +89,11 @@ def attacked_rows(n: int, groups: Sequence[str] | None, choice: Choice, *, share
         return list(range(count))
     rng = np.random.default_rng(seed)
     labels = [str(index) for index in range(n)] if groups is None else groups
-    turn: dict[str, int] = {}
-    order: list[tuple[int, int, int]] = []
+    turns, drawn = Counter[str](), list[tuple[int, int]]()
     for index in rng.permutation(n).tolist():
-        turn[labels[index]] = turn.get(labels[index], 0) + 1
-        order.append((turn[labels[index]], len(order), index))
-    return sorted(index for _, _, index in sorted(order)[:count])
+        turns[labels[index]] += 1
+        drawn.append((turns[labels[index]], index))
+    return sorted(index for _, index in sorted(drawn, key=lambda pair: pair[0])[:count])
 
 
 def batch_order(n: int, *, steps: int, batch_size: int, seed: int) -> Iterator[list[int]]:
@@ -100,8 +101,7 @@ def batch_order(n: int, *, steps: int, batch_size: int, seed: int) -> Iterator[l
     rng = np.random.default_rng(seed)
     needed = math.ceil(steps * batch_size / n)
     order = np.concatenate([rng.permutation(n) for _ in range(needed)])
-    for step in range(steps):
-        yield order[step * batch_size : (step + 1) * batch_size].tolist()
+    yield from order[: steps * batch_size].reshape(steps, batch_size).tolist()
 
 
 def _attacked(model: PreTrainedModel, rows: Sequence[Tokens], attack: Relearning) -> Iterator[tuple[int, PreTrainedModel]]:
@@ -124,7 +124,3 @@ def _step(model: PreTrainedModel, rows: Sequence[Tokens], optimizer: torch.optim
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-
-
-def _probabilities(model: PreTrainedModel, rows: Sequence[Tokens], batch_size: int) -> list[float]:
-    return [answer_probability(row.nll) for row in score_rows(model, rows, batch_size=batch_size, name="rows not relearned")]

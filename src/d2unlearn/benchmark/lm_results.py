@@ -44,7 +44,7 @@ def task_samples(
     """A task's questions, each once. guarded: the samples of the same generative task behind the gate; none: by likelihood."""
     behind = {sample["doc_id"]: sample for sample in reversed(guarded)}
     first = {sample["doc_id"]: sample for sample in reversed(samples)}
-    found = []
+    questions = []
     for doc_id, sample in sorted(first.items()):
         arguments = [tuple(argument) for argument in sample["arguments"]]
         multiple = len(arguments) > 1 and isinstance(arguments[0][1], str)
@@ -54,8 +54,8 @@ def task_samples(
         one = TaskSample(f"{task}:{doc_id}", str(arguments[0][0]), answer, raw, _accuracy(sample), options)
         if (told := behind.get(doc_id)) is not None:
             one = replace(one, guarded_score=_accuracy(told), guarded_text=str(told["resps"][0][0]).strip())
-        found.append(one)
-    return found
+        questions.append(one)
+    return questions
 
 
 def generated_answers(samples: Sequence[TaskSample], refusals: Sequence[str]) -> list[Answer]:

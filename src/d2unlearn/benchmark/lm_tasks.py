@@ -97,11 +97,11 @@ def _files(settings: BenchmarkSettings) -> dict[str, Path]:
     """The local file of each task, checked; tasks without one are loaded from the hub, where no folder was named."""
     if settings.data is None:
         return {}
-    found = {task: task_file(task, settings.data) for task in _tasks(settings)}
-    missing = [task for task, path in found.items() if path is None]
+    paths = {task: task_file(task, settings.data) for task in _tasks(settings)}
+    missing = [task for task, path in paths.items() if path is None]
     if missing:
         raise DataError(f"{settings.data} has no {', '.join(f'{task}.jsonl' for task in missing)}")
-    files = {task: path for task, path in found.items() if path is not None}
+    files = {task: path for task, path in paths.items() if path is not None}
     for path in files.values():
         check_questions(path)
     return files
@@ -121,7 +121,7 @@ def _results(
 
     def run(raw: bool) -> dict[str, Any]:
         with _quiet():
-            found: dict[str, Any] = simple_evaluate(
+            results: dict[str, Any] = simple_evaluate(
                 model=GuardedLM(guarded, batch_size=batch_size, raw=raw),
                 tasks=[spec],
                 task_manager=manager,
@@ -134,7 +134,7 @@ def _results(
                 torch_random_seed=seed,
                 fewshot_random_seed=seed,
             )
-        return found
+        return results
 
     behind = run(False)["samples"] if generates and guarded.gate is not None else {}
     return TaskResults(task, run(True), behind)

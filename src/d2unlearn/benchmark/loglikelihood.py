@@ -121,8 +121,8 @@ def trees_agree(model: PreTrainedModel, rows: Sequence[Tokens]) -> bool:
 def _likelihoods(model: PreTrainedModel, rows: Sequence[Tokens], *, trees: bool) -> list[float]:
     requests = [ScoreRequest(row, thorough=False) for row in rows if row.answer_length]
     passes = score_answers(model, requests, Convention("check"), batch_size=len(rows), trees=trees)
-    found = {request.tokens: scores.nll for part in passes for request, scores in part}
-    return [found[request.tokens] for request in requests]
+    losses = {request.tokens: scores.nll for part in passes for request, scores in part}
+    return [losses[request.tokens] for request in requests]
 
 
 def answer_scores(
@@ -234,7 +234,7 @@ def _scored(
         values = _at(hidden, head, list(edges), quantities)
         for part in parts:
             own = [index[edge] for edge in zip(part.spots, part.targets, strict=True)]
-            read = {quantity: found[own] for quantity, found in values.items()}
+            read = {quantity: column[own] for quantity, column in values.items()}
             yield part.request, answer_scores(read, part.targets, convention, thorough=thorough)
 
 
@@ -243,4 +243,4 @@ def _at(hidden: Tensor, head: Head, edges: Sequence[tuple[int, int]], quantities
     spots = torch.tensor([spot for spot, _ in edges], dtype=torch.long, device=hidden.device)
     targets = torch.tensor([target for _, target in edges], dtype=torch.long, device=hidden.device)
     values = head_values(hidden[spots], head, targets, quantities, chunk_logits=PASS_LOGITS)
-    return {quantity: found.double().cpu().numpy() for quantity, found in values.items()}
+    return {quantity: column.double().cpu().numpy() for quantity, column in values.items()}

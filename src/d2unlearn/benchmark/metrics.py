@@ -95,14 +95,14 @@ class MetricValue:
 class MetricInputs:
     """All that a suite's metrics are computed from.
 
-    `retain_logs`: the retain model's results in open-unlearning's format, empty when none were given; `found`: the values so
-    far, by key.
+    `retain_logs`: the retain model's results in open-unlearning's format, empty when none were given; `computed`: the values of
+    the metrics so far, by key.
     """
 
     sets: Mapping[str, SetScores]
     convention: Convention
     retain_logs: Mapping[str, Any] = field(default_factory=dict)
-    found: Mapping[str, MetricValue] = field(default_factory=dict)
+    computed: Mapping[str, MetricValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Metric(ABC):
 
     @abstractmethod
     def compute(self, inputs: MetricInputs) -> MetricValue:
-        """Reads of `inputs.found` only what stands before it in the suite's table."""
+        """Reads of `inputs.computed` only what stands before it in the suite's table."""
 
 
 def mean_of_columns(columns: Sequence[Floats]) -> float:
@@ -159,8 +159,7 @@ class Probability(OfOneSet):
 
     def compute(self, inputs: MetricInputs) -> MetricValue:
         scored = inputs.sets[self.on]
-        answers = [(true,) for true in scored.true] if self.column == TRUE_ANSWER else list(scored.others.get(self.column, ()))
-        losses = [[answer.nll for answer in some] for some in answers]
+        losses = _losses(scored, self.column)
         probabilities = [[math.exp(-nll) for nll in some] for some in losses]
         records = [{"prob": _one_or_all(p), "avg_loss": _one_or_all(nll)} for p, nll in zip(probabilities, losses, strict=True)]
         return _averaged(scored, [sum(p) / len(p) if p else math.nan for p in probabilities], records)
@@ -168,25 +167,25 @@ class Probability(OfOneSet):
 
 @dataclass(frozen=True)
 class OptionProbability(OfOneSet):
-    """Mean over examples of the true answer's share of all options' probabilities. `right`, `wrong`: keys before it."""
+    """Mean over examples of the true answer's share of all options' probabilities. `wrong`: the column of the others."""
 
-    right: str
-    wrong: str
+    wrong: str = "perturbed_answer"
     meaning = "the true answer's share against wrong ones: chance is one in as many as there are"
 
     def compute(self, inputs: MetricInputs) -> MetricValue:
-        pairs = _losses(inputs, self.right, self.wrong)
-        values = [option_probability(right[0], wrong, epsilon=inputs.convention.epsilon) for right, wrong in pairs]
-        return _averaged(inputs.sets[self.on], values, [{"prob": value} for value in values])
+        scored, epsilon = inputs.sets[self.on], inputs.convention.epsilon
+        pairs = _pairs(scored, TRUE_ANSWER, self.wrong)
+        values = [option_probability(right, wrong, epsilon=epsilon) for right, wrong in pairs]
+        return _averaged(scored, values, [{"prob": value} for value in values])
 
 
 @dataclass(frozen=True)
 class TruthRatio(OfOneSet):
-    """Mean over examples of what the aggregator makes of the truth ratio. `right`, `wrong`: keys before it."""
+    """Mean over examples of what the aggregator makes of the truth ratio. `right`, `wrong`: columns."""
 
-    right: str
-    wrong: str
     aggregator: str
+    right: str = "paraphrased_answer"
+    wrong: str = "perturbed_answer"
 
     @property
     def meaning(self) -> str:
@@ -195,10 +194,10 @@ class TruthRatio(OfOneSet):
         return "how much likelier the right answer is than wrong ones: 1 knows, 0 does not"
 
     def compute(self, inputs: MetricInputs) -> MetricValue:
-        epsilon = inputs.convention.epsilon
-        ratios = [truth_ratio(right[0], wrong, epsilon=epsilon) for right, wrong in _losses(inputs, self.right, self.wrong)]
+        scored, epsilon = inputs.sets[self.on], inputs.convention.epsilon
+        ratios = [truth_ratio(right, wrong, epsilon=epsilon) for right, wrong in _pairs(scored, self.right, self.wrong)]
         values = [TRUTH_AGGREGATORS[self.aggregator](ratio, epsilon=epsilon) for ratio in ratios]
-        return _averaged(inputs.sets[self.on], values, [{"score": ratio} for ratio in ratios])
+        return _averaged(scored, values, [{"score": ratio} for ratio in ratios])
 
 
 @dataclass(frozen=True)
@@ -280,13 +279,13 @@ class ForgetQuality(Metric):
         logged = (inputs.retain_logs.get(self.ratio) or {}).get("value_by_index")
         if not logged:
             return MetricValue(reason=f"the retain model's logs hold no {self.ratio}")
-        found = inputs.found[self.ratio]
-        if found.reason:
-            return MetricValue(reason=found.reason)
+        value = inputs.computed[self.ratio]
+        if value.reason:
+            return MetricValue(reason=value.reason)
         retain = [_number(entry["score"]) for entry in logged.values()]
-        ratios = np.array([record["score"] for record in found.records], dtype=np.float64)
+        ratios = np.array([record["score"] for record in value.records], dtype=np.float64)
         return MetricValue(
-            (SetValues(found.columns[0].set_name, ratios),),
+            (SetValues(value.columns[0].set_name, ratios),),
             lambda columns: forget_quality(columns[0], retain),
             lambda columns: forget_quality(columns[0], retain, method="asymp"),
         )
@@ -300,9 +299,9 @@ class PrivLeak(Metric):
     meaning = "distance of Min-K% from the retain model's, in percent: 0 is right, below it is known, above it is conspicuous"
 
     def compute(self, inputs: MetricInputs) -> MetricValue:
-        found, convention = inputs.found[self.attack], inputs.convention
-        if found.reason:
-            return MetricValue(reason=found.reason)
+        value, convention = inputs.computed[self.attack], inputs.convention
+        if value.reason:
+            return MetricValue(reason=value.reason)
         logged = (inputs.retain_logs.get(self.attack) or {}).get("agg_value")
         retain = convention.assumed_reference_auc if logged is None else logged
         if retain is None:
@@ -310,7 +309,7 @@ class PrivLeak(Metric):
                 f"the retain model's logs hold no {self.attack}" if inputs.retain_logs else "needs the retain model's logs"
             )
             return MetricValue(reason=f"{lacking} (--retain-logs)")
-        return MetricValue(found.columns, lambda both: privleak(_auc(both), retain, epsilon=convention.epsilon))
+        return MetricValue(value.columns, lambda both: privleak(_auc(both), retain, epsilon=convention.epsilon))
 
 
 @dataclass(frozen=True)
@@ -321,7 +320,7 @@ class Utility(Metric):
     meaning = "harmonic mean of nine: probability, ROUGE and truth ratio on the three sets to keep"
 
     def compute(self, inputs: MetricInputs) -> MetricValue:
-        values = [inputs.found[key] for key in self.keys]
+        values = [inputs.computed[key] for key in self.keys]
         reason = next((value.reason for value in values if value.reason), "")
         if reason:
             return MetricValue(reason=reason)
@@ -332,14 +331,14 @@ class Utility(Metric):
 Attack = Callable[[SetScores, Convention], list[float]]
 
 ATTACKS: dict[str, Attack] = {
-    "loss": lambda scored, _: [each.nll for each in scored.true],
-    "zlib": lambda scored, _: [zlib_score(each.nll, text) for each, text in zip(scored.true, scored.texts, strict=True)],
+    "loss": lambda scored, _: [true.nll for true in scored.true],
+    "zlib": lambda scored, _: [zlib_score(true.nll, text) for true, text in zip(scored.true, scored.texts, strict=True)],
     "reference": lambda scored, _: [
-        each.nll - reference for each, reference in zip(scored.true, scored.reference_nll, strict=True)
+        true.nll - reference for true, reference in zip(scored.true, scored.reference_nll, strict=True)
     ],
-    "min_k": lambda scored, convention: [_number(each.min_k, convention.empty_is_zero) for each in scored.true],
+    "min_k": lambda scored, convention: [_number(true.min_k, convention.empty_is_zero) for true in scored.true],
     "min_k_plus_plus": lambda scored, convention: [
-        _number(each.min_k_plus_plus, convention.empty_is_zero) for each in scored.true
+        _number(true.min_k_plus_plus, convention.empty_is_zero) for true in scored.true
     ],
     "gradnorm": lambda scored, _: list(scored.gradients),
 }
@@ -359,19 +358,21 @@ def _averaged(scored: SetScores, values: ArrayLike, records: Sequence[Mapping[st
     return MetricValue((SetValues(scored.name, array),), mean_of_columns, records=tuple(records), reason=reason)
 
 
-def _losses(inputs: MetricInputs, right: str, wrong: str) -> list[tuple[list[float], list[float]]]:
-    """(right answer's, wrong answers') mean NLLs of every example, from two probability metrics."""
-    sides = [[_as_list(record["avg_loss"]) for record in inputs.found[key].records] for key in (right, wrong)]
-    return list(zip(*sides, strict=True)) if all(sides) else []
+def _losses(scored: SetScores, column: str) -> list[list[float]]:
+    """The mean NLLs of each example's answers in a column."""
+    answers = [(true,) for true in scored.true] if column == TRUE_ANSWER else scored.others.get(column, ())
+    return [[answer.nll for answer in some] for some in answers]
+
+
+def _pairs(scored: SetScores, right: str, wrong: str) -> list[tuple[float, list[float]]]:
+    """(right answer's, wrong answers') mean NLLs of each example; none where a column is not there."""
+    rights, wrongs = _losses(scored, right), _losses(scored, wrong)
+    return [(some[0], others) for some, others in zip(rights, wrongs, strict=True)] if rights and wrongs else []
 
 
 def _one_or_all(values: Sequence[float]) -> float | list[float]:
     """A single answer's number as such; of several, the list."""
     return values[0] if len(values) == 1 else list(values)
-
-
-def _as_list(value: float | list[float]) -> list[float]:
-    return value if isinstance(value, list) else [value]
 
 
 def _number(value: float | None, zero: bool = False) -> float:

@@ -35,17 +35,17 @@ def summary_file(suite: Suite) -> str:
     return f"{suite.name}_SUMMARY.json"
 
 
-def eval_entries(suite: Suite, found: Mapping[str, MetricValue], convention: Convention) -> dict[str, Any]:
+def eval_entries(suite: Suite, computed: Mapping[str, MetricValue], convention: Convention) -> dict[str, Any]:
     """The content of the file with every example, keys in order."""
-    entries = {key: _entry(value) for key, value in found.items() if key not in suite.own}
+    entries = {key: _entry(value) for key, value in computed.items() if key not in suite.own}
     if convention != OPEN_UNLEARNING:
         entries[CONVENTION_KEY] = {"agg_value": None, "convention": convention.name}
     return dict(sorted(entries.items()))
 
 
-def summary_entries(suite: Suite, found: Mapping[str, MetricValue]) -> dict[str, float]:
+def summary_entries(suite: Suite, computed: Mapping[str, MetricValue]) -> dict[str, float]:
     """The content of the file with one number a metric; what could not be scored is left out, as there."""
-    numbers = {key: found[key].value for key in suite.summary if key in found}
+    numbers = {key: computed[key].value for key in suite.summary if key in computed}
     return dict(sorted((key, value) for key, value in numbers.items() if not math.isnan(value)))
 
 

@@ -26,19 +26,19 @@ IN_WORDS = ("repetition", "refusal_rate")
 def benchmark_evaluation(
     settings: BenchmarkSettings, suite: Suite, inputs: MetricInputs, gate: ReportedGate | None
 ) -> Evaluation:
-    """Our result file's content. inputs: with every metric of the suite found."""
+    """Our result file's content. inputs: with every metric of the suite computed."""
     seed = settings.seed
-    scored = [each for each in inputs.sets.values() if each.examples]
-    sets = [evaluated_set(suite, inputs, each, seed) for each in scored]
-    separation = separation_of_sets(sets, seed, {each.name: groups_of(each.examples) for each in scored})
+    groups = {name: groups_of(scored.examples) for name, scored in inputs.sets.items()}
+    sets = [evaluated_set(suite, inputs, scored, seed) for scored in inputs.sets.values() if scored.examples]
+    separation = separation_of_sets(sets, seed, groups)
     behind = behind_gate(suite, inputs)
-    guarded = [replace(suite_metric(key, suite, behind, seed), name=f"{GUARDED_PREFIX}{key}") for key in behind.found]
+    guarded = [replace(suite_metric(key, suite, behind, seed), name=f"{GUARDED_PREFIX}{key}") for key in behind.computed]
     return replace(
         evaluation_record(settings, gate, sets, separation),
         benchmark=settings.benchmark,
         convention=inputs.convention.name,
-        suite=(*(suite_metric(key, suite, inputs, seed) for key in inputs.found), *guarded),
-        warnings=suite_warnings(suite, inputs.found, sets, inputs.convention, inputs.retain_logs),
+        suite=(*(suite_metric(key, suite, inputs, seed) for key in inputs.computed), *guarded),
+        warnings=suite_warnings(suite, inputs.computed, sets, inputs.convention, inputs.retain_logs),
     )
 
 
@@ -48,13 +48,13 @@ def behind_gate(suite: Suite, inputs: MetricInputs) -> MetricInputs:
     A gate has no say in likelihoods, so metrics of those alone have no guarded counterpart; in the utility they are raw.
     """
     if not any(scored.guarded for scored in inputs.sets.values()):
-        return replace(inputs, found={})
+        return replace(inputs, computed={})
     sets = {name: replace(scored, generated=scored.guarded or scored.generated) for name, scored in inputs.sets.items()}
-    found = dict[str, MetricValue]()
+    computed = dict[str, MetricValue]()
     for key, metric in suite.metrics.items():
         if isinstance(metric, RougeScore | Utility):
-            found[key] = metric.compute(replace(inputs, sets=sets, found={**inputs.found, **found}))
-    return replace(inputs, sets=sets, found=found)
+            computed[key] = metric.compute(replace(inputs, sets=sets, computed={**inputs.computed, **computed}))
+    return replace(inputs, sets=sets, computed=computed)
 
 
 def suite_metric(key: str, suite: Suite, inputs: MetricInputs, seed: int) -> MetricResult:
@@ -62,11 +62,11 @@ def suite_metric(key: str, suite: Suite, inputs: MetricInputs, seed: int) -> Met
 
     n: examples of all sets that it is taken on and that could be scored whole; the others are counted as unscored.
     """
-    value = inputs.found[key]
+    value = inputs.computed[key]
     whole: dict[str, np.ndarray] = {}
     for column in value.columns:
         whole[column.set_name] = whole.get(column.set_name, True) & ~np.isnan(column.values)
-    n, total = int(sum(each.sum() for each in whole.values())), sum(len(each) for each in whole.values())
+    n, total = int(sum(map(np.sum, whole.values()))), sum(map(len, whole.values()))
     low, high = _bounds(value, inputs, seed)
     return MetricResult(key, value.value, low, high, n, total - n, suite.metrics[key].better, reason=value.reason)
 
@@ -75,7 +75,7 @@ def evaluated_set(suite: Suite, inputs: MetricInputs, scored: SetScores, seed: i
     """One set: every example, and the metrics that `evaluate` takes of any set."""
     own = {
         key: next(column.values for column in value.columns if column.set_name == scored.name)
-        for key, value in inputs.found.items()
+        for key, value in inputs.computed.items()
         if scored.name in suite.metrics[key].sets and not value.reason
     }
     examples = [

@@ -60,11 +60,11 @@ def run_benchmark(settings: BenchmarkSettings) -> Path:
             say(f"going on: {len(cache)} results are there already")
         scorer = scorer_of(settings, suite, guarded, renderer, cache, sets)
         scored = {loaded.name: score_set(scorer, loaded) for loaded in sets}
-    inputs = computed(suite, MetricInputs(scored, renderer.convention, retain_logs))
+    inputs = with_metrics(suite, MetricInputs(scored, renderer.convention, retain_logs))
     with new_result(output, "evaluate", key, settings) as staged:
         write_evaluation(staged / EVALUATION_FILE, benchmark_evaluation(settings, suite, inputs, guarded.gate))
-        write_entries(staged / eval_file(suite), eval_entries(suite, inputs.found, inputs.convention))
-        write_entries(staged / summary_file(suite), summary_entries(suite, inputs.found))
+        write_entries(staged / eval_file(suite), eval_entries(suite, inputs.computed, inputs.convention))
+        write_entries(staged / summary_file(suite), summary_entries(suite, inputs.computed))
     cache.discard()
     return output / EVALUATION_FILE
 
@@ -88,7 +88,7 @@ def scorer_of(
 
     Without held-out rows no attack has a number, so what only attacks need is not computed.
     """
-    attackable = all(each.examples for each in sets if each.name in attacked_sets(suite))
+    attackable = all(loaded.examples for loaded in sets if loaded.name in attacked_sets(suite))
     reference = None
     if settings.reference_model is not None and attackable:
         reference = load_model(settings.reference_model, dtype=guarded.model.dtype)
@@ -100,10 +100,10 @@ def scorer_of(
     return Scorer(guarded, renderer, cache, suite, settings.batch_size, gradients, reference, trees)
 
 
-def computed(suite: Suite, inputs: MetricInputs) -> MetricInputs:
-    """The inputs with the suite's metrics on them found, in the table's order."""
+def with_metrics(suite: Suite, inputs: MetricInputs) -> MetricInputs:
+    """The inputs with the suite's metrics computed, in the table's order."""
     for key, metric in suite.metrics.items():
-        inputs = replace(inputs, found={**inputs.found, key: metric.compute(inputs)})
+        inputs = replace(inputs, computed={**inputs.computed, key: metric.compute(inputs)})
     return inputs
 
 

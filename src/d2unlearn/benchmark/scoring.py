@@ -104,8 +104,8 @@ def _likelihoods(scorer: Scorer, name: str, rendered: Sequence[Rendered]) -> dic
         for row in rows
     ]
     scores = iter(_scores(scorer, scorer.guarded.model, "likelihood", requests, trees=scorer.trees, name=name))
-    by_example = [{column: tuple(next(scores) for _ in rows) for column, rows in each.rows.items()} for each in rendered]
-    return {column: tuple(each[column] for each in by_example) for column in rendered[0].rows}
+    by_example = [{column: tuple(next(scores) for _ in rows) for column, rows in e.rows.items()} for e in rendered]
+    return {column: tuple(columns[column] for columns in by_example) for column in rendered[0].rows}
 
 
 def _scores(

@@ -11,6 +11,7 @@ from typing import Literal
 
 from d2unlearn.benchmark.metrics import (
     ATTACKS,
+    TRUE_ANSWER,
     ForgetQuality,
     Membership,
     Metric,
@@ -63,17 +64,22 @@ class Suite:
 
 
 PERTURBED = ("paraphrased_answer", "perturbed_answer")
+UTILITY = (
+    *("retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_Truth_Ratio"),
+    *("ra_Q_A_Prob_normalised", "ra_Q_A_ROUGE", "ra_Truth_Ratio"),
+    *("wf_Q_A_Prob_normalised", "wf_Q_A_ROUGE", "wf_Truth_Ratio"),
+)
+"""Probability, ROUGE and truth ratio on the three sets to keep."""
 
 
 def _knowledge(short: str, on: str) -> dict[str, Metric]:
     """What is known of a set of general knowledge, whose rows have wrong answers and no paraphrase."""
-    right, wrong = f"{short}_Q_A_Prob", f"{short}_Q_A_PERT_Prob"
     return {
-        right: Probability(on, better="higher"),
-        wrong: Probability(on, "perturbed_answer"),
-        f"{right}_normalised": OptionProbability(on, right, wrong, better="higher"),
+        f"{short}_Q_A_Prob": Probability(on, better="higher"),
+        f"{short}_Q_A_PERT_Prob": Probability(on, "perturbed_answer"),
+        f"{short}_Q_A_Prob_normalised": OptionProbability(on, better="higher"),
         f"{short}_Q_A_ROUGE": RougeScore(on, "rougeL_recall", better="higher"),
-        f"{short}_Truth_Ratio": TruthRatio(on, right, wrong, "true_better", better="higher"),
+        f"{short}_Truth_Ratio": TruthRatio(on, "true_better", right=TRUE_ANSWER, better="higher"),
     }
 
 
@@ -96,9 +102,7 @@ TOFU = Suite(
         "forget_Q_A_PARA_Prob": Probability("forget", "paraphrased_answer", better="lower"),
         "forget_Q_A_PERT_Prob": Probability("forget", "perturbed_answer"),
         "forget_Q_A_ROUGE": RougeScore("forget", "rougeL_recall", better="lower"),
-        "forget_truth_ratio": TruthRatio(
-            "forget", "forget_Q_A_PARA_Prob", "forget_Q_A_PERT_Prob", "closer_to_1_better", better="higher"
-        ),
+        "forget_truth_ratio": TruthRatio("forget", "closer_to_1_better", better="higher"),
         "forget_quality": ForgetQuality("forget_truth_ratio", better="higher"),
         "extraction_strength": OfTrueAnswer("forget", "extraction_strength", zero_if_empty=True, better="lower"),
         "exact_memorization": OfTrueAnswer("forget", "exact_memorization", better="lower"),
@@ -107,25 +111,10 @@ TOFU = Suite(
         "retain_Q_A_PARA_Prob": Probability("retain", "paraphrased_answer", better="higher"),
         "retain_Q_A_PERT_Prob": Probability("retain", "perturbed_answer"),
         "retain_Q_A_ROUGE": RougeScore("retain", "rougeL_recall", better="higher"),
-        "retain_Truth_Ratio": TruthRatio(
-            "retain", "retain_Q_A_PARA_Prob", "retain_Q_A_PERT_Prob", "true_better", better="higher"
-        ),
+        "retain_Truth_Ratio": TruthRatio("retain", "true_better", better="higher"),
         **_knowledge("ra", "real_authors"),
         **_knowledge("wf", "world_facts"),
-        "model_utility": Utility(
-            (
-                "retain_Q_A_Prob",
-                "retain_Q_A_ROUGE",
-                "retain_Truth_Ratio",
-                "ra_Q_A_Prob_normalised",
-                "ra_Q_A_ROUGE",
-                "ra_Truth_Ratio",
-                "wf_Q_A_Prob_normalised",
-                "wf_Q_A_ROUGE",
-                "wf_Truth_Ratio",
-            ),
-            better="higher",
-        ),
+        "model_utility": Utility(UTILITY, better="higher"),
         **_attacks("forget", "holdout"),
         "privleak": PrivLeak("mia_min_k"),
     },

@@ -34,24 +34,24 @@ UNSCORED_CEILING = 0.05
 
 def suite_warnings(
     suite: Suite,
-    found: Mapping[str, MetricValue],
+    computed: Mapping[str, MetricValue],
     sets: Sequence[EvaluatedSet],
     convention: Convention,
     retain_logs: Mapping[str, Any],
 ) -> tuple[str, ...]:
     """What a reader has to know before trusting the numbers, the gravest first."""
     return (
-        *_use(suite, found, retain_logs),
+        *_use(suite, computed, retain_logs),
         *_language(suite, sets, retain_logs),
-        *_conspicuous(suite, found, retain_logs),
+        *_conspicuous(suite, computed, retain_logs),
         *_refusals(sets),
         *_unscored(sets),
-        *_logs(found, convention, retain_logs),
+        *_logs(computed, convention, retain_logs),
     )
 
 
-def _use(suite: Suite, found: Mapping[str, MetricValue], retain_logs: Mapping[str, Any]) -> Iterator[str]:
-    value, retain_value = _value(found, suite.kept), _logged(retain_logs, suite.kept)
+def _use(suite: Suite, computed: Mapping[str, MetricValue], retain_logs: Mapping[str, Any]) -> Iterator[str]:
+    value, retain_value = _value(computed, suite.kept), _logged(retain_logs, suite.kept)
     floor = UTILITY_FLOOR if math.isnan(retain_value) else UTILITY_KEPT * retain_value
     if value < floor:
         beside = "" if math.isnan(retain_value) else f", the retain model's {retain_value:.3f}"
@@ -74,19 +74,19 @@ def _language(suite: Suite, sets: Sequence[EvaluatedSet], retain_logs: Mapping[s
             )
 
 
-def _conspicuous(suite: Suite, found: Mapping[str, MetricValue], retain_logs: Mapping[str, Any]) -> Iterator[str]:
+def _conspicuous(suite: Suite, computed: Mapping[str, MetricValue], retain_logs: Mapping[str, Any]) -> Iterator[str]:
     under = []
     for key in (key for key, metric in suite.metrics.items() if isinstance(metric, Membership)):
         retain_auc = _logged(retain_logs, key)
         aim = 0.5 if math.isnan(retain_auc) else retain_auc
-        if _value(found, key) < aim - AUC_MARGIN:
-            under.append(f"{key} {_value(found, key):.3f} (aim {aim:.3f})")
+        if _value(computed, key) < aim - AUC_MARGIN:
+            under.append(f"{key} {_value(computed, key):.3f} (aim {aim:.3f})")
     if under:
         yield (
             f"forgotten texts are less likely than held-out ones, which gives the unlearning away: {', '.join(under)}. "
             "So it looks too if the held-out rows were trained on"
         )
-    probability, retain_value = _value(found, "forget_Q_A_Prob"), _logged(retain_logs, "forget_Q_A_Prob")
+    probability, retain_value = _value(computed, "forget_Q_A_Prob"), _logged(retain_logs, "forget_Q_A_Prob")
     if probability < OVER_UNLEARNED * retain_value:
         yield (
             f"over-unlearned: the forgotten answers' probability {probability:.2g} is under a tenth of the retain model's "
@@ -114,20 +114,20 @@ def _needs_scoring(metric: MetricResult) -> bool:
     return metric.name not in ("token_entropy", "repetition")
 
 
-def _logs(found: Mapping[str, MetricValue], convention: Convention, retain_logs: Mapping[str, Any]) -> Iterator[str]:
+def _logs(computed: Mapping[str, MetricValue], convention: Convention, retain_logs: Mapping[str, Any]) -> Iterator[str]:
     if retain_logs and logged_convention(retain_logs) != convention.name:
         yield (
             f"the retain model's logs are in the convention {logged_convention(retain_logs)}, this evaluation is in "
             f"{convention.name}: forget_quality and privleak compare across the two"
         )
-    ratio = found.get("forget_truth_ratio", MetricValue())
+    ratio = computed.get("forget_truth_ratio", MetricValue())
     logged = len((retain_logs.get("forget_truth_ratio") or {}).get("value_by_index") or {})
     if logged and ratio.records and logged != len(ratio.records):
         yield f"the retain model's logs hold {logged} forgotten examples, this evaluation {len(ratio.records)}"
 
 
-def _value(found: Mapping[str, MetricValue], key: str) -> float:
-    return found[key].value if key in found else math.nan
+def _value(computed: Mapping[str, MetricValue], key: str) -> float:
+    return computed[key].value if key in computed else math.nan
 
 
 def _logged(retain_logs: Mapping[str, Any], key: str) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,13 +78,12 @@ def read_sets(settings: EvaluateSettings) -> list[NamedSet]:
 
     Raises `ConfigError` for two sets of one name.
     """
-    names = ["forget", "retain", *settings.also_forget, *settings.also_retain]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError([f"two sets are called {name}: choose another name for the further one" for name in twice])
     named: list[tuple[str, Kind, str]] = [("forget", "forget", settings.forget), ("retain", "retain", settings.retain)]
     named += [(name, "forget", source) for name, source in settings.also_forget.items()]
     named += [(name, "retain", source) for name, source in settings.also_retain.items()]
+    twice = [name for name, count in Counter(name for name, _, _ in named).items() if count > 1]
+    if twice:
+        raise ConfigError([f"two sets are called {name}: choose another name for the further one" for name in sorted(twice)])
     return [
         NamedSet(name, kind, read_examples(source, group_size=settings.group_size)[: settings.limit])
         for name, kind, source in named

@@ -34,9 +34,9 @@ def separation_of_sets(sets: Sequence[EvaluatedSet], seed: int, groups: Mapping[
     groups: of each set by its name.
     """
     metrics: list[MetricResult] = []
-    forget_sets, retain_sets = ([each for each in sets if each.kind == kind] for kind in ("forget", "retain"))
+    forget_sets, retain_sets = ([evaluated for evaluated in sets if evaluated.kind == kind] for kind in ("forget", "retain"))
     for (label, field), forget, retain in product(_SCORES.items(), forget_sets, retain_sets):
-        low, high = (np.array([getattr(e, field) for e in each.examples], dtype=np.float64) for each in (retain, forget))
+        low, high = (np.array([getattr(e, field) for e in side.examples], dtype=np.float64) for side in (retain, forget))
         if not np.isnan([*low, *high]).all():
             sides = groups[retain.name], groups[forget.name]
             metrics += separation(f"{label}_{forget.name}_vs_{retain.name}", low, high, groups=sides, seed=seed)
