@@ -25,7 +25,7 @@ from d2unlearn.generation.guarded import Answer
 from d2unlearn.serving.batch import GenerationRequest
 from d2unlearn.serving.playground import (
     Playground,
-    QuestionSet,
+    SampleQuestions,
     add_playground,
     given_samples,
     histogram,
@@ -51,7 +51,10 @@ def playground(split: Halves) -> Playground:
 def played(split: Halves, playground: Playground) -> Iterator[Served]:
     refused = [p for p, r in zip(split.prompts, split.refused, strict=True) if r]
     answered = [p for p, r in zip(split.prompts, split.refused, strict=True) if not r]
-    samples = [QuestionSet("forget", "forget", tuple(refused[:2])), QuestionSet("<b>retain", "retain", tuple(answered[:2]))]
+    samples = [
+        SampleQuestions("forget", "forget", tuple(refused[:2])),
+        SampleQuestions("<b>retain", "retain", tuple(answered[:2])),
+    ]
     with serving(
         split.guarded, with_app=lambda app, service: add_playground(app, service, playground, samples, "original")
     ) as running:

@@ -73,7 +73,7 @@ class ShownAnswer:
 
 
 @dataclass(frozen=True)
-class QuestionSet:
+class SampleQuestions:
     """Questions to choose from. `kind`: `forget` or `retain`, which gives the colour."""
 
     name: str
@@ -204,7 +204,7 @@ def histogram(gate: EnergyGate) -> dict[str, Any]:
     return {"low": float(edges[0]), "high": float(edges[-1]), **shares}
 
 
-def read_samples(sources: Mapping[str, str], *, seed: int = 0) -> list[QuestionSet]:
+def read_samples(sources: Mapping[str, str], *, seed: int = 0) -> list[SampleQuestions]:
     """A few questions of each file, drawn by the seed. Names that begin with `forget` get that colour.
 
     Raises `DataError` for a file without a question.
@@ -215,7 +215,7 @@ def read_samples(sources: Mapping[str, str], *, seed: int = 0) -> list[QuestionS
         if not rows:
             raise DataError(f"{source} has no row that is a single question, so there is nothing to choose from")
         drawn = random.Random(f"{name}-{seed}").sample(rows, min(SHOWN_SAMPLES, len(rows)))
-        samples.append(QuestionSet(name, "forget" if name.startswith("forget") else "retain", tuple(drawn)))
+        samples.append(SampleQuestions(name, "forget" if name.startswith("forget") else "retain", tuple(drawn)))
     return samples
 
 
@@ -265,7 +265,7 @@ def run_play(settings: PlaySettings) -> None:
 
 
 def add_playground(
-    app: FastAPI, service: Service, playground: Playground, samples: Sequence[QuestionSet], original: str = ""
+    app: FastAPI, service: Service, playground: Playground, samples: Sequence[SampleQuestions], original: str = ""
 ) -> None:
     """The page, its style and script, and the question that it asks."""
     page = playground_html(playground.gate, service.name, original, samples)
@@ -295,7 +295,7 @@ def add_playground(
         return await asyncio.wait_for(asyncio.wrap_future(future), service.limits.timeout)
 
 
-def playground_html(gate: EnergyGate, name: str, original: str, samples: Sequence[QuestionSet]) -> str:
+def playground_html(gate: EnergyGate, name: str, original: str, samples: Sequence[SampleQuestions]) -> str:
     """The page as HTML, with everything that it shows before a question is asked."""
     shown = {
         "threshold": gate.threshold,
