@@ -52,7 +52,7 @@ QUESTION = "Who wrote <b>it</b>?"
 
 def made_up(seed: int = 0) -> Analysis:
     rng = np.random.default_rng(seed)
-    weights = {each.name: BootstrapWeights.draw(range(each.n), 40, place) for place, each in enumerate(SETS)}
+    weights = {named.name: BootstrapWeights.draw(range(named.n), 40, place) for place, named in enumerate(SETS)}
     return Analysis(
         model="runs/unlearned",
         label="unlearned",
@@ -61,7 +61,7 @@ def made_up(seed: int = 0) -> Analysis:
         sets=SETS,
         indices=DETECTORS,
         models=tuple(trial(role, apart, weights, rng) for role, apart in APART.items()),
-        asked=tuple(asked(each, choice) for each in SETS for choice in ("typical", "most misleading")),
+        asked=tuple(asked(named, choice) for named in SETS for choice in ("typical", "most misleading")),
         costs=tuple(
             DetectorCost(i.name, 100.0 * (p + 1), 0.004 * (p + 1), 1.0 + p, 16392, 409600 * i.fitted)
             for p, i in enumerate(DETECTORS)
@@ -84,10 +84,10 @@ def trial(
     found = []
     for forget in ("forget", "forget_paraphrased"):
         for retain in ("retain", "retain_paraphrased", "world_facts"):
-            sides = {name: (each.sets[retain], each.sets[forget]) for name, each in by_detector.items()}
+            sides = {name: (scored.sets[retain], scored.sets[forget]) for name, scored in by_detector.items()}
             found += pair_separations(sides, weights[retain], weights[forget], REFERENCE, (forget, retain))
     sign = {i.name: 1 if i.forgotten == "higher" else -1 for i in DETECTORS}
-    values = {n: {s: tuple((sign[n] * v).tolist()) for s, v in each.sets.items()} for n, each in by_detector.items()}
+    values = {n: {s: tuple((sign[n] * v).tolist()) for s, v in scored.sets.items()} for n, scored in by_detector.items()}
     layers = tuple(layer(positions, apart[0]) for positions in (1, 8))
     return ModelTrial(
         role, f"models/{role}", values, tuple(found), tuple(refusals(by_detector, weights, REFERENCE, "forget")), layers
@@ -98,12 +98,12 @@ def scores(shift: float, rng: np.random.Generator) -> DetectorScores:
     def drawn(kind: str, n: int) -> Floats:
         return rng.normal(shift if kind == "forget" else 0.0, 1.0, n)
 
-    return DetectorScores(drawn("retain", 120), {each.name: drawn(each.kind, each.n) for each in SETS})
+    return DetectorScores(drawn("retain", 120), {named.name: drawn(named.kind, named.n) for named in SETS})
 
 
 def layer(positions: int, apart: float) -> LayerEnergies:
     """Three layers behind the embeddings; forget rises with them."""
-    rise = {each.name: apart if each.kind == "forget" else 0.0 for each in SETS}
+    rise = {named.name: apart if named.kind == "forget" else 0.0 for named in SETS}
     spread = {
         name: tuple(Spread(m - 1, m, m + 1) for m in (-58.0, *(-20 + by * place for place in (1, 2, 3))))
         for name, by in rise.items()
@@ -113,9 +113,9 @@ def layer(positions: int, apart: float) -> LayerEnergies:
     )
 
 
-def asked(each: SetSummary, choice: str) -> AnsweredQuestion:
+def asked(named: SetSummary, choice: str) -> AnsweredQuestion:
     told = tuple(AnswerEnergies(role, ("It", " was", " <i>"), (-20.0, -10.0 + place, -5.0)) for place, role in enumerate(APART))
-    return AnsweredQuestion(each.name, each.kind, choice, QUESTION, told)  # type: ignore[arg-type]
+    return AnsweredQuestion(named.name, named.kind, choice, QUESTION, told)  # type: ignore[arg-type]
 
 
 def point(index: str, n: int, rate: float) -> CurvePoint:

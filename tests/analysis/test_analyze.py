@@ -98,7 +98,7 @@ def estimates(value: object) -> list[Estimate]:
     if is_dataclass(value):
         return estimates(tuple(vars(value).values()))
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else ()
-    return [each for part in inside for each in estimates(part)]
+    return [estimate for part in inside for estimate in estimates(part)]
 
 
 def test_every_detector_is_on_every_pair_of_sets_of_every_model(found: Analysis) -> None:
@@ -107,7 +107,7 @@ def test_every_detector_is_on_every_pair_of_sets_of_every_model(found: Analysis)
         ("retain", "retain", 14, 0),
         ("facts", "retain", 7, 0),
     ]
-    assert [each.name for each in found.indices] == list(DETECTORS)
+    assert [detector.name for detector in found.indices] == list(DETECTORS)
     assert [trial.role for trial in found.models] == ["original", "model", "oracle"]
     for trial in found.models:
         pairs = {(s.index, s.forget, s.retain) for s in trial.separations}
@@ -122,25 +122,26 @@ def test_every_detector_is_on_every_pair_of_sets_of_every_model(found: Analysis)
 
 def test_the_statistics_are_those_of_the_values_kept(found: Analysis) -> None:
     """The values are in the detector's own sign and rounded to six digits; forgotten ones of some detectors are lower."""
-    sign = {each.name: 1 if each.forgotten == "higher" else -1 for each in found.indices}
+    sign = {detector.name: 1 if detector.forgotten == "higher" else -1 for detector in found.indices}
     for trial in found.models:
-        for each in trial.separations:
+        for separation in trial.separations:
             retain, forget = (
-                sign[each.index] * np.array(trial.values[each.index][name]) for name in (each.retain, each.forget)
+                sign[separation.index] * np.array(trial.values[separation.index][name])
+                for name in (separation.retain, separation.forget)
             )
-            assert each.statistics["auroc"].value == pytest.approx(auroc(retain, forget), abs=0.02)
-            assert each.statistics["ks_distance"].value == pytest.approx(ks_distance(retain, forget), abs=0.1)
+            assert separation.statistics["auroc"].value == pytest.approx(auroc(retain, forget), abs=0.02)
+            assert separation.statistics["ks_distance"].value == pytest.approx(ks_distance(retain, forget), abs=0.1)
         for refusal in trial.refusals:
-            evidence = sign[refusal.index] * np.array(trial.values[refusal.index]["forget"])
-            assert refusal.refused["forget"].value == pytest.approx((evidence > refusal.threshold).mean(), abs=0.1)
+            scores = sign[refusal.index] * np.array(trial.values[refusal.index]["forget"])
+            assert refusal.refused["forget"].value == pytest.approx((scores > refusal.threshold).mean(), abs=0.1)
 
 
 def test_every_estimate_lies_in_its_interval(found: Analysis) -> None:
     every = estimates(found.models) + estimates(found.disturbed)
     assert len(every) > 1000
-    assert [each for each in every if not each.low <= each.value <= each.high] == []
-    points = [each for point in found.curves for each in (point.false_refusals, point.missed)]
-    assert all(0 <= each.low <= each.high <= 1 for each in points)
+    assert [estimate for estimate in every if not estimate.low <= estimate.value <= estimate.high] == []
+    points = [estimate for point in found.curves for estimate in (point.false_refusals, point.missed)]
+    assert all(0 <= estimate.low <= estimate.high <= 1 for estimate in points)
 
 
 def test_equal_models_would_differ_in_nothing_and_these_do(found: Analysis) -> None:
@@ -261,7 +262,7 @@ def test_of_calibration_rows_none_is_a_test_row_and_those_set_aside_are_preferre
     assert "12 calibration rows of" in capsys.readouterr().err
     limited = read_analysis_sets(replace(settings, calibration=both, limit=5))
     assert len(limited.fit) + len(limited.threshold) == 5
-    assert [len(each.examples) for each in limited.judged] == [5, 5, 5]
+    assert [len(named.examples) for named in limited.judged] == [5, 5, 5]
 
 
 def test_rows_without_a_prompt_are_counted_and_a_set_without_any_is_refused(settings: AnalyzeSettings, tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ def test_mahalanobis_by_hand_and_with_fewer_examples_than_dimensions() -> None:
 def test_neighbours_are_sklearn_s_and_do_not_ask_how_long_a_state_is() -> None:
     rng = np.random.default_rng(2)
     retained, states = rng.normal(size=(40, 6)), rng.normal(size=(9, 6))
-    unit = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in (retained, states)]
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (retained, states)]
     expected = NearestNeighbors(n_neighbors=10).fit(unit[0]).kneighbors(unit[1])[0][:, -1]
     fitted = Neighbours().fit(retained)
     np.testing.assert_allclose(fitted.of(states), expected)

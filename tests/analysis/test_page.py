@@ -70,8 +70,8 @@ def test_ids_are_unique_and_every_reference_has_its_target(page: str) -> None:
 def test_every_statistic_of_every_index_is_on_the_page_with_its_interval(page: str, analysis: Analysis) -> None:
     read = Page(page)
     chips, intervals = read.text("span"), read.text("span")
-    for each in pair_of(trial_of(analysis), "forget", "retain").values():
-        for name, estimate in each.statistics.items():
+    for separation in pair_of(trial_of(analysis), "forget", "retain").values():
+        for name, estimate in separation.statistics.items():
             write = percent if name == "fpr_at_95_tpr" else fixed
             assert write(estimate.value) in chips
             assert f"{write(estimate.low)} to {write(estimate.high)}" in intervals
@@ -92,13 +92,13 @@ def test_no_cell_holds_a_number_that_is_not_in_the_file(analysis: Analysis) -> N
     refused = refusals_of(trial_of(analysis), 0.05)
     assert len(lines) == len(DETECTORS)
     for line, index in zip(lines, DETECTORS, strict=True):
-        each, share = found[index.name], refused[index.name].refused
+        separation, share = found[index.name], refused[index.name].refused
         texts = [chip.text for cell in line.cells for chip in cell]
-        s = {name: estimate.value for name, estimate in each.statistics.items()}
-        sign = "+" if each.ahead.value > 0 else ""
+        s = {name: estimate.value for name, estimate in separation.statistics.items()}
+        sign = "+" if separation.ahead.value > 0 else ""
         assert texts == [
             fixed(s["auroc"]),
-            f"{sign}{fixed(each.ahead.value, 4)}",
+            f"{sign}{fixed(separation.ahead.value, 4)}",
             percent(1 - share["forget_paraphrased"].value),
             percent(share["retain_paraphrased"].value),
             *(fixed(s["aupr"]), percent(s["fpr_at_95_tpr"]), fixed(s["overlap"]), fixed(s["ks_distance"])),
@@ -111,10 +111,10 @@ def test_the_head_counts_who_is_clearly_ahead_in_the_hardest_wording(analysis: A
     trial = trial_of(analysis)
     areas = {pair: pair_of(trial, *pair)[REFERENCE].statistics["auroc"].value for pair in wordings(SETS)}
     assert areas[hardest(analysis)] == min(areas.values())
-    stands = [significance(each.ahead) for each in pair_of(trial, *hardest(analysis)).values()]
+    stands = [significance(separation.ahead) for separation in pair_of(trial, *hardest(analysis)).values()]
     assert numbers(headline(analysis)) == ["3", str(stands.count("better")), str(stands.count("worse"))]
-    better = [each for each in rivals(trial, SETS, 0.01, "raised") if each.clearly_better]
-    named = ", ".join(f"“{index.label}”" for index in DETECTORS if index.name in {each.detector for each in better})
+    better = [rival for rival in rivals(trial, SETS, 0.01, "raised") if rival.clearly_better]
+    named = ", ".join(f"“{index.label}”" for index in DETECTORS if index.name in {rival.detector for rival in better})
     assert sentences(analysis)[0].endswith(f"raised into the gap to forget: {named or 'none'}.")
     told, lost, wrong, cost = key_numbers(analysis)
     assert told.value == fixed(areas["forget", "retain"])
@@ -143,7 +143,7 @@ def test_better_is_to_refuse_more_of_what_is_forgotten_and_less_of_what_is_kept(
     trial = replace(trial_of(made_up()), refusals=tuple(decided))
     found = rivals(trial, sets, 0.01)
     assert found[:3] == (Rival("a", ("forget",), ()), Rival("b", ("retain",), ()), Rival("c", ("forget",), ("retain",)))
-    assert [each.clearly_better for each in found] == [True, True, False, False, False, False]
+    assert [rival.clearly_better for rival in found] == [True, True, False, False, False, False]
     assert rivals(trial, sets, 0.01, "raised") == (Rival("a", ("forget",), ("retain",)),)
     assert rivals(trial, sets, 0.05) == ()
 
@@ -198,7 +198,7 @@ def test_questions_and_answers_are_escaped_and_tinted_from_low_to_high(page: str
 
 def test_what_was_not_read_is_said_and_what_is_missing_is_left_out(analysis: Analysis) -> None:
     alone = replace(trial_of(analysis), layers=(), no_layers="the layers could not be told apart")
-    asked = tuple(replace(each, told=each.told[1:2]) for each in analysis.asked)
+    asked = tuple(replace(question, told=question.told[1:2]) for question in analysis.asked)
     page = build_page(replace(analysis, models=(alone,), asked=asked, curves=(), disturbed=(), gate_score=None))
     read = Page(page)
     assert read.open == []
@@ -213,10 +213,12 @@ def test_what_could_not_be_scored_is_a_dash(analysis: Analysis) -> None:
     none = Estimate(math.nan, math.nan, math.nan)
     trial = trial_of(analysis)
     unscored = tuple(
-        replace(each, statistics=dict.fromkeys(each.statistics, none), ahead=none) if each.index == "energy/prompt" else each
-        for each in trial.separations
+        replace(separation, statistics=dict.fromkeys(separation.statistics, none), ahead=none)
+        if separation.index == "energy/prompt"
+        else separation
+        for separation in trial.separations
     )
-    models = tuple(replace(each, separations=unscored) if each is trial else each for each in analysis.models)
+    models = tuple(replace(model, separations=unscored) if model is trial else model for model in analysis.models)
     text = re.sub(r"<style>.*?</style>", "", build_page(replace(analysis, models=models)), flags=re.DOTALL)
     assert "–" in Page(text).text("span")
     assert not re.search(r"\bnan\b", text, re.IGNORECASE)

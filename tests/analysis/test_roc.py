@@ -30,7 +30,7 @@ def measured(retain: list[float], forget: list[float], n_boot: int = 0) -> dict[
 
 
 def values(retain: list[float], forget: list[float]) -> dict[str, float]:
-    return {name: float(each[0]) for name, each in measured(retain, forget).items()}
+    return {name: float(values[0]) for name, values in measured(retain, forget).items()}
 
 
 def test_each_statistic_by_hand() -> None:
