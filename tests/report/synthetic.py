@@ -154,3 +154,25 @@ def synthetic(after: bool, seed: int = 7) -> Evaluation:
     model, label = ("out/unlearned", "the unlearned model") if after else ("models/original", "the original")
     gate = (THRESHOLD, 0.01, "mean_of_first_8") if after else (None, None, None)
     return Evaluation(model, label, tuple(sets), _separation(sets), *gate, settings)
+
+
+def before_after(
+    *,
+    forget: tuple[float, float] = (0.98, 0.004),
+    retain: tuple[float, float] = (0.98, 0.97),
+    entropy: tuple[float, float] = (0.9, 0.9),
+    refused: tuple[float, float] | None = (0.997, 0.004),
+    ceiling: float | None = 0.01,
+) -> tuple[Evaluation, Evaluation]:
+    """A pair with one forget and one retained set; by default everything is as it should be."""
+    sides = []
+    for side in (0, 1):
+        sets = []
+        for name, kind, strength, rate in (("asked", "forget", forget, 0), ("other", "retain", retain, 1)):
+            metrics = [metric("extraction_strength", strength[side])]
+            metrics.append(metric("token_entropy", entropy[side] if kind == "retain" else 0.9))
+            if side and refused:
+                metrics.append(metric("guarded_refusal_rate", refused[rate], low=refused[rate] - 0.003))
+            sets.append(evaluated(name, kind, *metrics))  # type: ignore[arg-type]
+        sides.append(evaluation(*sets, ceiling=ceiling if side else None))
+    return sides[0], sides[1]
