@@ -9,7 +9,6 @@ trainings as given" in docs/log.md.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +16,12 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t as student
 
-from d2unlearn.runtime import progress
+from d2unlearn.comparison.outcomes import LEVEL
+from d2unlearn.runtime import progress, write_json
 from d2unlearn.stats import Floats, bootstrap_interval, crossed_test, holm
 
 RESULT = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "comparison_chance.json"
-STUDIES, RIVALS, SEEDS, LEVEL = 1000, 17, 3, 0.05
+STUDIES, RIVALS, SEEDS = 1000, 17, 3
 
 
 def bootstrap(values: Floats) -> float:
@@ -55,10 +55,8 @@ TESTS: dict[str, Callable[[Floats], float]] = {"bootstrap": bootstrap, "satterth
 
 def main() -> None:
     cells = [(authors, seeds) for authors in (8, 15, 150) for seeds in (0.0, 0.1, 1.0)]
-    found = [
-        measured(authors, seeds) for authors, seeds in progress(cells, "comparisons without a difference", total=len(cells))
-    ]
-    RESULT.write_text(json.dumps({"studies": STUDIES, "rivals": RIVALS, "found": found}, indent=1) + "\n", encoding="utf-8")
+    shares = [measured(*cell) for cell in progress(cells, "comparisons without a difference", total=len(cells))]
+    write_json(RESULT, {"studies": STUDIES, "rivals": RIVALS, "found": shares})
     print(RESULT)
 
 
@@ -72,10 +70,10 @@ def measured(authors: int, seeds: float) -> dict[str, float]:
         differences = made[1:] - made[0]
         for name, test in TESTS.items():
             first[name].append(test(differences[0]) < LEVEL)
-        for name, each in anyone.items():
-            each.append(min(holm([TESTS[name](values) for values in differences])) < LEVEL)
-    shares = {f"one rival: {name}": float(np.mean(each)) for name, each in first.items()}
-    shares |= {f"any of all: {name}": float(np.mean(each)) for name, each in anyone.items()}
+        for name, errs in anyone.items():
+            errs.append(min(holm([TESTS[name](values) for values in differences])) < LEVEL)
+    shares = {f"one rival: {name}": float(np.mean(errs)) for name, errs in first.items()}
+    shares |= {f"any of all: {name}": float(np.mean(errs)) for name, errs in anyone.items()}
     return {"authors": authors, "seeds": seeds, **shares}
 
 

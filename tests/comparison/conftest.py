@@ -28,6 +28,6 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> CompareSettings:
 
 @pytest.fixture(scope="session")
 def compared(given: CompareSettings) -> Compared:
-    """Two methods and a guard, tuned and judged."""
+    """Two methods and a guard, tuned and evaluated."""
     said = list(run_compare(given))
     return Compared(given, Path(given.output), said)

@@ -1,4 +1,4 @@
-"""The comparison from end to end on a model of 32 numbers a token: chosen on validation, judged on tests, done once."""
+"""The comparison from end to end on a model of 32 numbers a token: chosen on validation, evaluated on tests, done once."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ KEYS = (
 
 @pytest.fixture(scope="module")
 def results(compared: Compared) -> dict[str, RunResult | TuningResult]:
-    judged, tuned = read_results(compared.output / "results")
-    return {each.key.removeprefix("cities/"): each for each in (*judged, *tuned)}
+    runs, tunings = read_results(compared.output / "results")
+    return {result.key.removeprefix("cities/"): result for result in (*runs, *tunings)}
 
 
 @pytest.fixture
@@ -93,8 +93,8 @@ def knowledge(folder: str | Path, rows: Any) -> dict[str, float]:
     template = Template(load_tokenizer(folder))
     held = score_rows(load_model(folder), [template.tokens(row) for row in rows], batch_size=7)
     return {
-        "extraction_strength": float(np.mean([extraction_strength(each.correct) for each in held])),
-        "answer_probability": float(np.mean([answer_probability(each.nll) for each in held])),
+        "extraction_strength": float(np.mean([extraction_strength(row.correct) for row in held])),
+        "answer_probability": float(np.mean([answer_probability(row.nll) for row in held])),
     }
 
 
@@ -106,13 +106,13 @@ def test_every_run_has_its_record_and_nothing_half_done_is_left(compared: Compar
 
 
 def test_trials_are_as_many_for_all_and_begin_with_the_published_parameters(results: dict[str, Any]) -> None:
-    tunings = {key: each for key, each in results.items() if isinstance(each, TuningResult)}
-    assert {len(each.trials) for each in tunings.values()} == {2}
+    tunings = {key: result for key, result in results.items() if isinstance(result, TuningResult)}
+    assert {len(tuning.trials) for tuning in tunings.values()} == {2}
     assert tunings["eua/tune"].trials[0].parameters == {"learning_rate_factor": 1.0, "gamma": 0.05}
     assert tunings["gradient_difference/tune"].trials[0].parameters == {"learning_rate_factor": 1.0, "gamma": 1.0}
-    for each in tunings.values():
-        assert each.best.score == max(trial.score for trial in each.trials)
-        assert [trial.number for trial in each.trials] == [0, 1]
+    for result in tunings.values():
+        assert result.best.score == max(trial.score for trial in result.trials)
+        assert [trial.number for trial in result.trials] == [0, 1]
 
 
 def test_a_trial_is_chosen_by_what_validation_questions_show_of_the_raw_weights(
@@ -160,12 +160,12 @@ def test_test_questions_are_seen_by_no_choice(compared: Compared, results: dict[
     assert len(benchmark) + len(answers) == 24
 
 
-def test_what_is_judged_is_the_model_of_the_chosen_trial(compared: Compared, results: dict[str, Any]) -> None:
-    judged, tuned = results["gradient_difference/seed-0"], results["gradient_difference/tune"]
-    assert judged.parameters == tuned.best.parameters
-    assert judged.learning_rate == pytest.approx(3e-3 * tuned.best.parameters["learning_rate_factor"])
-    assert (judged.cost.device, judged.cost.seconds > 0.05, judged.cost.processor_seconds > 0.05) == ("cpu", True, True)
-    assert {"d2unlearn", "torch"} <= judged.versions.keys()
+def test_what_is_evaluated_is_the_model_of_the_chosen_trial(compared: Compared, results: dict[str, Any]) -> None:
+    run, tuned = results["gradient_difference/seed-0"], results["gradient_difference/tune"]
+    assert run.parameters == tuned.best.parameters
+    assert run.learning_rate == pytest.approx(3e-3 * tuned.best.parameters["learning_rate_factor"])
+    assert (run.cost.device, run.cost.seconds > 0.05, run.cost.processor_seconds > 0.05) == ("cpu", True, True)
+    assert {"d2unlearn", "torch"} <= run.versions.keys()
 
 
 def test_the_original_knows_and_methods_forget(results: dict[str, Any]) -> None:
@@ -177,7 +177,7 @@ def test_the_original_knows_and_methods_forget(results: dict[str, Any]) -> None:
     assert strength("original/seed-0", "forget") > 0.9 > 0.5 > strength("oracle/seed-0", "forget")
     assert min(strength("original/seed-0", "retain"), strength("oracle/seed-0", "retain")) > 0.9
     assert strength("gradient_difference/seed-0", "forget") < 0.5 < strength("gradient_difference/seed-0", "retain")
-    back = {each.choice: each.probability for each in results["original/seed-0"].comebacks}
+    back = {attack.choice: attack.probability for attack in results["original/seed-0"].comebacks}
     assert set(back) == {"first", "spread"}
     assert list(back["first"]) == ["0", "5", "20"]
 
@@ -191,7 +191,7 @@ def test_a_guard_refuses_behind_untouched_weights(results: dict[str, Any]) -> No
     assert value_of(guard, "retain", "guarded_refusal_rate") <= 0.2
 
 
-def test_the_benchmark_s_metrics_are_held_against_the_oracle(compared: Compared, results: dict[str, Any]) -> None:
+def test_the_benchmark_s_metrics_are_held_against_the_retain_model(compared: Compared, results: dict[str, Any]) -> None:
     logs = json.loads((compared.output / "results" / "cities" / "oracle" / "logs.json").read_text())
     assert set(logs["forget_truth_ratio"]["value_by_index"]["0"]) == {"score"}
     assert "value_by_index" not in logs["forget_Q_A_Prob"]
@@ -203,9 +203,9 @@ def test_the_benchmark_s_metrics_are_held_against_the_oracle(compared: Compared,
 
 
 def test_questions_stand_in_the_same_order_in_every_record(results: dict[str, Any]) -> None:
-    judged = [each for each in results.values() if isinstance(each, RunResult)]
+    runs = [result for result in results.values() if isinstance(result, RunResult)]
     for name in ("forget", "retain"):
-        assert len({each.of_set(name).groups for each in judged}) == 1
+        assert len({run.of_set(name).groups for run in runs}) == 1
     found = results["eua/seed-0"].of_set("forget")
     strength = value_of(results["eua/seed-0"], "forget", "extraction_strength")
     assert np.mean(found.values["extraction_strength"]) == pytest.approx(strength, abs=1e-5)
@@ -246,7 +246,7 @@ def test_a_tuning_that_was_killed_goes_on_after_its_last_trial(
     assert list(context.store.work(context.run).glob("*")) == []
 
 
-def test_a_judgement_that_was_killed_after_training_does_not_train_again(
+def test_an_evaluation_that_was_killed_after_training_does_not_train_again(
     copied: CompareSettings, trained: list[UnlearnSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = context_of(copied, "eua", 0)
@@ -339,7 +339,7 @@ def test_what_every_run_would_fail_by_is_said_at_once_and_whole(given: CompareSe
     assert said[0].startswith("split cities: ./nirvana is not a folder")
     assert "forgot.jsonl does not exist" in said[1]
     assert "split gated" in said[2]
-    assert "judged without a gate" in said[2]
+    assert "evaluated without a gate" in said[2]
 
 
 def test_what_is_not_in_the_comparison_is_not_in_its_tables(copied: CompareSettings) -> None:

@@ -13,7 +13,7 @@ from comparison.made_up import run_result, tuning_result
 from d2unlearn.comparison.outcomes import MetricOutcome
 from d2unlearn.comparison.page import index_page, write_pages
 from d2unlearn.comparison.table import SplitTable, split_table
-from d2unlearn.comparison.tradeoff import OWN_MARKS, Point, label_heights, marks_of, points_of, tradeoff
+from d2unlearn.comparison.tradeoff import OWN_MARKS, Point, label_heights, point_marks, points_of, tradeoff
 from d2unlearn.comparison.win_tie_loss import LARGEST, SMALLEST, area_of, columns_of, win_tie_loss
 from d2unlearn.serialization import write_evaluation
 from report.synthetic import synthetic
@@ -126,7 +126,7 @@ def test_pages_are_written_for_every_answer_at_hand_beside_the_original_s(table:
 
 def test_no_two_entries_look_alike() -> None:
     names = ["original", "oracle", "eua", *(f"method{number}" for number in range(25))]
-    marks = marks_of(names)
+    marks = point_marks(names)
     assert set(marks) == set(names)
     assert len({mark[:2] for mark in marks.values()}) == len(names)
     assert marks["oracle"] == OWN_MARKS["oracle"]

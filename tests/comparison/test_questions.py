@@ -47,7 +47,7 @@ def test_a_quarter_of_the_authors_validates_and_the_others_test() -> None:
     chosen = {row.group for row in found.validation}
     assert len(chosen) == round(0.25 * 10)
     assert len(found.validation) == 4 * len(chosen)
-    tested = next(each for each in found.tests if each.name == "forget")
+    tested = next(test for test in found.tests if test.name == "forget")
     assert {row.group for row in tested.examples} == {row.group for row in FORGET} - chosen
     assert found.forget == tuple(FORGET)
 
@@ -56,7 +56,7 @@ def test_a_quarter_of_the_authors_validates_and_the_others_test() -> None:
 def test_no_question_is_validation_and_test_whatever_the_seed(seed: int) -> None:
     found = divided()
     held = held_out_rows(found, seed)
-    tested = {each.name: answers(each.examples) for each in found.tests}
+    tested = {test.name: answers(test.examples) for test in found.tests}
     assert not answers(found.validation) & (tested["forget"] | tested["reworded"])
     assert not answers(held.validation) & (tested["retain"] | tested["retain_reworded"])
     assert not {content_hash(row) for row in found.retain} & {content_hash(row) for row in found.tests[1].examples}

@@ -277,8 +277,8 @@ class Ray(ModuleType):
 
     def wait(self, references: list[tuple[str, float]], *, timeout: float) -> tuple[list[Any], list[Any]]:
         assert timeout == 0
-        ended = [each for each in references if each[1] <= time.monotonic()]
-        return ended, [each for each in references if each not in ended]
+        ended = [reference for reference in references if reference[1] <= time.monotonic()]
+        return ended, [reference for reference in references if reference not in ended]
 
     def cancel(self, reference: Any, *, force: bool) -> None:
         assert force

@@ -35,7 +35,7 @@ def test_the_same_trials_have_the_same_successor_and_other_seeds_another() -> No
 
 def test_rates_are_drawn_evenly_in_the_logarithm_and_other_ranges_evenly() -> None:
     found = [next_parameters(SPACE, DEFAULTS, trials((DEFAULTS, 0.4)), seed=seed) for seed in range(200)]
-    rates, betas = (np.array([each[name] for each in found]) for name in (RATE, "beta"))
+    rates, betas = (np.array([parameters[name] for parameters in found]) for name in (RATE, "beta"))
     assert ((rates >= 0.2) & (rates <= 5)).all()
     assert np.log(rates).mean() == pytest.approx(0.0, abs=4 * math.log(25) / math.sqrt(12 * 200))
     assert betas.mean() == pytest.approx(1.0, abs=4 * 2 / math.sqrt(12 * 200))

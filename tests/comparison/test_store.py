@@ -46,7 +46,7 @@ def test_a_file_of_something_else_is_an_error_that_names_it(store: Store) -> Non
         store.result(RUN)
 
 
-def test_a_record_is_a_tuning_or_a_judgement(store: Store) -> None:
+def test_a_result_is_a_tuning_s_or_an_evaluation_s(store: Store) -> None:
     for record, run in ((run_result("npo", 1, [0.0] * 4, [1.0] * 4), RUN), (tuning_result("npo", 0.5), TUNING)):
         store.keep(record)
         assert store.result(run) == record

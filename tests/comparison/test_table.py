@@ -133,7 +133,7 @@ def test_a_guard_s_raw_numbers_are_the_original_s_and_its_guarded_ones_its_own(t
 
 
 def test_no_number_of_the_validation_questions_is_in_a_row(table: SplitTable) -> None:
-    shown = [each.value for row in table.rows for each in row.cells.values()]
+    shown = [cell.value for row in table.rows for cell in row.cells.values()]
     assert not [value for value in shown if value in (0.9 - 1e-12, 0.123456, 0.7 + 1e-12)]
     page = page_of([table], objective="stated objective")
     tuning = page.index("### How parameters were chosen")
@@ -144,7 +144,7 @@ def test_no_number_of_the_validation_questions_is_in_a_row(table: SplitTable) ->
 
 
 def test_outcomes_by_hand(table: SplitTable) -> None:
-    """EUA knows less than the oracle, which counts as the oracle's 0.05; NPO knows 0.45 on average."""
+    """EUA knows less than the retain model, which counts as that model's 0.05; NPO knows 0.45 on average."""
     erased = outcome(table, "npo", "forget.extraction_strength")
     assert (erased.difference, erased.n) == (pytest.approx(0.45 - 0.05), 4)
     kept = outcome(table, "npo", "retain.extraction_strength")
@@ -154,7 +154,7 @@ def test_outcomes_by_hand(table: SplitTable) -> None:
     assert (back.difference, back.n, back.result) == (pytest.approx(-0.205), 2, "loss")
     guard = outcome(table, "input_classifier", "forget.extraction_strength")
     assert (guard.difference, guard.result) == (pytest.approx(0.95), "win")  # its weights know all that the original knows
-    assert not [each for each in table.outcomes if each.contestant in ("original", "oracle", "eua")]
+    assert not [outcome for outcome in table.outcomes if outcome.contestant in ("original", "oracle", "eua")]
 
 
 def test_p_values_are_adjusted_for_the_entries_of_a_metric() -> None:
@@ -162,24 +162,24 @@ def test_p_values_are_adjusted_for_the_entries_of_a_metric() -> None:
     base = run_result("eua", 0, [0.0] * 4, [0.0] * 4)
     rivals = [run_result(name, 0, [0.0] * 4, [1 - d, 1 - d, 1 + d, 1 + d]) for name, d in (("npo", 0.0314), ("rmu", 0.0629))]
     found = {
-        each.contestant: each
-        for each in outcomes_of([base, *rivals], ["npo", "rmu"])
-        if each.respect == "retain.extraction_strength"
+        outcome.contestant: outcome
+        for outcome in outcomes_of([base, *rivals], ["npo", "rmu"])
+        if outcome.respect == "retain.extraction_strength"
     }
     alone = outcomes_of([base, rivals[1]], ["rmu"])
     assert [found[name].p for name in ("npo", "rmu")] == pytest.approx([0.04, 0.04], rel=0.01)
-    assert next(each.p for each in alone if each.respect == "retain.extraction_strength") == found["rmu"].p
+    assert next(outcome.p for outcome in alone if outcome.respect == "retain.extraction_strength") == found["rmu"].p
 
 
 def test_refusals_are_not_compared_with_who_refuses_in_text() -> None:
     found = outcomes_of(RUNS, ["npo", "input_classifier"], refuses_in_text=["npo"])
-    assert {each.contestant for each in found if each.respect.endswith("refusal_rate")} == {"input_classifier"}
-    assert "npo" in {each.contestant for each in found if each.respect == "forget.extraction_strength"}
+    assert {outcome.contestant for outcome in found if outcome.respect.endswith("refusal_rate")} == {"input_classifier"}
+    assert "npo" in {outcome.contestant for outcome in found if outcome.respect == "forget.extraction_strength"}
     assert refuses_in_text() == ("idk", "dpo", "idk_ap", "embedding_corruption")
 
 
 def test_guarded_rouge_counts_from_what_a_model_without_a_guard_tells() -> None:
-    """The oracle has no guard: its plain answers hold 0.2 of the truth, EUA's guarded ones 0.1, NPO's 0.6."""
+    """The retain model has no guard: its plain answers hold 0.2 of the truth, EUA's guarded ones 0.1, NPO's 0.6."""
     runs = [
         run_result("oracle", 0, [0.0] * 4, [1.0] * 4, rouge={"rouge_l_recall": 0.2}),
         run_result("eua", 0, [0.0] * 4, [1.0] * 4, rouge={"guarded_rouge_l_recall": 0.1}),
@@ -189,7 +189,7 @@ def test_guarded_rouge_counts_from_what_a_model_without_a_guard_tells() -> None:
     assert found["forget.guarded_rouge_l_recall"].difference == pytest.approx(0.4)
     assert found["retain.guarded_rouge_l_recall"].difference == pytest.approx(0.5)
     without = [run_result("oracle", 0, [0.0] * 4, [1.0] * 4), *runs[1:]]
-    assert not [each for each in outcomes_of(without, ["npo"]) if each.respect == "forget.guarded_rouge_l_recall"]
+    assert not [outcome for outcome in outcomes_of(without, ["npo"]) if outcome.respect == "forget.guarded_rouge_l_recall"]
 
 
 def test_a_guard_gives_back_what_the_original_s_weights_do() -> None:
@@ -198,7 +198,7 @@ def test_a_guard_gives_back_what_the_original_s_weights_do() -> None:
         *(run_result("eua", seed, [0.0] * 4, [1.0] * 4, returned=0.4 + 0.01 * seed) for seed in (0, 1)),
         *(run_result("input_classifier", seed, [0.7] * 4, [0.7] * 4) for seed in (0, 1)),
     ]
-    back = next(each for each in outcomes_of(runs, ["input_classifier"]) if each.theme == "comeback")
+    back = next(outcome for outcome in outcomes_of(runs, ["input_classifier"]) if outcome.theme == "comeback")
     assert (back.difference, back.result) == (pytest.approx(0.585), "win")
 
 
@@ -206,13 +206,15 @@ def test_questions_of_one_group_stand_for_themselves() -> None:
     """One refusal in four questions, by all trainings alike, is not certain because nothing else varies."""
     refused = {name: [0.0, 0.0, 0.0, float(name == "input_classifier")] for name in ("eua", "input_classifier")}
     runs = [
-        run_result(name, seed, [0.0] * 4, [1.0] * 4, refused=([1.0] * 4, each))
-        for name, each in refused.items()
+        run_result(name, seed, [0.0] * 4, [1.0] * 4, refused=([1.0] * 4, wrongly))
+        for name, wrongly in refused.items()
         for seed in (0, 1)
     ]
-    runs = [replace(run, sets=tuple(replace(each, groups=("all",) * 4) for each in run.sets)) for run in (*runs, RUNS[0])]
+    runs = [
+        replace(run, sets=tuple(replace(questions, groups=("all",) * 4) for questions in run.sets)) for run in (*runs, RUNS[0])
+    ]
     found = outcomes_of(runs, ["input_classifier"])
-    facts = next(each for each in found if each.respect == "retain.guarded_refusal_rate")
+    facts = next(outcome for outcome in found if outcome.respect == "retain.guarded_refusal_rate")
     assert facts.p > 0.3
     assert facts.result == "tie"
 
@@ -266,18 +268,18 @@ def test_seeds_that_disagree_are_no_difference() -> None:
 
 
 def test_below_the_retain_model_nothing_is_better() -> None:
-    base, rival, oracle = np.full((1, 6), 0.0), np.full((1, 6), 0.04), np.full(6, 0.05)
-    below = difference_of(base, rival, "abcdef", oracle)
+    base, rival, retain_model = np.full((1, 6), 0.0), np.full((1, 6), 0.04), np.full(6, 0.05)
+    below = difference_of(base, rival, "abcdef", retain_model)
     assert (below.value, below.p) == (0.0, 1.0)
-    above = difference_of(base, np.full((1, 6), 0.25), "abcdef", oracle)
+    above = difference_of(base, np.full((1, 6), 0.25), "abcdef", retain_model)
     assert (above.value, above.p) == (pytest.approx(0.2), 0.0)
 
 
 def test_more_than_the_other_is_nothing_where_it_is_not_more_than_the_retain_model() -> None:
-    """The rival's mean is the oracle's and a little: clearly more than nothing, not clearly more than the oracle's."""
-    base, oracle = np.zeros((1, 8)), np.full(8, 0.3)
+    """The rival's mean is the retain model's and a little: clearly more than nothing, not clearly more than that model's."""
+    base, retain_model = np.zeros((1, 8)), np.full(8, 0.3)
     rival = np.array([[0.1, 0.5, 0.2, 0.4, 0.35, 0.3, 0.25, 0.32]])
-    found = difference_of(base, rival, "abcdefgh", oracle)
+    found = difference_of(base, rival, "abcdefgh", retain_model)
     assert found.p > 0.5
     assert difference_of(base, rival, "abcdefgh").p < 0.001
 

@@ -54,8 +54,8 @@ def teach(folder: Path, *given: list[dict[str, Any]]) -> Path:
     template = Template(tokenizer)
     facts = [
         [template.tokens(Example(row["question"], (Message("user", row["question"]),), row["answer"], "city"))]
-        for each in given
-        for row in each
+        for some in given
+        for row in some
     ]
     config = tiny_models.llama(vocabulary=len(tokenizer)).config
     recipe = Recipe(epochs=EPOCHS, batch_size=16, learning_rate=1e-2, weight_decay=0.0)

@@ -1,1 +1,1 @@
-"""Every method tuned alike, judged once, and put side by side: plan, runs, results, tables."""
+"""Every method tuned alike, evaluated once, and put side by side: plan, runs, results, tables."""

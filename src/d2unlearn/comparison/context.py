@@ -93,8 +93,8 @@ class RunContext:
     def files(self) -> Mapping[str, Path]:
         """The rows as files: forget, validation, retain, and test sets under `test/NAME`; written where they are missing."""
         questions = self.questions
-        sets = {"forget": questions.forget, "validation": questions.validation, "retain": questions.retain}
-        sets |= {f"test/{test.name}": test.examples for test in questions.tests}
+        sets: dict[str, Iterable[Example]] = {f"test/{test.name}": test.examples for test in questions.tests}
+        sets |= {"forget": questions.forget, "validation": questions.validation, "retain": questions.retain}
         return {name: _write_once(self._data / f"{name}.jsonl", map(_line, rows)) for name, rows in sets.items()}
 
     @cached_property
@@ -136,7 +136,7 @@ class RunContext:
         _weights(self.as_is_model)
         gate = Path(self.as_is_model) / GATE_FILE
         if self.run.kind == "as_is" and gate.is_file():
-            raise ConfigError([f"{gate}: original and oracle are judged without a gate; name a folder that carries none"])
+            raise ConfigError([f"{gate}: original and retain model are evaluated without a gate; name a folder without one"])
 
 
 def _line(example: Example) -> str:

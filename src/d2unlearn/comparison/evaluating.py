@@ -21,7 +21,7 @@ from d2unlearn.comparison.records import NO_COST, RETAIN_MODEL, RunResult, SetRe
 from d2unlearn.config import BenchmarkSettings, CalibrateSettings, EvaluateSettings
 from d2unlearn.data.template import Template
 from d2unlearn.errors import GateError
-from d2unlearn.evaluation.runner import NamedSet, evaluate, run_evaluate
+from d2unlearn.evaluation.runner import evaluate, run_evaluate
 from d2unlearn.gate.run import run_calibrate
 from d2unlearn.runtime import atomic_write, read_json, remove, say, write_json
 from d2unlearn.schema import EVALUATION_FILE, GATE_FILE, MANIFEST_FILE, EvaluatedSet, Evaluation, MetricResult, RelearningResult
@@ -58,8 +58,7 @@ def evaluate_run(context: RunContext) -> RunResult | None:
 def _guard_result(context: RunContext) -> RunResult:
     base = load_raw(context.original, context.settings.dtype)
     guarded = behind(context, base, _chosen(context))
-    sets = [NamedSet(test.name, test.kind, test.examples) for test in context.questions.tests]
-    evaluation = evaluate(guarded, sets, _evaluation(context, context.original))
+    evaluation = evaluate(guarded, context.questions.tests, _evaluation(context, context.original))
     write_evaluation(context.workspace / "evaluation" / EVALUATION_FILE, evaluation)
     _keep_answers(context, None)
     return _result(context, evaluation)

@@ -19,6 +19,7 @@ import numpy as np
 from d2unlearn.data.holdout import hold_out, split_validation
 from d2unlearn.data.records import content_hash
 from d2unlearn.errors import DataError
+from d2unlearn.evaluation.runner import NamedSet
 from d2unlearn.runtime import fingerprint
 from d2unlearn.schema import Example, Kind
 
@@ -28,22 +29,13 @@ _LARGEST_TEST_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class QuestionSet:
-    """Test questions under a name."""
-
-    name: str
-    kind: Kind
-    examples: tuple[Example, ...]
-
-
-@dataclass(frozen=True)
 class SplitQuestions:
     """forget: all rows to unlearn; validation: those of them that choices are made on; retain: the rows that methods get."""
 
     forget: tuple[Example, ...]
     validation: tuple[Example, ...]
     retain: tuple[Example, ...]
-    tests: tuple[QuestionSet, ...]
+    tests: tuple[NamedSet, ...]
 
 
 def divide(
@@ -63,7 +55,7 @@ def divide(
     validation_answers = {row.answer for row in validation}
     sets: dict[str, tuple[Kind, Sequence[Example]]] = {"forget": ("forget", tested), "retain": ("retain", kept_back), **further}
     tests = tuple(
-        QuestionSet(name, kind, tuple(row for row in rows if row.answer not in validation_answers))
+        NamedSet(name, kind, tuple(row for row in rows if row.answer not in validation_answers))
         for name, (kind, rows) in sets.items()
     )
     empty = [test.name for test in tests if not test.examples]

@@ -1,6 +1,6 @@
 """What a comparison keeps of its runs: two records, a JSON file each, made of plain values. Imports no torch.
 
-The fields' names are the files' keys.
+The fields' names are the files' keys: `contestant` is an entry's name, `comebacks` are the results of relearning.
 """
 
 from __future__ import annotations

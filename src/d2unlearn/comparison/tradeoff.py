@@ -59,7 +59,7 @@ def tradeoff(table: SplitTable, key: str = "tradeoff", everybody: Sequence[str] 
     panels = [(label, points) for label, points in panels if points]
     if not panels:
         return None
-    marks = marks_of(everybody or [row.contestant for row in table.rows])
+    marks = point_marks(everybody or [row.contestant for row in table.rows])
     with rc_context(STYLE):
         figure = Figure(figsize=(8.4, 4.6 * len(panels)))
         for number, (label, points) in enumerate(panels):
@@ -80,7 +80,7 @@ def points_of(rows: Sequence[EntryRow], left: str) -> list[Point]:
     return points
 
 
-def marks_of(names: Sequence[str]) -> dict[str, _Mark]:
+def point_marks(names: Sequence[str]) -> dict[str, _Mark]:
     """A shape and a colour for each, in both panels: no two alike among the first 28 without a mark of their own."""
     others = [name for name in names if name not in OWN_MARKS]
     chosen: dict[str, _Mark] = {
