@@ -51,8 +51,8 @@ GroupSize = Annotated[
     int | None, COUNT, Metavar("N"), "Blocks of N rows belong together (TOFU: 20), where no column `group` says so."
 ]
 AnswerLength = Annotated[int | None, COUNT, Default("what the gate was calibrated for; raw 128"), "Longest answer."]
-AlsoForget = Annotated[dict[str, str], INCIDENTAL, NAMED_FILE, "A further set that should be gone; repeatable."]
-AlsoRetain = Annotated[dict[str, str], INCIDENTAL, NAMED_FILE, "A further set to keep; repeatable."]
+AlsoForget = Annotated[dict[str, str], INCIDENTAL, NAMED_FILE, "A further set that should be gone."]
+AlsoRetain = Annotated[dict[str, str], INCIDENTAL, NAMED_FILE, "A further set to keep."]
 Epochs = Annotated[float | str, ABOVE_ZERO.or_auto, "Passes over the forget rows, or auto: 10, more for few."]
 Accumulation = Annotated[int | str, COUNT.or_auto, "Batches that make one update, or auto: 1 to 4 by size."]
 MaxLength = Annotated[int, AT_LEAST_TWO, "Rows are cut there, in tokens, or at the model's context."]
@@ -74,10 +74,7 @@ class UnlearnSettings:
     ] = None
     method: Annotated[str, "Unlearning method (docs/methods.md)."] = "eua"
     method_parameters: Annotated[
-        dict[str, Any],
-        Flag("--set"),
-        Metavar("KEY=VALUE"),
-        "A parameter of the method; in a file `method_parameters`; repeatable.",
+        dict[str, Any], Flag("--set"), Metavar("KEY=VALUE"), "A parameter of the method; in a file `method_parameters`."
     ] = field(default_factory=dict)
     learning_rate: Annotated[float | str, ABOVE_ZERO.or_auto, "A number, or auto: from the model's size."] = "auto"
     epochs: Epochs = "auto"
@@ -115,9 +112,7 @@ class CalibrateSettings:
     ] = None
     max_new_tokens: Annotated[int, COUNT, "Tokens of each answer that the gate watches."] = 64
     batch_size: Annotated[int, COUNT, INCIDENTAL, "Prompts at once."] = 32
-    refusal: Annotated[list[str], Default("a set of natural ones"), "What a refusal says; repeatable."] = field(
-        default_factory=list
-    )
+    refusal: Annotated[list[str], Default("a set of natural ones"), "What a refusal says."] = field(default_factory=list)
     score: Annotated[str, "The request's score; auto measures which is best."] = "auto"
     seed: Annotated[int | None, SEED, Default("the one `unlearn` had, else 0"), "Seed of everything that is drawn."] = None
     group_size: GroupSize = None
@@ -173,9 +168,9 @@ class PlaySettings:
     model: Annotated[str, "An artifact with a calibrated gate."]
     original: Annotated[str | None, Default("what the artifact was made from"), "The model before unlearning."] = None
     port: Annotated[int, PORT, "Port on this machine; 0: any that is free."] = 7860
-    samples: Annotated[
-        dict[str, str], NAMED_FILE, Default("the artifact's own rows"), "Questions to choose from; repeatable."
-    ] = field(default_factory=dict)
+    samples: Annotated[dict[str, str], NAMED_FILE, Default("the artifact's own rows"), "Questions to choose from."] = field(
+        default_factory=dict
+    )
     max_new_tokens: Annotated[AnswerLength, Default("what the gate was calibrated for")] = None
     dtype: Dtype = "auto"
 
@@ -220,10 +215,10 @@ class BenchmarkSettings:
     forget_split: Annotated[str, BENCHMARK, "TOFU: forget01, 05 or 10."] = "forget10"
     holdout_split: Annotated[str | None, BENCHMARK, Default("holdout of that size"), "TOFU: rows nobody trained on."] = None
     corpus: Annotated[str, one_of("news", "books"), BENCHMARK, "MUSE: news or books."] = "news"
-    parts: Annotated[list[str], BENCHMARK, Flag("--part"), "MUSE: scal or sust, too; repeatable."] = field(default_factory=list)
-    tasks: Annotated[
-        list[str], BENCHMARK, Flag("--task"), Default("the three of WMDP"), "WMDP: any task of lm-eval; repeatable."
-    ] = field(default_factory=list)
+    parts: Annotated[list[str], BENCHMARK, Flag("--part"), "MUSE: scal or sust, too."] = field(default_factory=list)
+    tasks: Annotated[list[str], BENCHMARK, Flag("--task"), Default("the three of WMDP"), "WMDP: any task of lm-eval."] = field(
+        default_factory=list
+    )
     question_key: Annotated[
         str, one_of("question", "paraphrased_question"), BENCHMARK, "TOFU: question or paraphrased_question."
     ] = "question"
@@ -289,27 +284,25 @@ class CompareSettings:
         dict[str, dict[str, Any]],
         Flag("--split"),
         Metavar("NAME={forget: FILE, retain: FILE, ...}"),
-        "What is forgotten and kept; repeatable.",
+        "What is forgotten and kept.",
     ]
     output: Annotated[str, "Folder for work, tables and pages."]
     results: Annotated[str | None, FOLDER, Default("results in the output"), "One JSON file a run, kept."] = None
-    methods: Annotated[list[str], Flag("--method"), Default("all of them"), "A method to compare; repeatable."] = field(
+    methods: Annotated[list[str], Flag("--method"), Default("all of them"), "A method to compare."] = field(
         default_factory=list
     )
-    guards: Annotated[list[str], Flag("--guard"), "A guard of untouched weights to compare; repeatable."] = field(
-        default_factory=list
-    )
+    guards: Annotated[list[str], Flag("--guard"), "A guard of untouched weights to compare."] = field(default_factory=list)
     left_out: Annotated[dict[str, str], Metavar("NAME=WHY"), "Named in the table without numbers."] = field(
         default_factory=dict
     )
-    seeds: Annotated[list[int], Flag("--seed"), "Seeds to judge with; repeatable. The first one tunes."] = field(
+    seeds: Annotated[list[int], Flag("--seed"), "Seeds to judge with; the first tunes."] = field(
         default_factory=lambda: [0, 1, 2]
     )
     trials: Annotated[int, COUNT, "Choices of parameters tried for each method and guard."] = 6
     search: Annotated[
         dict[str, dict[str, Any]],
         Metavar("NAME={beta: [0.1, 1], gamma: 2}"),
-        "Other ranges, or fixed values, of a method or guard; repeatable.",
+        "Other ranges, or fixed values, of a method or guard.",
     ] = field(default_factory=dict)
     learning_rate: Annotated[float | str, ABOVE_ZERO.or_auto, TRAINING, "The rate that the search's factors are of."] = "auto"
     epochs: Annotated[Epochs, TRAINING] = 5.0

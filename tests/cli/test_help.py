@@ -109,6 +109,11 @@ def test_the_default_shown_is_the_field_s(option: Any, setting: Field[Any], hint
         assert typed({setting.name: shown}, {setting.name: hint}) == ({setting.name: value}, [])
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_options_that_may_be_given_again_say_so_and_no_others(verb: str) -> None:
+    assert [option.name for option in VERBS[verb].params if ("Repeatable." in option.help) != option.multiple] == []
+
+
 def test_no_field_s_own_text_shows_a_default() -> None:
     kinds = [kind for kinds in SETTINGS.values() for kind in kinds]
     hints = [hint for kind in kinds for hint in get_type_hints(kind, include_extras=True).values()]

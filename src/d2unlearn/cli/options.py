@@ -82,10 +82,11 @@ def needs_extra(name: str) -> Iterator[None]:
 
 def _option(setting: Field[Any], hint: Any) -> Any:
     default = shown_default(setting, hint)
+    help_text = f"{marker_of(hint, str)}{' Repeatable.' if get_origin(bare(hint)) in (list, dict) else ''}"
     return typer.Option(
         None,
         *flag_of(setting.name, hint).split(),
-        help=f"{marker_of(hint, str)}  [default: {default}]" if default else marker_of(hint, str),
+        help=f"{help_text}  [default: {default}]" if default else help_text,
         metavar=marker_of(hint, Metavar),
         rich_help_panel=marker_of(hint, Group),
         show_default=False,
