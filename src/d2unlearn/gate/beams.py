@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.generation.logits_process import LogitsProcessor
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from d2unlearn.gate.criteria import ReadEnergies, ended_rows
@@ -21,26 +20,14 @@ from d2unlearn.gate.online import Decision, OnlineGate, Trace, decide
 from d2unlearn.gate.score import Bools, Score
 
 Hypothesis = tuple[int, tuple[int, ...]]
-"""The request's place in the batch, and the tokens chosen so far."""
-
-
-class RunningBeams(LogitsProcessor):
-    """Changes nothing: notes which sequences the rows of the latest logits belong to."""
-
-    def __init__(self) -> None:
-        self.sequences: Tensor | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """input_ids: [B * beams, T], as they were fed. `scores` are log-probabilities here: no energy can be read from them."""
-        self.sequences = input_ids
-        return scores
+"""The request's number in the batch, and the tokens chosen so far."""
 
 
 class BeamCriterion(StoppingCriteria):
     """Feeds the gate with each hypothesis' energies, and stops the requests whose hypotheses are all refused.
 
-    `beams` has to be among the generation's logits processors. Rows of one look are not those of the next: which hypothesis a
-    row goes on with is told by its tokens. The arguments are those of `GateCriterion`.
+    `note_fed` has to be among the generation's logits processors. Rows of one look are not those of the next: which hypothesis
+    a row goes on with is told by its tokens. The arguments are those of `GateCriterion`.
     """
 
     def __init__(
@@ -61,8 +48,16 @@ class BeamCriterion(StoppingCriteria):
         self._gate: OnlineGate | None = None
         self._row_of: dict[Hypothesis, int] = {}
         self._may_answer: Bools = np.zeros(0, dtype=np.bool_)
-        self.beams = RunningBeams()
+        self._fed: Tensor | None = None
         self.prompt_length = 0
+
+    def note_fed(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """A logits processor that changes nothing: notes which sequences the rows of the latest logits belong to.
+
+        input_ids: [B * beams, T], as they were fed. `scores` are log-probabilities here: no energy can be read from them.
+        """
+        self._fed = input_ids
+        return scores
 
     def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
         """input_ids: [B * K, T + 1], the best continuations of each request. Returns bool [B * K]: those that are finished."""
@@ -82,8 +77,8 @@ class BeamCriterion(StoppingCriteria):
         paths = [[int(row) for row in path if row >= 0] for path in output.beam_indices.tolist()]
         per_request = len(paths) // len(self._may_answer)
         decisions, traces = [], []
-        for place, (path, tokens) in enumerate(zip(paths, sequences[:, self.prompt_length :].tolist(), strict=True)):
-            rows = path or [place // per_request * self._num_beams]
+        for sequence, (path, tokens) in enumerate(zip(paths, sequences[:, self.prompt_length :].tolist(), strict=True)):
+            rows = path or [sequence // per_request * self._num_beams]
             energies = [float(self._gate.energies[step][row]) for step, row in enumerate(rows)]
             decisions.append(decide(self._score, self._threshold, energies))
             traces.append(Trace(tuple(energies[: len(path)]), tuple(tokens[: len(path)])))
@@ -92,12 +87,12 @@ class BeamCriterion(StoppingCriteria):
     def _advanced(self, continuations: Tensor) -> OnlineGate:
         """The gate, told the latest energies of the rows that were just fed, [B * beams]."""
         (energies,) = self._read(continuations)
-        assert self.beams.sequences is not None
+        assert self._fed is not None
         if self._gate is None:
-            self.prompt_length = self.beams.sequences.shape[1]
+            self.prompt_length = self._fed.shape[1]
             self._may_answer = np.zeros(len(energies) // self._num_beams, dtype=np.bool_)
             self._gate = OnlineGate(self._score, self._threshold, len(energies))
-        fed = self._hypotheses(self.beams.sequences, self._num_beams)
+        fed = self._hypotheses(self._fed, self._num_beams)
         if self._row_of:
             self._gate.reorder(np.array([self._row_of[request, tokens[:-1]] for request, tokens in fed]))
         self._row_of = {hypothesis: row for row, hypothesis in enumerate(fed)}
@@ -116,4 +111,4 @@ class BeamCriterion(StoppingCriteria):
 
     def _hypotheses(self, sequences: Tensor, per_request: int) -> list[Hypothesis]:
         answers = sequences[:, self.prompt_length :].tolist()
-        return [(place // per_request, tuple(tokens)) for place, tokens in enumerate(answers)]
+        return [(row // per_request, tuple(tokens)) for row, tokens in enumerate(answers)]

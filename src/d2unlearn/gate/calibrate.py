@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2unlearn.errors import GateError
-from d2unlearn.gate.score import CANDIDATES, DEFAULT, Floats, Indices, Score, request_scores
+from d2unlearn.gate.score import CANDIDATES, DEFAULT, Indices, Score, request_scores
 from d2unlearn.schema import Interval
-from d2unlearn.stats import auroc, binomial_interval, conformal_rank, fpr_at_tpr
+from d2unlearn.stats import Floats, auroc, binomial_interval, conformal_rank, fpr_at_tpr
 
 Energies = Sequence[Sequence[float]]
 """Of each request the energies of its answer, position by position."""
@@ -232,7 +232,7 @@ def _folds(n: int, groups: Sequence[Hashable] | None, n_folds: int, seed: int) -
     labels = [str(g) for g in groups] if groups is not None and _usable(groups) else [str(i) for i in range(n)]
     names = sorted(set(labels))
     order = np.random.default_rng(seed).permutation(len(names))
-    fold_of = {names[group]: place % n_folds for place, group in enumerate(order)}
+    fold_of = {names[group]: turn % n_folds for turn, group in enumerate(order)}
     assigned = np.array([fold_of[label] for label in labels])
     return [np.flatnonzero(assigned == fold) for fold in range(n_folds) if (assigned == fold).any()]
 

@@ -22,7 +22,8 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 from d2unlearn.errors import GateError
 from d2unlearn.gate.online import Decision, OnlineGate, Trace
 from d2unlearn.gate.recorder import EnergyRecorder
-from d2unlearn.gate.score import Bools, Floats, Score
+from d2unlearn.gate.score import Bools, Score
+from d2unlearn.stats import Floats
 
 ReadEnergies = Callable[[Tensor], list[Floats]]
 """Told the ids so far, [B, T]: for each token chosen since the last look, the energies [B] of the logits it was chosen from."""
@@ -102,8 +103,8 @@ class GateCriterion(StoppingCriteria):
         if self._gate is None:
             self._gate, self.prompt_length = self._gate_of(len(input_ids)), input_ids.shape[1] - len(steps)
         stopped = None if self._criteria is None else self._criteria(input_ids, scores, **options)
-        for place, energies in enumerate(steps, start=-len(steps)):
-            self._gate.update(energies, ended_rows(input_ids[:, place], self._ends, stopped if place == -1 else None))
+        for column, energies in enumerate(steps, start=-len(steps)):
+            self._gate.update(energies, ended_rows(input_ids[:, column], self._ends, stopped if column == -1 else None))
         if self._listener is not None:
             self._listener(input_ids[:, self.prompt_length :], self._gate)
         if stopped is None:

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from d2unlearn.data.template import Template
 from d2unlearn.errors import GateError
+from d2unlearn.gate.decoding import id_list
 from d2unlearn.gate.rule import GateRule, refusal_tokens, rule_to_json
 from d2unlearn.models import GATE_COPY, load_tokenizer, pad_token_id
 from d2unlearn.runtime import atomic_write, read_json, write_json
@@ -36,6 +37,7 @@ REQUIREMENTS = "torch\ntransformers>=5.19\nnumpy\n"
 MODULES: Mapping[str, tuple[str, ...]] = {
     "errors": ("D2Error", "ConfigError", "ModelError", "GateError"),
     "runtime": ("fingerprint",),
+    "stats": ("Floats",),
     "refusals": ("content_seed", "refusal_index"),
     "models": ("GATE_COPY", "generate_of", "generate_plainly"),
     "observation": ("causal_model",),
@@ -63,10 +65,10 @@ def carry(folder: Path, rule: GateRule, refusal_texts: tuple[str, ...], template
     Raises `GateError` when the folder's tokenizer renders prompts otherwise, `ModelError` when it has none.
     """
     tokenizer = load_tokenizer(folder)
-    found = Template(tokenizer)
-    if found.fingerprint != template:
+    own = Template(tokenizer)
+    if own.fingerprint != template:
         raise GateError(f"the tokenizer in {folder} renders prompts differently than when the gate was calibrated; recalibrate")
-    tokens = refusal_tokens(found.text_ids, refusal_texts, _end_ids(folder, tokenizer), pad_token_id(tokenizer))
+    tokens = refusal_tokens(own.text_ids, refusal_texts, _end_ids(folder, tokenizer), pad_token_id(tokenizer))
     for name, text in custom_generate().items():
         atomic_write(folder / FOLDER / name, text)
     config = read_json(folder / "config.json")
@@ -119,8 +121,7 @@ def _end_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids that end an answer: those of the folder's generation configuration, else the tokenizer's."""
     path = folder / "generation_config.json"
     configured = read_json(path).get("eos_token_id") if path.is_file() else None
-    found = tokenizer.eos_token_id if configured is None else configured
-    return [int(i) for i in found] if isinstance(found, list) else [] if found is None else [int(found)]
+    return id_list(tokenizer.eos_token_id if configured is None else configured)
 
 
 def _text(path: Path) -> str:
@@ -160,7 +161,7 @@ def _chosen(source: str, names: tuple[str, ...]) -> str:
     missing = set(names) - {_name(node) for node in kept}
     if missing:
         raise ValueError(f"no definition of {', '.join(sorted(missing))}")
-    used = {node.id for each in kept for node in ast.walk(each) if isinstance(node, ast.Name)}
+    used = {node.id for definition in kept for node in ast.walk(definition) if isinstance(node, ast.Name)}
     imports = [text for node in tree.body for text in _imports(node, used)]
     head = "\n".join(["from __future__ import annotations", "", *imports]).rstrip()
     return "\n\n\n".join([head, *(str(ast.get_source_segment(source, node)) for node in kept)]) + "\n"

@@ -225,12 +225,12 @@ class EnergyGate:
         A gate that was calibrated without `folder` is bound to the weights found there. Raises `GateError` when the folder
         holds other weights than those calibrated, or a tokenizer that renders prompts otherwise.
         """
-        found = weights_hash(folder)
-        if self.weights_hash is not None and found != self.weights_hash:
+        weights = weights_hash(folder)
+        if self.weights_hash is not None and weights != self.weights_hash:
             raise GateError(f"{folder} holds other weights than those the gate was calibrated on; calibrate on that folder")
         path = Path(folder) / GATE_FILE
-        write_json(path, gate_content({**vars(self), "weights_hash": found}, self.summary()))
-        carry(Path(folder), self.rule, self.refusal_texts, self.template, found, self.guarantee)
+        write_json(path, gate_content({**vars(self), "weights_hash": weights}, self.summary()))
+        carry(Path(folder), self.rule, self.refusal_texts, self.template, weights, self.guarantee)
         return path
 
     @classmethod

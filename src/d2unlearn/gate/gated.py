@@ -158,7 +158,7 @@ class GatedGenerator:
         criterion: GateCriterion | BeamCriterion
         if mode in BEAM_MODES:
             criterion = BeamCriterion(read, score, threshold, ends, config.num_beams, criteria or None)
-            options["logits_processor"] = LogitsProcessorList([*(options.get("logits_processor") or []), criterion.beams])
+            options["logits_processor"] = LogitsProcessorList([*(options.get("logits_processor") or []), criterion.note_fed])
             _set(options, return_dict_in_generate=True)
         else:
             criterion = GateCriterion(read, score, threshold, ends, criteria or None, listener)

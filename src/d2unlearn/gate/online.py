@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d2unlearn.gate.score import Bools, Floats, Indices, RunningScore, Score
+from d2unlearn.gate.score import Bools, Indices, RunningScore, Score
+from d2unlearn.stats import Floats
 
 
 @dataclass(frozen=True)

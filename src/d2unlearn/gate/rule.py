@@ -116,6 +116,6 @@ def probes_from_json(value: Sequence[Mapping[str, Any]]) -> tuple[Probe, ...]:
 
 def check_statistic(value: Mapping[str, Any]) -> None:
     """Raises `GateError` when a stored threshold belongs to another statistic. Format 1 without a name knew only this one."""
-    found = value.get("statistic", STATISTIC)
-    if found != STATISTIC:
-        raise GateError(f"the threshold belongs to another statistic ({found}) than this version compares with it; recalibrate")
+    named = value.get("statistic", STATISTIC)
+    if named != STATISTIC:
+        raise GateError(f"the threshold belongs to another statistic ({named}) than this version compares with it; recalibrate")

@@ -96,5 +96,5 @@ def _excludes_padded_rows(manifest: Mapping[str, Any]) -> bool:
 
 
 def _key(settings: CalibrateSettings, folder: Path, retain: Sequence[Example], forget: Sequence[Example] | None) -> str:
-    rows = [[content_hash(example) for example in each] for each in (retain, forget or ())]
+    rows = [[content_hash(example) for example in examples] for examples in (retain, forget or ())]
     return fingerprint([__version__, weights_hash(folder), rows, identity(settings)])

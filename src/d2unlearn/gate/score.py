@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from d2unlearn.errors import GateError
+from d2unlearn.stats import Floats
 
-Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Indices = NDArray[np.int64]
 

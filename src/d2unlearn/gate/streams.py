@@ -37,6 +37,6 @@ class HeldBackStream:
         self._streamer.end()
 
     def _show(self, tokens: Tensor) -> None:
-        for place in range(self._n_shown, len(tokens)):
-            self._streamer.put(tokens[place : place + 1].cpu())
+        for position in range(self._n_shown, len(tokens)):
+            self._streamer.put(tokens[position : position + 1].cpu())
         self._n_shown = max(self._n_shown, len(tokens))

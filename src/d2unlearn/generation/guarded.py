@@ -11,13 +11,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import TextIteratorStreamer
 
 from d2unlearn.data.batching import by_length, pad_left
@@ -185,7 +186,7 @@ class GuardedModel:
     ) -> Answer:
         """The answer that these tokens make, or its refusal. `stop`: texts that end it and are no part of it."""
         text = self.text_of(token_ids)
-        end = min((place for place in map(text.find, stop) if place >= 0), default=None)
+        end = min((start for start in map(text.find, stop) if start >= 0), default=None)
         told = self.gate.refusal(prompt_ids) if decision.refused and self.gate is not None else text[:end].strip()
         return Answer(told, **vars(decision))
 
@@ -219,7 +220,7 @@ class GuardedModel:
             "do_sample": do_sample,
             "num_beams": 1,
             "streamer": streamer,
-            "stopping_criteria": StoppingCriteriaList([_WhenSet(abandoned)]),
+            "stopping_criteria": StoppingCriteriaList([partial(_when_set, abandoned)]),
         }
         with ThreadPoolExecutor(1) as pool:
             work = pool.submit(self.generate, ids, mask, hold_back=hold_back, **options)
@@ -253,11 +254,6 @@ class GuardedModel:
         return ids.to(self.model.device), mask.to(self.model.device)
 
 
-class _WhenSet(StoppingCriteria):
-    """Stops every row once the event is set."""
-
-    def __init__(self, event: threading.Event) -> None:
-        self._event = event
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        return torch.full((len(input_ids),), self._event.is_set(), dtype=torch.bool, device=input_ids.device)
+def _when_set(event: threading.Event, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+    """A stopping criterion: stops every row once the event is set."""
+    return torch.full((len(input_ids),), event.is_set(), dtype=torch.bool, device=input_ids.device)

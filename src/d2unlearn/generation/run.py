@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from d2unlearn.artifact import DONE
-from d2unlearn.config import GenerateSettings, identity
+from d2unlearn.config import GenerateSettings, ServeSettings, identity
 from d2unlearn.data.records import read_prompts
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.generation.guarded import Answer, GuardedModel
@@ -39,7 +39,7 @@ def run_generate(settings: GenerateSettings) -> Iterator[str]:
         yield from _answer_file(settings, Path(settings.input), Path(settings.output))
 
 
-def open_model(settings: GenerateSettings) -> GuardedModel:
+def open_model(settings: GenerateSettings | ServeSettings) -> GuardedModel:
     """The guarded model; raw only where the settings say so. Says so when answers may grow longer than the gate was told."""
     guarded = GuardedModel.from_pretrained(settings.model, dtype=torch_dtype(settings.dtype), raw=settings.raw)
     gate = guarded.gate
@@ -78,16 +78,15 @@ def _answer_file(settings: GenerateSettings, source: Path, output: Path) -> Iter
 
 
 def _answers(guarded: GuardedModel, prompts: list[str], settings: GenerateSettings) -> list[Answer]:
-    options: dict[str, Any] = {}
-    if settings.sample:
-        options = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p}
     return guarded.answer(
         prompts,
         max_new_tokens=settings.max_new_tokens,
+        do_sample=settings.sample,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
         batch_size=settings.batch_size,
         seed=settings.seed,
         raw=settings.raw,
-        **options,
     )
 
 

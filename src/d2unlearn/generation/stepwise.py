@@ -92,10 +92,10 @@ class Session:
         for energy in self.energies[: self.refused_at]:
             self._gate.update(np.array([energy]))
 
-    def _refusal_token(self, place: int) -> int:
-        """The refusal's token at a place; the end token from its end on."""
+    def _refusal_token(self, index: int) -> int:
+        """The refusal's token at an index; the end token from its end on."""
         tokens = [*(self._line_break if self.refused_at else ()), *self._refusal]
-        return tokens[place] if place < len(tokens) else self._end
+        return tokens[index] if index < len(tokens) else self._end
 
 
 class Sessions:
@@ -111,9 +111,9 @@ class Sessions:
         session = Session(self._rule, self._tokens, prompt, sorted({*self._tokens.ends, *ends}), limit)
         for token in answer[:-1]:
             session.key = hash((session.key, token))
-        found = self._kept.get(session.key) if answer else None
-        if found is not None:
-            session.go_on_from(found, len(answer))
+        before = self._kept.get(session.key) if answer else None
+        if before is not None:
+            session.go_on_from(before, len(answer))
         return session
 
     def judge(self, session: Session, position: int, last_token: int | None, energy: float) -> TokenConstraint:

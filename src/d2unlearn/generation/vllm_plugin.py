@@ -115,9 +115,7 @@ class EnergyGateLogitsProcessor(FirstRunnerProcessor, SecondRunnerProcessor):  #
     def _new_request(self, params: Any, prompt: list[int] | None, answer: list[int]) -> _Request:
         if prompt is None:
             raise GateError("the gate chooses its refusal by the prompt's tokens, and prompts of embeddings have none")
-        made = _request(params)
-        made.prompt, made.answer = prompt, answer
-        return made
+        return _request(params, prompt, answer)
 
     def _first_rows(self) -> list[tuple[int, _Request, int, int | None]]:
         """(row, request, position, latest token) of each row. `answer` is the runner's own list, which grows."""
@@ -138,12 +136,12 @@ class EnergyGateLogitsProcessor(FirstRunnerProcessor, SecondRunnerProcessor):  #
             [slots, ctx.pos, ctx.input_ids, self._states.prompt_len.gpu[slots], self._states.prefill_len.gpu[slots]]
         )
         rows = []
-        for row, (slot, place, token, prompt_length, fed_length) in enumerate(told.T.tolist()):
-            if place + 1 < fed_length:
+        for row, (slot, fed, token, prompt_length, fed_length) in enumerate(told.T.tolist()):
+            if fed + 1 < fed_length:
                 continue
-            request, position = self._requests[slot], place + 1 - prompt_length
+            request, position = self._requests[slot], fed + 1 - prompt_length
             if request.session is None:
-                tokens = self._states.all_token_ids.gpu[slot, : place + 1].tolist()
+                tokens = self._states.all_token_ids.gpu[slot, : fed + 1].tolist()
                 request.session = self._sessions.begin(
                     tokens[:prompt_length], tokens[prompt_length:], request.ends, request.limit
                 )
@@ -175,15 +173,15 @@ def carried_rule(vllm_config: Any) -> tuple[GateRule, RefusalTokens]:
     return rule, tokens
 
 
-def _check_weights(place: str, calibrated: str) -> None:
-    if not Path(place).is_dir():
-        warnings.warn(f"{place} is no folder, so nobody checks that its weights are those of the gate", stacklevel=2)
-    elif weights_hash(place) != calibrated:
-        raise GateError(f"the gate in {place} was calibrated on other weights; run `d2unlearn calibrate` again")
+def _check_weights(folder: str, calibrated: str) -> None:
+    if not Path(folder).is_dir():
+        warnings.warn(f"{folder} is no folder, so nobody checks that its weights are those of the gate", stacklevel=2)
+    elif weights_hash(folder) != calibrated:
+        raise GateError(f"the gate in {folder} was calibrated on other weights; run `d2unlearn calibrate` again")
 
 
-def _request(params: Any) -> _Request:
-    return _Request(tuple(params.all_stop_token_ids), params.max_tokens)
+def _request(params: Any, prompt: list[int] | None = None, answer: list[int] | None = None) -> _Request:
+    return _Request(tuple(params.all_stop_token_ids), params.max_tokens, prompt, answer)
 
 
 def _impose(constraint: TokenConstraint, session: Session, position: int, row: Tensor) -> None:

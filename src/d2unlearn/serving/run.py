@@ -16,8 +16,9 @@ from fastapi import FastAPI
 from d2unlearn.config import ServeSettings
 from d2unlearn.errors import ConfigError
 from d2unlearn.generation.guarded import RAW_MAX_NEW_TOKENS, GuardedModel
+from d2unlearn.generation.run import open_model
 from d2unlearn.models import context_length
-from d2unlearn.runtime import say, torch_dtype
+from d2unlearn.runtime import say
 from d2unlearn.schema import Message
 from d2unlearn.serving.app import Service, ServiceLimits, make_app
 from d2unlearn.serving.engine import Engine, EngineLimits
@@ -53,15 +54,9 @@ def run_serve(settings: ServeSettings) -> None:
 
 def load(settings: ServeSettings) -> GuardedModel:
     """The model; with a gate, one decision is made, so that weights or a way of decoding that it cannot watch are found now."""
-    guarded = GuardedModel.from_pretrained(settings.model, dtype=torch_dtype(settings.dtype), raw=settings.raw)
+    guarded = open_model(settings)
     if guarded.gate is not None:
         guarded.decide(PROBE)
-        longest = settings.max_new_tokens or 0
-        if longest > guarded.gate.max_new_tokens:
-            say(
-                f"note: the gate was calibrated on answers of up to {guarded.gate.max_new_tokens} tokens; in longer ones more "
-                f"than {guarded.gate.max_false_refusal:.2%} of legitimate requests may be refused"
-            )
     return guarded
 
 
