@@ -227,8 +227,8 @@ def test_a_generative_task_is_run_raw_and_guarded(artifact: Path, world: World, 
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     }
     monkeypatch.setattr(lm_tasks, "_local", lambda *_: spec)
-    monkeypatch.setattr(lm_tasks, "_files", lambda _: {"own_questions": tmp_path / "own.jsonl"})
-    (each,) = read_evaluation(run(artifact, tmp_path / "o", tasks=["own_questions"], batch_size=3)).sets
+    monkeypatch.setattr(lm_tasks, "_files", lambda *_: {"own_questions": tmp_path / "own.jsonl"})
+    (each,) = read_evaluation(run(artifact, tmp_path / "o", data=str(tmp_path), tasks=["own_questions"], batch_size=3)).sets
     guarded = GuardedModel.from_pretrained(artifact, device="cpu")
     metrics = {metric.name: metric.value for metric in each.metrics}
     questions = [row["question"] for row in rows]

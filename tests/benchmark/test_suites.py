@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import tiny_models
 from benchmark.conftest import World
 from d2unlearn.benchmark import scoring
-from d2unlearn.benchmark.conventions import OPEN_UNLEARNING, OURS
+from d2unlearn.benchmark.conventions import OPEN_UNLEARNING, OURS, Convention
 from d2unlearn.benchmark.loglikelihood import AnswerScores
 from d2unlearn.benchmark.metrics import (
     ForgetQuality,
@@ -601,6 +601,10 @@ def evaluated(name: str, kind: Any, **values: float) -> EvaluatedSet:
     return EvaluatedSet(name, kind, metrics, ())
 
 
+def warned_of(computed: Any, sets: list[EvaluatedSet], convention: Convention, logs: Any) -> tuple[str, ...]:
+    return suite_warnings(TOFU, MetricInputs({}, convention, logs, computed), sets)
+
+
 def value(number: float) -> MetricValue:
     return MetricValue((SetValues("s", np.array([number])),), mean_of_columns)
 
@@ -609,7 +613,7 @@ def test_a_sound_model_is_not_warned_of() -> None:
     found = {"model_utility": value(0.58), "mia_loss": value(0.52), "forget_Q_A_Prob": value(0.1)}
     reference = {"model_utility": {"agg_value": 0.6}, "mia_loss": {"agg_value": 0.5}, "forget_Q_A_Prob": {"agg_value": 0.12}}
     sets = [evaluated("retain", "retain", token_entropy=0.95, repetition=0.02, guarded_refusal_rate=0.01)]
-    assert suite_warnings(TOFU, found, sets, OPEN_UNLEARNING, reference) == ()
+    assert warned_of(found, sets, OPEN_UNLEARNING, reference) == ()
 
 
 @pytest.mark.parametrize(
@@ -635,7 +639,7 @@ def test_a_number_that_looks_good_because_the_model_is_broken_is_warned_of(
     found: dict[str, float], sets: list[EvaluatedSet], reference: dict[str, float], said: str
 ) -> None:
     logged = {key: {"agg_value": each} for key, each in reference.items()}
-    (warning,) = suite_warnings(TOFU, {key: value(each) for key, each in found.items()}, sets, OPEN_UNLEARNING, logged)
+    (warning,) = warned_of({key: value(each) for key, each in found.items()}, sets, OPEN_UNLEARNING, logged)
     assert said in warning
 
 
@@ -643,24 +647,22 @@ def test_answers_that_became_poorer_than_the_retain_models_are_said() -> None:
     """Its two answers have an entropy of 1 and of log 2 / log 4 = 0.5; one word alone has none."""
     texts = ["a b c d", "a a b b", "a"]
     logs = {"forget_Q_A_ROUGE": {"agg_value": 0.1, "value_by_index": {str(i): {"generation": t} for i, t in enumerate(texts)}}}
-    (said,) = suite_warnings(
-        TOFU, {}, [evaluated("forget", "forget", token_entropy=0.67, repetition=0.2)], OPEN_UNLEARNING, logs
-    )
+    (said,) = warned_of({}, [evaluated("forget", "forget", token_entropy=0.67, repetition=0.2)], OPEN_UNLEARNING, logs)
     assert said.startswith(
         "answers on forget are poorer than the retain model's (token entropy 0.67, there 0.75; repetition 0.20)"
     )
-    assert suite_warnings(TOFU, {}, [evaluated("forget", "forget", token_entropy=0.68)], OPEN_UNLEARNING, logs) == ()
-    assert suite_warnings(TOFU, {}, [evaluated("retain", "retain", token_entropy=0.67)], OPEN_UNLEARNING, logs) == ()
+    assert warned_of({}, [evaluated("forget", "forget", token_entropy=0.68)], OPEN_UNLEARNING, logs) == ()
+    assert warned_of({}, [evaluated("retain", "retain", token_entropy=0.67)], OPEN_UNLEARNING, logs) == ()
 
 
 def test_refusals_on_the_forget_set_are_what_is_wanted() -> None:
-    assert suite_warnings(TOFU, {}, [evaluated("forget", "forget", guarded_refusal_rate=1.0, refusal_rate=1.0)], OURS, {}) == ()
+    assert warned_of({}, [evaluated("forget", "forget", guarded_refusal_rate=1.0, refusal_rate=1.0)], OURS, {}) == ()
 
 
 def test_logs_in_another_convention_or_of_other_rows_are_said() -> None:
     ratio = MetricValue((SetValues("forget", np.array([1.0, 2.0])),), mean_of_columns, records=({"score": 1.0}, {"score": 2.0}))
     logs = {"forget_truth_ratio": {"agg_value": 1.0, "value_by_index": {"0": {"score": 1.0}}}}
-    said = suite_warnings(TOFU, {"forget_truth_ratio": ratio}, [], OURS, logs)
+    said = warned_of({"forget_truth_ratio": ratio}, [], OURS, logs)
     assert len(said) == 2
     assert said[0].startswith("the retain model's logs are in the convention open-unlearning")
     assert said[1] == "the retain model's logs hold 1 forgotten examples, this evaluation 2"
@@ -670,7 +672,7 @@ def test_many_unscored_examples_are_said() -> None:
     one = evaluated("forget", "forget", token_entropy=0.9)
     rows = tuple(read_example(i) for i in range(10))
     half = replace(one, metrics=(MetricResult("extraction_strength", 0.5, 0.4, 0.6, 5, 5, "lower"),), examples=rows)
-    assert suite_warnings(TOFU, {}, [half], OURS, {}) == ("not scored on forget: extraction_strength 5 of 10",)
+    assert warned_of({}, [half], OURS, {}) == ("not scored on forget: extraction_strength 5 of 10",)
 
 
 def read_example(index: int) -> Any:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 import torch
 from transformers import PreTrainedModel
 
 from d2unlearn.benchmark.conventions import Convention
 from d2unlearn.data.batching import pad_tokens
-from d2unlearn.metrics.membership import mean_of_norms
 from d2unlearn.observation import observe
 from d2unlearn.quantities import Nll
 from d2unlearn.schema import Tokens
@@ -37,6 +38,6 @@ def _gradient_norm(model: PreTrainedModel, row: Tokens, convention: Convention) 
         nll = observe(model, {"forget": batch}, {"forget": [Nll()]})["forget"][Nll()]
         read = nll[:-1] if convention.drops_last_token else nll
         if not len(read):
-            return mean_of_norms([])
+            return math.nan
         read.mean().backward()  # type: ignore[no-untyped-call]
-    return mean_of_norms([float(p.grad.float().norm()) for p in model.parameters() if p.grad is not None])
+    return fmean(float(p.grad.float().norm()) for p in model.parameters() if p.grad is not None)

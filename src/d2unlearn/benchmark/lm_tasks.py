@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,11 +59,12 @@ def run_tasks(settings: BenchmarkSettings) -> Path:
     _check_installed()
     output = Path(settings.output)
     check_writable(output)
-    files = _files(settings)
+    tasks = list(settings.tasks or WMDP)
+    files = {} if settings.data is None else _files(tasks, settings.data)
     guarded = GuardedModel.from_pretrained(settings.model, dtype=torch_dtype(settings.dtype), raw=True, use_gate=True)
     context = fingerprint([__version__, guarded.fingerprint, str(guarded.model.dtype)])
     hashes = {task: hash_file(path) for task, path in files.items()}
-    key = fingerprint([context, hashes, _tasks(settings), settings.limit, settings.batch_size, settings.seed, settings.label])
+    key = fingerprint([context, hashes, tasks, settings.limit, settings.batch_size, settings.seed, settings.label])
     if is_done(output, key, settings):
         return output / EVALUATION_FILE
     with ResultCache(output, context) as cache:
@@ -71,7 +72,7 @@ def run_tasks(settings: BenchmarkSettings) -> Path:
         run = functools.partial(
             _results, limit=settings.limit, seed=settings.seed, batch_size=settings.batch_size, cache=requests
         )
-        results = [run(task, files.get(task), guarded) for task in _tasks(settings)]
+        results = [run(task, files.get(task), guarded) for task in tasks]
         sets = [task for result in results for task in _sets(result, guarded, cache, settings.batch_size, settings.seed)]
     with new_result(output, "evaluate", key, settings) as staged:
         write_evaluation(staged / EVALUATION_FILE, tasks_evaluation(settings, sets, guarded.gate))
@@ -89,18 +90,12 @@ def _check_installed() -> None:
         raise ConfigError(["lm-eval is not installed; WMDP and MMLU need it: pip install 'd2unlearn[eval]'"]) from None
 
 
-def _tasks(settings: BenchmarkSettings) -> list[str]:
-    return list(settings.tasks or WMDP)
-
-
-def _files(settings: BenchmarkSettings) -> dict[str, Path]:
-    """The local file of each task, checked; tasks without one are loaded from the hub, where no folder was named."""
-    if settings.data is None:
-        return {}
-    paths = {task: task_file(task, settings.data) for task in _tasks(settings)}
+def _files(tasks: Sequence[str], folder: str) -> dict[str, Path]:
+    """The local file of each task, checked."""
+    paths = {task: task_file(task, folder) for task in tasks}
     missing = [task for task, path in paths.items() if path is None]
     if missing:
-        raise DataError(f"{settings.data} has no {', '.join(f'{task}.jsonl' for task in missing)}")
+        raise DataError(f"{folder} has no {', '.join(f'{task}.jsonl' for task in missing)}")
     files = {task: path for task, path in paths.items() if path is not None}
     for path in files.values():
         check_questions(path)

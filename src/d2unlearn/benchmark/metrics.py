@@ -104,6 +104,18 @@ class MetricInputs:
     retain_logs: Mapping[str, Any] = field(default_factory=dict)
     computed: Mapping[str, MetricValue] = field(default_factory=dict)
 
+    def value(self, key: str) -> float:
+        """A metric's number; NaN for one that is not there."""
+        return self.computed[key].value if key in self.computed else math.nan
+
+    def retain_value(self, key: str) -> float:
+        """The retain model's; NaN where its logs have none."""
+        return _number((self.retain_logs.get(key) or {}).get("agg_value"))
+
+    def retain_records(self, key: str) -> Mapping[str, Mapping[str, Any]]:
+        """The retain model's entry for each example, empty where its logs have none."""
+        return (self.retain_logs.get(key) or {}).get("value_by_index") or {}
+
 
 @dataclass(frozen=True)
 class Metric(ABC):
@@ -276,7 +288,7 @@ class ForgetQuality(Metric):
     def compute(self, inputs: MetricInputs) -> MetricValue:
         if not inputs.retain_logs:
             return MetricValue(reason="needs the retain model's logs (--retain-logs)")
-        logged = (inputs.retain_logs.get(self.ratio) or {}).get("value_by_index")
+        logged = inputs.retain_records(self.ratio)
         if not logged:
             return MetricValue(reason=f"the retain model's logs hold no {self.ratio}")
         value = inputs.computed[self.ratio]
@@ -302,8 +314,8 @@ class PrivLeak(Metric):
         value, convention = inputs.computed[self.attack], inputs.convention
         if value.reason:
             return MetricValue(reason=value.reason)
-        logged = (inputs.retain_logs.get(self.attack) or {}).get("agg_value")
-        retain = convention.assumed_reference_auc if logged is None else logged
+        logged = inputs.retain_value(self.attack)
+        retain = convention.assumed_reference_auc if math.isnan(logged) else logged
         if retain is None:
             lacking = (
                 f"the retain model's logs hold no {self.attack}" if inputs.retain_logs else "needs the retain model's logs"

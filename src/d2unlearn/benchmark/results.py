@@ -38,7 +38,7 @@ def benchmark_evaluation(
         benchmark=settings.benchmark,
         convention=inputs.convention.name,
         suite=(*(suite_metric(key, suite, inputs, seed) for key in inputs.computed), *guarded),
-        warnings=suite_warnings(suite, inputs.computed, sets, inputs.convention, inputs.retain_logs),
+        warnings=suite_warnings(suite, inputs, sets),
     )
 
 

@@ -70,6 +70,7 @@ UTILITY = (
     *("wf_Q_A_Prob_normalised", "wf_Q_A_ROUGE", "wf_Truth_Ratio"),
 )
 """Probability, ROUGE and truth ratio on the three sets to keep."""
+MIA = tuple(f"mia_{attack}" for attack in ATTACKS)
 
 
 def _knowledge(short: str, on: str) -> dict[str, Metric]:
@@ -85,7 +86,7 @@ def _knowledge(short: str, on: str) -> dict[str, Metric]:
 
 def _attacks(forget: str, holdout: str) -> dict[str, Metric]:
     """Every membership attack, in the table's order."""
-    return {f"mia_{attack}": Membership(attack, forget, holdout) for attack in ATTACKS}
+    return {key: Membership(attack, forget, holdout) for key, attack in zip(MIA, ATTACKS, strict=True)}
 
 
 TOFU = Suite(
@@ -125,12 +126,7 @@ TOFU = Suite(
         "forget_Q_A_ROUGE",
         "forget_quality",
         "forget_truth_ratio",
-        "mia_gradnorm",
-        "mia_loss",
-        "mia_min_k",
-        "mia_min_k_plus_plus",
-        "mia_reference",
-        "mia_zlib",
+        *MIA,
         "model_utility",
         "privleak",
         "retain_extraction_strength",
@@ -167,12 +163,7 @@ MUSE = Suite(
         "extraction_strength",
         "forget_knowmem_ROUGE",
         "forget_verbmem_ROUGE",
-        "mia_gradnorm",
-        "mia_loss",
-        "mia_min_k",
-        "mia_min_k_plus_plus",
-        "mia_reference",
-        "mia_zlib",
+        *MIA,
         "privleak",
         "retain_knowmem_ROUGE",
     ),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from d2unlearn.benchmark.conventions import Convention
-from d2unlearn.benchmark.metrics import Membership, MetricValue, RougeScore, mean_of_columns
+from d2unlearn.benchmark.metrics import Membership, MetricInputs, RougeScore, mean_of_columns
 from d2unlearn.benchmark.open_unlearning import logged_convention
 from d2unlearn.benchmark.suites import Suite
 from d2unlearn.metrics.text import token_entropy
@@ -32,36 +30,30 @@ REFUSED_CEILING = 0.1
 UNSCORED_CEILING = 0.05
 
 
-def suite_warnings(
-    suite: Suite,
-    computed: Mapping[str, MetricValue],
-    sets: Sequence[EvaluatedSet],
-    convention: Convention,
-    retain_logs: Mapping[str, Any],
-) -> tuple[str, ...]:
-    """What a reader has to know before trusting the numbers, the gravest first."""
+def suite_warnings(suite: Suite, inputs: MetricInputs, sets: Sequence[EvaluatedSet]) -> tuple[str, ...]:
+    """What a reader has to know before trusting the numbers, the gravest first. inputs: with the suite's metrics computed."""
     return (
-        *_use(suite, computed, retain_logs),
-        *_language(suite, sets, retain_logs),
-        *_conspicuous(suite, computed, retain_logs),
+        *_use(suite, inputs),
+        *_language(suite, inputs, sets),
+        *_conspicuous(suite, inputs),
         *_refusals(sets),
         *_unscored(sets),
-        *_logs(computed, convention, retain_logs),
+        *_logs(inputs),
     )
 
 
-def _use(suite: Suite, computed: Mapping[str, MetricValue], retain_logs: Mapping[str, Any]) -> Iterator[str]:
-    value, retain_value = _value(computed, suite.kept), _logged(retain_logs, suite.kept)
+def _use(suite: Suite, inputs: MetricInputs) -> Iterator[str]:
+    value, retain_value = inputs.value(suite.kept), inputs.retain_value(suite.kept)
     floor = UTILITY_FLOOR if math.isnan(retain_value) else UTILITY_KEPT * retain_value
     if value < floor:
         beside = "" if math.isnan(retain_value) else f", the retain model's {retain_value:.3f}"
         yield f"utility is gone: {suite.kept} is {value:.3f}{beside}. What looks forgotten may be a model that is broken"
 
 
-def _language(suite: Suite, sets: Sequence[EvaluatedSet], retain_logs: Mapping[str, Any]) -> Iterator[str]:
+def _language(suite: Suite, inputs: MetricInputs, sets: Sequence[EvaluatedSet]) -> Iterator[str]:
     for evaluated in sets:
         name, entropy, repeated = evaluated.name, _metric(evaluated, "token_entropy"), _metric(evaluated, "repetition")
-        retain_entropy = _logged_entropy(suite, name, retain_logs)
+        retain_entropy = _retain_entropy(suite, name, inputs)
         if entropy < ENTROPY_FLOOR or repeated > REPETITION_CEILING:
             yield (
                 f"answers on {name} repeat themselves (token entropy {entropy:.2f}, repetition {repeated:.2f}): low "
@@ -74,19 +66,19 @@ def _language(suite: Suite, sets: Sequence[EvaluatedSet], retain_logs: Mapping[s
             )
 
 
-def _conspicuous(suite: Suite, computed: Mapping[str, MetricValue], retain_logs: Mapping[str, Any]) -> Iterator[str]:
+def _conspicuous(suite: Suite, inputs: MetricInputs) -> Iterator[str]:
     under = []
     for key in (key for key, metric in suite.metrics.items() if isinstance(metric, Membership)):
-        retain_auc = _logged(retain_logs, key)
+        auc, retain_auc = inputs.value(key), inputs.retain_value(key)
         aim = 0.5 if math.isnan(retain_auc) else retain_auc
-        if _value(computed, key) < aim - AUC_MARGIN:
-            under.append(f"{key} {_value(computed, key):.3f} (aim {aim:.3f})")
+        if auc < aim - AUC_MARGIN:
+            under.append(f"{key} {auc:.3f} (aim {aim:.3f})")
     if under:
         yield (
             f"forgotten texts are less likely than held-out ones, which gives the unlearning away: {', '.join(under)}. "
             "So it looks too if the held-out rows were trained on"
         )
-    probability, retain_value = _value(computed, "forget_Q_A_Prob"), _logged(retain_logs, "forget_Q_A_Prob")
+    probability, retain_value = inputs.value("forget_Q_A_Prob"), inputs.retain_value("forget_Q_A_Prob")
     if probability < OVER_UNLEARNED * retain_value:
         yield (
             f"over-unlearned: the forgotten answers' probability {probability:.2g} is under a tenth of the retain model's "
@@ -114,33 +106,23 @@ def _needs_scoring(metric: MetricResult) -> bool:
     return metric.name not in ("token_entropy", "repetition")
 
 
-def _logs(computed: Mapping[str, MetricValue], convention: Convention, retain_logs: Mapping[str, Any]) -> Iterator[str]:
-    if retain_logs and logged_convention(retain_logs) != convention.name:
+def _logs(inputs: MetricInputs) -> Iterator[str]:
+    logs, convention = inputs.retain_logs, inputs.convention
+    if logs and logged_convention(logs) != convention.name:
         yield (
-            f"the retain model's logs are in the convention {logged_convention(retain_logs)}, this evaluation is in "
+            f"the retain model's logs are in the convention {logged_convention(logs)}, this evaluation is in "
             f"{convention.name}: forget_quality and privleak compare across the two"
         )
-    ratio = computed.get("forget_truth_ratio", MetricValue())
-    logged = len((retain_logs.get("forget_truth_ratio") or {}).get("value_by_index") or {})
-    if logged and ratio.records and logged != len(ratio.records):
+    ratio, logged = inputs.computed.get("forget_truth_ratio"), len(inputs.retain_records("forget_truth_ratio"))
+    if ratio is not None and ratio.records and logged not in (0, len(ratio.records)):
         yield f"the retain model's logs hold {logged} forgotten examples, this evaluation {len(ratio.records)}"
 
 
-def _value(computed: Mapping[str, MetricValue], key: str) -> float:
-    return computed[key].value if key in computed else math.nan
-
-
-def _logged(retain_logs: Mapping[str, Any], key: str) -> float:
-    value = (retain_logs.get(key) or {}).get("agg_value")
-    return math.nan if value is None else float(value)
-
-
-def _logged_entropy(suite: Suite, name: str, retain_logs: Mapping[str, Any]) -> float:
+def _retain_entropy(suite: Suite, name: str, inputs: MetricInputs) -> float:
     """Mean token entropy of the answers that the retain model's logs hold to a set's questions; NaN for none."""
     keys = [key for key, metric in suite.metrics.items() if isinstance(metric, RougeScore) and metric.on == name]
-    records = [record for key in keys for record in ((retain_logs.get(key) or {}).get("value_by_index") or {}).values()]
-    entropies = [token_entropy(text) for record in records if isinstance(text := record.get("generation"), str)]
-    return mean_of_columns([np.array(entropies)])
+    texts = [record.get("generation") for key in keys for record in inputs.retain_records(key).values()]
+    return mean_of_columns([np.array([token_entropy(text) for text in texts if isinstance(text, str)])])
 
 
 def _metric(evaluated: EvaluatedSet, name: str) -> float:

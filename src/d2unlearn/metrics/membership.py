@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -72,8 +71,3 @@ def forget_quality(ratios: ArrayLike, reference: ArrayLike, *, method: str = "au
 
 def _count(n: int, share: float) -> int:
     return max(1, int(n * share))
-
-
-def mean_of_norms(norms: Sequence[float]) -> float:
-    """The gradient-norm attack's score: mean over parameter tensors of the gradient's 2-norm. Source: 2402.17012."""
-    return sum(norms) / len(norms) if len(norms) else math.nan
