@@ -20,9 +20,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,21 +56,6 @@ RANKS_ALLOWED = 1e-3
 parity hold (two swapped pairs) is measured on files of the reference's own."""
 MEMORY = tuple((vocabulary, length) for vocabulary in (32_768, 131_072) for length in (128, 512))
 MEMORY_ROWS = 8
-
-
-class Timed(NamedTuple):
-    """Seconds of one whole evaluation."""
-
-    elapsed: float
-    cpu: float
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to evaluate; `run` returns every aggregate by its key."""
-
-    name: str
-    run: Callable[[], Mapping[str, float]]
 
 
 def main() -> None:
@@ -127,23 +111,24 @@ def write_data(tofu: Path, folder: Path, rows: int) -> Path:
 def measure(name: str, options: argparse.Namespace, data: Path, folder: Path) -> dict[str, Any]:
     """Both variants in every round, the order reversed every other round."""
     model = options.shared / "models" / name
-    variants = [Variant("reference", reference_run(model, data)), Variant("ours", our_run(model, data, folder))]
-    times: dict[str, list[Timed]] = {variant.name: [] for variant in variants}
+    runs = {"reference": reference_run(model, data), "ours": our_run(model, data, folder)}
+    cpu, elapsed = ({variant: list[float]() for variant in runs} for _ in range(2))
     worst: dict[str, float] = {}
     for index in range(options.rounds):
         numbers = {}
-        for variant in variants[:: -1 if index % 2 else 1]:
-            print(f"{name}, round {index + 1}: {variant.name}", file=sys.stderr)
+        for variant in [*runs][:: -1 if index % 2 else 1]:
+            print(f"{name}, round {index + 1}: {variant}", file=sys.stderr)
             start, start_cpu = time.perf_counter(), time.process_time()
-            numbers[variant.name] = variant.run()
-            times[variant.name].append(Timed(time.perf_counter() - start, time.process_time() - start_cpu))
+            numbers[variant] = runs[variant]()
+            elapsed[variant].append(round(time.perf_counter() - start, 2))
+            cpu[variant].append(round(time.process_time() - start_cpu, 2))
         worst = agreed(numbers["reference"], numbers["ours"])
     return {
-        "cpu_seconds": {each: [round(t.cpu, 2) for t in some] for each, some in times.items()},
-        "elapsed_seconds": {each: [round(t.elapsed, 2) for t in some] for each, some in times.items()},
-        "reference_over_ours_cpu": ratios([t.cpu for t in times["reference"]], [t.cpu for t in times["ours"]]),
-        "reference_over_ours_elapsed": ratios([t.elapsed for t in times["reference"]], [t.elapsed for t in times["ours"]]),
-        "largest_differences": dict(sorted(worst.items(), key=lambda each: -each[1])[:5]),
+        "cpu_seconds": cpu,
+        "elapsed_seconds": elapsed,
+        "reference_over_ours_cpu": ratios(cpu["reference"], cpu["ours"]),
+        "reference_over_ours_elapsed": ratios(elapsed["reference"], elapsed["ours"]),
+        "largest_differences": dict(sorted(worst.items(), key=lambda item: -item[1])[:5]),
         "aggregates_compared": len(worst),
     }
 
@@ -175,8 +160,8 @@ def agreed(reference: Mapping[str, float], ours: Mapping[str, float]) -> dict[st
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
-    each = np.array(above) / np.array(below)
-    return {name: round(float(f(each)), 2) for name, f in (("median", np.median), ("lowest", np.min), ("highest", np.max))}
+    quotients = np.array(above) / np.array(below)
+    return {name: round(float(f(quotients)), 2) for name, f in (("median", np.median), ("lowest", np.min), ("highest", np.max))}
 
 
 # -- memory -------------------------------------------------------------------------------------------------------------

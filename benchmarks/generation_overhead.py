@@ -13,8 +13,7 @@ import argparse
 import platform
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,24 +32,6 @@ RESULTS = Path(__file__).parent / "results" / "generation_overhead.json"
 SHAPE = {"vocabulary": 32_000, "width": 512, "intermediate": 1376, "layers": 8, "heads": 8}
 
 
-@dataclass(frozen=True)
-class Case:
-    """One measured setting. Times in ms a token step; `ratio` guarded over plain: quartiles over repetitions."""
-
-    model: str
-    parameters: int
-    vocabulary: int
-    batch_size: int
-    prompt_length: int
-    new_tokens: int
-    repetitions: int
-    plain_ms: float
-    guarded_ms: float
-    ratio_low: float
-    ratio: float
-    ratio_high: float
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a causal model folder to measure beside the random one")
@@ -66,22 +47,13 @@ def main() -> None:
     if options.model is not None:
         models = {options.model.name: (load_model(options.model), load_tokenizer(options.model)), **models}
     cases = []
-    print(HEADER)
     for name, (model, tokenizer) in models.items():
         guarded = open_gate(model, tokenizer)
         for batch_size in (1, 16):
-            cases.append(measure(name, guarded, batch_size, options.new_tokens, options.repetitions, CLOCKS[options.clock]))
-            print(row(cases[-1]), flush=True)
-    write_json(
-        RESULTS,
-        {
-            **measured_on(),
-            "machine": platform.machine(),
-            "threads": options.threads,
-            "clock": options.clock,
-            "cases": [asdict(case) for case in cases],
-        },
-    )
+            cases.append({"model": name, **measure(guarded, batch_size, options)})
+            print(cases[-1], flush=True)
+    given = {"machine": platform.machine(), "threads": options.threads, "clock": options.clock}
+    write_json(RESULTS, {**measured_on(), **given, "cases": cases})
 
 
 def open_gate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GuardedModel:
@@ -91,10 +63,9 @@ def open_gate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Gua
     return GuardedModel(model, tokenizer, replace(gate, calibration=replace(gate.calibration, threshold=1e30)))
 
 
-def measure(
-    name: str, guarded: GuardedModel, batch_size: int, new_tokens: int, repetitions: int, clock: Callable[[], float]
-) -> Case:
-    """Alternate the two and keep the ratio of each pair."""
+def measure(guarded: GuardedModel, batch_size: int, options: argparse.Namespace) -> dict[str, float]:
+    """Alternate the two and keep the ratio of each pair. Times in ms a token; `ratio` guarded over plain: quartiles."""
+    new_tokens, clock = options.new_tokens, CLOCKS[options.clock]
     vocabulary = guarded.model.config.vocab_size
     prompts = torch.from_numpy(np.random.default_rng(0).integers(3, vocabulary, size=(batch_size, 24)))
     mask = torch.ones_like(prompts)
@@ -105,37 +76,26 @@ def measure(
 
     assert torch.equal(once(raw=True), once(raw=False)), "both should generate the same tokens"
     seconds: dict[bool, list[float]] = {True: [], False: []}
-    for repetition in range(repetitions):
+    for repetition in range(options.repetitions):
         for raw in (True, False) if repetition % 2 else (False, True):
             start = clock()
             once(raw)
             seconds[raw].append(clock() - start)
     low, middle, high = statistics.quantiles([g / p for g, p in zip(seconds[False], seconds[True], strict=True)], n=4)
     step = 1000 / new_tokens
-    return Case(
-        model=name,
-        parameters=guarded.model.num_parameters(),
-        vocabulary=vocabulary,
-        batch_size=batch_size,
-        prompt_length=prompts.shape[1],
-        new_tokens=new_tokens,
-        repetitions=repetitions,
-        plain_ms=statistics.median(seconds[True]) * step,
-        guarded_ms=statistics.median(seconds[False]) * step,
-        ratio_low=low,
-        ratio=middle,
-        ratio_high=high,
-    )
-
-
-HEADER = f"{'model':<28} {'batch':>5} {'plain ms/token':>15} {'guarded':>9} {'ratio':>7} {'quartiles':>15}"
-
-
-def row(case: Case) -> str:
-    spread = f"{case.ratio_low:.3f} to {case.ratio_high:.3f}"
-    return (
-        f"{case.model:<28} {case.batch_size:>5} {case.plain_ms:>15.2f} {case.guarded_ms:>9.2f} {case.ratio:>7.3f} {spread:>15}"
-    )
+    return {
+        "parameters": guarded.model.num_parameters(),
+        "vocabulary": vocabulary,
+        "batch_size": batch_size,
+        "prompt_length": prompts.shape[1],
+        "new_tokens": new_tokens,
+        "repetitions": options.repetitions,
+        "plain_ms": statistics.median(seconds[True]) * step,
+        "guarded_ms": statistics.median(seconds[False]) * step,
+        "ratio_low": low,
+        "ratio": middle,
+        "ratio_high": high,
+    }
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,33 +47,19 @@ WARM_UP = 2
 METHOD = EUA()
 
 
-@dataclass(frozen=True)
-class Size:
-    """A random Llama with tied embeddings. The first has the shape of a small TOFU model, the second a real vocabulary."""
+class Size(NamedTuple):
+    """A random Llama with tied embeddings."""
 
     vocabulary: int
-    width: int
-    layers: int
-    heads: int
-    intermediate: int
+    width: int = 256
+    layers: int = 4
+    heads: int = 8
+    intermediate: int = 688
 
 
-SIZES = {
-    "4k": Size(vocabulary=4096, width=256, layers=4, heads=8, intermediate=688),
-    "128k": Size(vocabulary=128_256, width=256, layers=4, heads=8, intermediate=688),
-}
-
-
+SIZES = {"4k": Size(4096), "128k": Size(128_256)}
+"""The first has the shape of a small TOFU model, the second a real vocabulary."""
 ROUNDS = {"4k": 41, "128k": 9}
-
-
-class Timed(NamedTuple):
-    """Seconds of one step: elapsed and of the CPU, of forward and backward and of the optimizer's part."""
-
-    backward: float
-    backward_cpu: float
-    update: float
-    update_cpu: float
 
 
 @dataclass(frozen=True)
@@ -134,15 +120,15 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     frozen = reference_pass(trainer, variants[0], batches, max(3, rounds // 4))
     print(f"V = {name}: memory", file=sys.stderr)
     return {
-        "model": asdict(SIZES[name]),
+        "model": SIZES[name]._asdict(),
         "answer_positions": sum(int((b.labels[:, 1:] != -100).sum()) for b in batches.values()),
         "positions": join(list(batches.values())).input_ids.numel(),
         "loss": losses,
         "rounds": rounds,
-        "forward_and_backward": summary(times, lambda t: t.backward),
-        "forward_and_backward_cpu": summary(times, lambda t: t.backward_cpu),
-        "with_optimizer": summary(times, lambda t: t.backward + t.update),
-        "with_optimizer_cpu": summary(times, lambda t: t.backward_cpu + t.update_cpu),
+        "forward_and_backward": summary({variant: steps[:, 0] for variant, steps in times.items()}),
+        "forward_and_backward_cpu": summary({variant: steps[:, 1] for variant, steps in times.items()}),
+        "with_optimizer": summary({variant: steps[:, 2] for variant, steps in times.items()}),
+        "with_optimizer_cpu": summary({variant: steps[:, 3] for variant, steps in times.items()}),
         "reference_pass": frozen,
         "peak_memory": memory(name, options),
     }
@@ -168,7 +154,7 @@ def prepare(size: Size) -> tuple[list[Variant], dict[Role, Batch], UnlearnTraine
 
 def make_model(size: Size) -> PreTrainedModel:
     """A random Llama; the same weights at every call."""
-    return random_llama(**asdict(size), max_position_embeddings=512, tie_word_embeddings=True, use_cache=False).train()
+    return random_llama(**size._asdict(), max_position_embeddings=512, tie_word_embeddings=True, use_cache=False).train()
 
 
 def make_trainer(model: PreTrainedModel, size: Size) -> UnlearnTrainer:
@@ -231,20 +217,19 @@ def plain_backward(model: nn.Module, batches: Mapping[Role, Batch]) -> Callable[
 # -- time ---------------------------------------------------------------------------------------------------------------
 
 
-def timed(variants: Sequence[Variant], rounds: int) -> dict[str, list[Timed]]:
-    """Each variant in each round. The order turns by one place a round and is reversed every other round."""
-    times: dict[str, list[Timed]] = {variant.name: [] for variant in variants}
+def timed(variants: Sequence[Variant], rounds: int) -> dict[str, np.ndarray]:
+    """Each variant's steps, [rounds, 4]. The order turns by one place a round and is reversed every other round."""
+    times: dict[str, list[tuple[float, ...]]] = {variant.name: [] for variant in variants}
     for index in range(-WARM_UP, rounds):
         turn = index % len(variants)
         order = [*variants[turn:], *variants[:turn]]
         for variant in order[:: 1 if index % 2 else -1]:
-            measured = one_step(variant)
-            if index >= 0:
-                times[variant.name].append(measured)
-    return times
+            times[variant.name].append(one_step(variant))
+    return {name: np.array(steps[WARM_UP:]) for name, steps in times.items()}
 
 
-def one_step(variant: Variant) -> Timed:
+def one_step(variant: Variant) -> tuple[float, ...]:
+    """Seconds of forward and backward, elapsed and of the CPU, and the same with the optimizer's part."""
     variant.optimizer.zero_grad(set_to_none=True)
     start, start_cpu = time.perf_counter(), time.process_time()
     variant.backward()
@@ -252,12 +237,11 @@ def one_step(variant: Variant) -> Timed:
     variant.update()
     end, end_cpu = time.perf_counter(), time.process_time()
     variant.optimizer.zero_grad(set_to_none=True)
-    return Timed(middle - start, middle_cpu - start_cpu, end - middle, end_cpu - middle_cpu)
+    return middle - start, middle_cpu - start_cpu, end - start, end_cpu - start_cpu
 
 
-def summary(times: Mapping[str, Sequence[Timed]], part: Callable[[Timed], float]) -> dict[str, Any]:
+def summary(seconds: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Medians in milliseconds, and ratios taken within rounds: median, 10th and 90th percentile."""
-    seconds = {name: np.array([part(step) for step in steps]) for name, steps in times.items()}
     return {
         "median_ms": {name: milliseconds(steps) for name, steps in seconds.items()},
         "reference_over_ours": spread(seconds["reference"] / seconds["ours"]),
