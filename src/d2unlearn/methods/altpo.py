@@ -8,7 +8,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from d2unlearn.methods.base import POSITIVE, ConventionName, Needs, NotNegative, Positive, SelfWritten
+from d2unlearn.methods.base import POSITIVE, ConventionName, NotNegative, Positive, SelfWritten
 from d2unlearn.methods.dpo import PREFERENCE_NEEDS, preference_loss
 from d2unlearn.methods.forget_retain import ForgetRetain, RetainLoss
 from d2unlearn.observation import Observed
@@ -36,10 +36,7 @@ class AltPO(ForgetRetain):
     alternate_samples: Annotated[int, POSITIVE] = 4
     alternate_temperature: Positive = 1.5
     alternate_instruction: str | None = None
-
-    @property
-    def forget_needs(self) -> Mapping[Role, Needs]:
-        return PREFERENCE_NEEDS
+    forget_needs = PREFERENCE_NEEDS
 
     def forget_loss(self, batch: Mapping[Role, Observed]) -> Tensor:
         return preference_loss(batch, self.beta)

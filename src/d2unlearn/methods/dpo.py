@@ -37,10 +37,7 @@ class DPO(ForgetRetain):
     retain_loss_type: RetainLoss = "NLL"
     convention: ConventionName = "d2unlearn"
     beta: Positive = 0.1
-
-    @property
-    def forget_needs(self) -> Mapping[Role, Needs]:
-        return PREFERENCE_NEEDS
+    forget_needs = PREFERENCE_NEEDS
 
     def forget_loss(self, batch: Mapping[Role, Observed]) -> Tensor:
         return preference_loss(batch, self.beta)

@@ -15,6 +15,8 @@ from d2unlearn.quantities import HiddenState, KlFromReference, Nll
 from d2unlearn.schema import Role
 
 RetainLoss = Literal["NLL", "KL"]
+FORGET_LIKELIHOOD: Mapping[Role, Needs] = {"forget": Needs(policy=(Nll(),))}
+"""What a forget term reads that is made of the forgotten answers' likelihood."""
 
 
 class TwoTerms(Method):
@@ -26,7 +28,7 @@ class TwoTerms(Method):
     @property
     @abstractmethod
     def forget_needs(self) -> Mapping[Role, Needs]:
-        """What the forget term reads."""
+        """What the forget term reads. Where it depends on no parameter, a subclass sets it in one line."""
 
     @abstractmethod
     def forget_loss(self, batch: Mapping[Role, Observed]) -> Tensor:

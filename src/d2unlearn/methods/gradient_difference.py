@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from d2unlearn.methods.base import ConventionName, Needs, NotNegative
-from d2unlearn.methods.forget_retain import ForgetRetain, RetainLoss
+from d2unlearn.methods.base import ConventionName, NotNegative
+from d2unlearn.methods.forget_retain import FORGET_LIKELIHOOD, ForgetRetain, RetainLoss
 from d2unlearn.observation import Observed
 from d2unlearn.quantities import Nll
 from d2unlearn.schema import Role
@@ -28,10 +28,7 @@ class GradientDifference(ForgetRetain):
     alpha: NotNegative = 1.0
     retain_loss_type: RetainLoss = "NLL"
     convention: ConventionName = "d2unlearn"
-
-    @property
-    def forget_needs(self) -> Mapping[Role, Needs]:
-        return {"forget": Needs(policy=(Nll(),))}
+    forget_needs = FORGET_LIKELIHOOD
 
     def forget_loss(self, batch: Mapping[Role, Observed]) -> Tensor:
         forget = batch["forget"]

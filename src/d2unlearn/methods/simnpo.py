@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from d2unlearn.methods.base import ConventionName, Needs, NotNegative, Positive
-from d2unlearn.methods.forget_retain import ForgetRetain, RetainLoss
+from d2unlearn.methods.base import ConventionName, NotNegative, Positive
+from d2unlearn.methods.forget_retain import FORGET_LIKELIHOOD, ForgetRetain, RetainLoss
 from d2unlearn.observation import Observed
 from d2unlearn.quantities import Nll
 from d2unlearn.schema import Role
@@ -33,10 +33,7 @@ class SimNPO(ForgetRetain):
     convention: ConventionName = "d2unlearn"
     beta: Positive = 4.5
     delta: float = 0.0
-
-    @property
-    def forget_needs(self) -> Mapping[Role, Needs]:
-        return {"forget": Needs(policy=(Nll(),))}
+    forget_needs = FORGET_LIKELIHOOD
 
     def forget_loss(self, batch: Mapping[Role, Observed]) -> Tensor:
         forget = batch["forget"]
