@@ -63,13 +63,6 @@ def check_parallelism(args: UnlearnConfig) -> None:
         args._n_gpu = 1
 
 
-def set_warmup(args: UnlearnConfig, visits_per_epoch: int) -> None:
-    """The warm-up's length in optimizer steps."""
-    effective = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    if args.warmup_epochs:
-        args.warmup_steps = round(args.warmup_epochs * visits_per_epoch / effective)
-
-
 def vocabulary_rows(args: UnlearnConfig, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
     """How many rows of the vocabulary count, where those that the tokenizer does not have are left out; None: all."""
     if not args.exclude_padded_rows:

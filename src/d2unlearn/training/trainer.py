@@ -22,15 +22,15 @@ from d2unlearn.methods import AdaptiveMethod, Method
 from d2unlearn.observation import Batch, causal_model, check_head, observe, observed
 from d2unlearn.quantities import HiddenState, Observable, Quantity
 from d2unlearn.runtime import say, seed_everything
-from d2unlearn.schema import Kind, Role, Tokens
+from d2unlearn.schema import Kind
 from d2unlearn.training.adaptation import Adaptation
 from d2unlearn.training.adapter import adapted, train_only_named
 from d2unlearn.training.alternates import RowsOfKind, alternate_rows
-from d2unlearn.training.arguments import UnlearnConfig, check_parallelism, set_warmup, vocabulary_rows
+from d2unlearn.training.arguments import UnlearnConfig, check_parallelism, vocabulary_rows
 from d2unlearn.training.bar import TrainingBar
 from d2unlearn.training.checkpoints import COMPLETE, CompleteCheckpoints, last_complete_checkpoint
 from d2unlearn.training.monitor import Snapshot, take_snapshot, warning_of
-from d2unlearn.training.reference import Reference, compute_reference
+from d2unlearn.training.reference import compute_reference
 from d2unlearn.training.rows import KINDS, Rows, monitor_rows, training_rows
 from d2unlearn.training.sampling import EpochSampler, Pair, PairPlan
 from d2unlearn.training.self_written import Writer
@@ -79,13 +79,12 @@ class UnlearnTrainer(Trainer):
         self._vocab_rows = vocabulary_rows(args, processing_class)
         model.to(args.device)  # type: ignore[arg-type]
         check_head(model)
+        asked: dict[Kind, RowsOfKind] = {
+            "forget": RowsOfKind(forget, self._rows["forget"], alternate_dataset),
+            "retain": RowsOfKind(retain, self._rows["retain"], retain_alternate_dataset),
+        }
         with args.main_process_first(desc="reference pass"):
-            asked: dict[Kind, RowsOfKind] = {
-                "forget": RowsOfKind(forget, self._rows["forget"], alternate_dataset),
-                "retain": RowsOfKind(retain, self._rows["retain"], retain_alternate_dataset),
-            }
-            self._rows |= self._alternates(model, args, asked, processing_class)
-            self._reference = self._computed_reference(model, args)
+            self._read_frozen(model, args, asked, processing_class)
         self._reference_head = _frozen_head(model, self.method, self._vocab_rows)
         self.before: Snapshot = take_snapshot(
             model, self._eval_rows, batch_size=args.per_device_eval_batch_size, vocab_rows=self._vocab_rows
@@ -93,8 +92,16 @@ class UnlearnTrainer(Trainer):
         self._monitored: dict[str, Tensor] = {}
         self._monitored_steps = 0
         self._last_monitored: dict[str, float] = {}
-        self._sampler = EpochSampler(self._plan(args))
-        set_warmup(args, len(self._sampler))
+        plan = PairPlan(
+            len(forget),
+            len(retain),
+            effective_batch=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+        )
+        self._sampler = EpochSampler(plan)
+        steps_per_epoch = len(plan) // plan.effective_batch
+        if args.warmup_epochs:
+            args.warmup_steps = round(args.warmup_epochs * steps_per_epoch)
         seed_everything(args.seed)  # the adapter's first weights
         config: Any = causal_model(model).config
         use_cache = getattr(config, "use_cache", True)
@@ -102,30 +109,37 @@ class UnlearnTrainer(Trainer):
             model=train_only_named(adapted(model, peft_config, checkpointing=bool(args.gradient_checkpointing)), self.method),
             args=args,
             data_collator=self._collate,
-            train_dataset=self._sampler.plan,
-            eval_dataset=self._sampler.plan,  # never drawn from: `evaluate` looks at its own rows
+            train_dataset=plan,
+            eval_dataset=plan,  # never drawn from: `evaluate` looks at its own rows
             processing_class=processing_class,
             callbacks=[_EpochSetter(self._sampler), checkpoints, *(callbacks or [])],
         )
         config.use_cache = use_cache  # transformers switches it off, and saves it so
         self._adaptation: Adaptation | None = None
         if isinstance(self.method, AdaptiveMethod):
-            self._adaptation = Adaptation(self, len(self._sampler) // self._sampler.plan.effective_batch)
+            self._adaptation = Adaptation(self, steps_per_epoch)
             self.add_callback(self._adaptation)
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TrainingBar)
 
-    # -- data ---------------------------------------------------------------------------------------------------------
-
-    def _plan(self, args: UnlearnConfig) -> PairPlan:
-        effective = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return PairPlan(
-            len(self._rows["forget"]),
-            len(self._rows["retain"]),
-            effective_batch=effective,
-            seed=args.seed if args.data_seed is None else args.data_seed,
+    def _read_frozen(
+        self,
+        model: nn.Module,
+        args: UnlearnConfig,
+        asked: Mapping[Kind, RowsOfKind],
+        tokenizer: PreTrainedTokenizerBase | None,
+    ) -> None:
+        """What the model writes and says before it is trained: the rows of other answers, and the reference's values."""
+        cache = None if args.reference_cache is None else Path(args.reference_cache)
+        batch_size, how = args.per_device_eval_batch_size, self.method.self_written
+        writer = None if how is None else Writer(model, tokenizer, how, batch_size, args.seed, cache)
+        self._rows |= alternate_rows(self.method, asked, writer, tokenizer, max_length=args.max_length, seed=args.seed)
+        self._reference = compute_reference(
+            model, self.method, self._rows, cache=cache, batch_size=batch_size, vocab_rows=self._vocab_rows
         )
+
+    # -- data ---------------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Visits in the plan's order; each process takes its own batches of every effective batch."""
@@ -243,10 +257,15 @@ class UnlearnTrainer(Trainer):
         eval_dataset: other rows, as `UnlearnTrainer` takes them.
         """
         assert self.model is not None
+        args: Any = self.args
+        rows = self._eval_rows
+        if eval_dataset is not None:
+            tokenizer: Any = self.processing_class
+            rows = monitor_rows(eval_dataset, self._rows, tokenizer, args.max_length, args.eval_rows)
         now = take_snapshot(
             self.model,
-            self._eval_rows if eval_dataset is None else self._rows_to_look_at(eval_dataset),
-            batch_size=self.args.per_device_eval_batch_size,
+            rows,
+            batch_size=args.per_device_eval_batch_size,
             before=self.before,
             vocab_rows=self._vocab_rows,
         )
@@ -257,10 +276,6 @@ class UnlearnTrainer(Trainer):
             self._tell(now, monitored)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _rows_to_look_at(self, given: Mapping[Kind, Rows]) -> dict[Kind, list[Tokens]]:
-        args: Any = self.args
-        return monitor_rows(given, self._rows, self.processing_class, args.max_length, args.eval_rows)  # type: ignore[arg-type]
 
     def _tell(self, now: Snapshot, monitored: Mapping[str, float]) -> None:
         assert self.model is not None
@@ -300,25 +315,6 @@ class UnlearnTrainer(Trainer):
             check_no_artifact(Path(output_dir))
         super().save_model(output_dir, _internal_call)
 
-    def _alternates(
-        self, model: nn.Module, args: UnlearnConfig, asked: Mapping[Kind, RowsOfKind], tokenizer: PreTrainedTokenizerBase | None
-    ) -> dict[Role, list[Tokens]]:
-        how = self.method.self_written
-        cache = None if args.reference_cache is None else Path(args.reference_cache)
-        batch_size = args.per_device_eval_batch_size
-        writer = None if how is None else Writer(model, tokenizer, how, batch_size, args.seed, cache)
-        return alternate_rows(self.method, asked, writer, tokenizer, max_length=args.max_length, seed=args.seed)
-
-    def _computed_reference(self, model: nn.Module, args: UnlearnConfig) -> Reference:
-        return compute_reference(
-            model,
-            self.method,
-            self._rows,
-            cache=None if args.reference_cache is None else Path(args.reference_cache),
-            batch_size=args.per_device_eval_batch_size,
-            vocab_rows=self._vocab_rows,
-        )
-
 
 class _EpochSetter(TrainerCallback):
     """Tells the sampler which epoch begins, whatever wraps the data loader (a resumed one is wrapped once more)."""
@@ -332,15 +328,15 @@ class _EpochSetter(TrainerCallback):
 
 def _frozen_head(model: nn.Module, method: Method, vocab_rows: int | None) -> Head | None:
     """A copy of the reference's LM head, for methods that read its logits; None for all others."""
-    asked: list[Observable] = [q for needs in method.needs.values() for q in needs.policy]
-    if not any(isinstance(q, Quantity) and q.reads_reference_logits for q in asked):
+    reading = [needs for needs in method.needs.values() if any(_reads_logits(quantity) for quantity in needs.policy)]
+    if not reading:
         return None
-    if any(HiddenState() not in needs.reference for needs in method.needs.values() if _reads_logits(needs.policy)):
+    if any(HiddenState() not in needs.reference for needs in reading):
         raise ConfigError(["a method that reads the reference's logits has to ask for its HiddenState() too"])
     head = head_of(causal_model(model), vocab_rows=vocab_rows)
     bias = None if head.bias is None else head.bias.detach().clone()
     return Head(head.weight.detach().clone(), bias, head.transform, head.vocab_rows)
 
 
-def _reads_logits(quantities: Sequence[Observable]) -> bool:
-    return any(isinstance(q, Quantity) and q.reads_reference_logits for q in quantities)
+def _reads_logits(quantity: Observable) -> bool:
+    return isinstance(quantity, Quantity) and quantity.reads_reference_logits

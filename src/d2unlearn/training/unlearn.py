@@ -48,15 +48,27 @@ class DestroyedModelError(ConfigError):
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a run reads, loaded."""
+class _Run:
+    """What a run is told and what it reads, loaded."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    settings: UnlearnSettings
+    method: Method
     forget: list[Example]
     retain: HeldOut
     alternates: Mapping[Role, list[Example]]
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     saved_dtype: torch.dtype
+
+    @property
+    def key(self) -> str:
+        """What the result depends on: settings without the places of things, content of model and data, processes, version.
+
+        The effective batch grows with the number of processes, so a run is not taken up, or called done, by another number.
+        """
+        rows = [self.forget, self.retain.train, self.retain.held_out, *self.alternates.values()]
+        model = [state_hash(self.model), model_settings(self.model)]
+        return fingerprint([__version__, identity(self.settings), model, [_rows_hash(each) for each in rows], _processes()])
 
 
 def run_unlearn(settings: UnlearnSettings) -> Path:
@@ -64,43 +76,36 @@ def run_unlearn(settings: UnlearnSettings) -> Path:
 
     An interrupted run goes on from its last complete checkpoint. Raises a `D2Error` for input that cannot be used.
     """
-    method = build_method(settings.method, settings.method_parameters)
-    check_reporting(settings.report_to)
-    forget, retain = _read_data(settings)
-    alternates = _read_alternates(settings, method, forget, retain)
-    output = Path(settings.output)
-    inputs = _load(settings, forget, retain, alternates)
-    pace = _pace(settings, inputs)
-    key = _key(settings, inputs)
+    run = _loaded(settings)
+    output, pace, key = Path(settings.output), _pace(run), run.key
     if is_done(output, key, settings):
         clear(output)
         return output
     with workspace_of(output, key) as workspace:
-        _train_and_publish(settings, inputs, method, pace, key, workspace, output)
+        _train_and_publish(run, pace, key, workspace, output)
     return output
 
 
-def _train_and_publish(
-    settings: UnlearnSettings, inputs: Inputs, method: Method, pace: Pace, key: str, workspace: Path, output: Path
-) -> None:
+def _train_and_publish(run: _Run, pace: Pace, key: str, workspace: Path, output: Path) -> None:
+    settings = run.settings
     seed_everything(settings.seed)
-    validation, _ = split_validation(inputs.retain.held_out, seed=settings.seed)
-    say(_announcement(settings, inputs, method, pace))
+    validation, _ = split_validation(run.retain.held_out, seed=settings.seed)
+    say(_announcement(run, pace))
     if settings.keep == "best":
         say(
             "each epoch, forget / retained: energy should rise / stay, answer probability fall / stay; selection keeps the best"
         )
     trainer = UnlearnTrainer(
-        inputs.model,
-        _arguments(settings, inputs.model, workspace, pace),
-        method,
-        inputs.forget,
-        inputs.retain.train,
-        {"forget": inputs.forget, "retain": validation or inputs.retain.train},
-        processing_class=inputs.tokenizer,
-        peft_config=_adapter(settings),
-        alternate_dataset=inputs.alternates.get("alternate"),
-        retain_alternate_dataset=inputs.alternates.get("retain_alternate"),
+        run.model,
+        _arguments(settings, run.model, workspace, pace),
+        run.method,
+        run.forget,
+        run.retain.train,
+        {"forget": run.forget, "retain": validation or run.retain.train},
+        processing_class=run.tokenizer,
+        peft_config=_adapter(settings.lora_rank) if settings.lora else None,
+        alternate_dataset=run.alternates.get("alternate"),
+        retain_alternate_dataset=run.alternates.get("retain_alternate"),
     )
     started = time.monotonic()
     checkpoint = last_complete_checkpoint(workspace / CHECKPOINTS)
@@ -119,8 +124,8 @@ def _train_and_publish(
             say(line)
         staged = workspace / STAGED
         remove(staged)
-        _save(trainer.model, inputs, staged)
-        write_json(staged / MANIFEST_FILE, _manifest(settings, inputs, method, pace, key, trainer, seconds))
+        _save(trainer.model, run, staged)
+        write_json(staged / MANIFEST_FILE, _manifest(run, pace, key, trainer, seconds))
         publish(staged, output)
     trainer.accelerator.wait_for_everyone()
 
@@ -176,53 +181,42 @@ def check_reporting(report_to: str) -> None:
         raise ConfigError([f"report_to {report_to} needs its package, which is not installed here"])
 
 
-def _read_data(settings: UnlearnSettings) -> tuple[list[Example], HeldOut]:
+def _loaded(settings: UnlearnSettings) -> _Run:
+    """Full training of 16-bit weights happens in float32 (small updates vanish otherwise) and is saved as it came."""
+    method = build_method(settings.method, settings.method_parameters)
+    check_reporting(settings.report_to)
     forget = read_examples(settings.forget, group_size=settings.group_size)
     retain = hold_out(read_examples(settings.retain, group_size=settings.group_size), seed=settings.seed)
-    kept = [*retain.train, *retain.held_out]
-    shared = {content_hash(e) for e in forget} & {content_hash(e) for e in kept}
+    _check_apart(forget, retain, settings)
+    alternates = _read_alternates(settings, method, {"alternate": forget, "retain_alternate": retain.train})
+    model = load_model(settings.model, dtype=torch_dtype(settings.dtype))
+    tokenizer, saved_dtype = load_tokenizer(settings.model), model.dtype
+    if settings.dtype == "auto" and not settings.lora:
+        model = model.float()  # type: ignore[no-untyped-call]
+    return _Run(settings, method, forget, retain, alternates, model, tokenizer, saved_dtype)
+
+
+def _check_apart(forget: list[Example], retain: HeldOut, settings: UnlearnSettings) -> None:
+    """Raises `DataError` for rows that are to be forgotten and to be kept."""
+    kept = {content_hash(row) for row in (*retain.train, *retain.held_out)}
+    shared = [row.source for row in forget if content_hash(row) in kept]
     if shared:
-        places = [e.source for e in forget if content_hash(e) in shared]
         raise DataError(
-            f"{len(places)} rows are both in {settings.forget} and in {settings.retain} ({', '.join(places[:3])}, ...); "
+            f"{len(shared)} rows are both in {settings.forget} and in {settings.retain} ({', '.join(shared[:3])}, ...); "
             "take them out of one (`d2unlearn data check` lists them)"
         )
-    return forget, retain
 
 
 def _read_alternates(
-    settings: UnlearnSettings, method: Method, forget: list[Example], retain: HeldOut
+    settings: UnlearnSettings, method: Method, questions: Mapping[Role, list[Example]]
 ) -> dict[Role, list[Example]]:
     """Other answers from the file that the settings name, for the roles that the method reads; none without a file."""
     if settings.alternate is None:
         return {}
-    asked: dict[Role, list[Example]] = {"alternate": forget, "retain_alternate": retain.train}
-    read = {role: examples for role, examples in asked.items() if role in method.needs}
+    read = {role: examples for role, examples in questions.items() if role in method.needs}
     if not read:
         raise ConfigError([f"method {settings.method} reads no other answers: leave --alternate out"])
     return {role: read_alternates(settings.alternate, examples, seed=settings.seed) for role, examples in read.items()}
-
-
-def _load(
-    settings: UnlearnSettings, forget: list[Example], retain: HeldOut, alternates: Mapping[Role, list[Example]]
-) -> Inputs:
-    """Full training of 16-bit weights happens in float32 (small updates vanish otherwise) and is saved as it came."""
-    model = load_model(settings.model, dtype=torch_dtype(settings.dtype))
-    tokenizer = load_tokenizer(settings.model)
-    saved_dtype = model.dtype
-    if settings.dtype == "auto" and not settings.lora:
-        model = model.float()  # type: ignore[no-untyped-call]
-    return Inputs(model, tokenizer, forget, retain, alternates, saved_dtype)
-
-
-def _key(settings: UnlearnSettings, inputs: Inputs) -> str:
-    """What the result depends on: settings without the places of things, content of model and data, processes, version.
-
-    The effective batch grows with the number of processes, so a run is not taken up, or called done, by another number.
-    """
-    rows = [inputs.forget, inputs.retain.train, inputs.retain.held_out, *inputs.alternates.values()]
-    model = [state_hash(inputs.model), model_settings(inputs.model)]
-    return fingerprint([__version__, identity(settings), model, [_rows_hash(each) for each in rows], _processes()])
 
 
 def _processes() -> int:
@@ -233,29 +227,22 @@ def _rows_hash(rows: Sequence[Example]) -> str:
     return fingerprint([content_hash(row) for row in rows])
 
 
-def _pace(settings: UnlearnSettings, inputs: Inputs) -> Pace:
-    parameters = sum(p.numel() for p in inputs.model.parameters())
+def _pace(run: _Run) -> Pace:
+    settings, parameters = run.settings, sum(p.numel() for p in run.model.parameters())
     accumulation = automatic_accumulation(parameters) if settings.accumulation == "auto" else int(settings.accumulation)
     pairs = settings.batch_size * accumulation * _processes()
-    epochs = automatic_epochs(len(inputs.forget), pairs) if settings.epochs == "auto" else float(settings.epochs)
-    return Pace(_learning_rate(settings, parameters), accumulation, epochs)
+    epochs = automatic_epochs(len(run.forget), pairs) if settings.epochs == "auto" else float(settings.epochs)
+    automatic = settings.learning_rate == "auto"
+    rate = automatic_learning_rate(parameters, lora=settings.lora) if automatic else float(settings.learning_rate)
+    return Pace(rate, accumulation, epochs)
 
 
-def _learning_rate(settings: UnlearnSettings, parameters: int) -> float:
-    if settings.learning_rate != "auto":
-        try:
-            return float(settings.learning_rate)
-        except ValueError:
-            raise ConfigError([f"learning_rate should be a number or auto, not {settings.learning_rate!r}"]) from None
-    return automatic_learning_rate(parameters, lora=settings.lora)
-
-
-def _announcement(settings: UnlearnSettings, inputs: Inputs, method: Method, pace: Pace) -> str:
-    how = "chosen from the model's size" if settings.learning_rate == "auto" else "as given"
+def _announcement(run: _Run, pace: Pace) -> str:
+    how = "chosen from the model's size" if run.settings.learning_rate == "auto" else "as given"
     return (
-        f"{len(inputs.forget)} rows to forget, {len(inputs.retain.train)} to keep, {len(inputs.retain.held_out)} retained rows "
-        f"set aside; {method}; learning rate {pace.learning_rate:g} ({how}{', LoRA' if settings.lora else ''}), "
-        f"{settings.batch_size} x {pace.accumulation} pairs an update, {pace.epochs:g} epochs"
+        f"{len(run.forget)} rows to forget, {len(run.retain.train)} to keep, {len(run.retain.held_out)} retained rows "
+        f"set aside; {run.method}; learning rate {pace.learning_rate:g} ({how}{', LoRA' if run.settings.lora else ''}), "
+        f"{run.settings.batch_size} x {pace.accumulation} pairs an update, {pace.epochs:g} epochs"
     )
 
 
@@ -280,26 +267,19 @@ def _arguments(settings: UnlearnSettings, model: PreTrainedModel, workspace: Pat
     )
 
 
-def _adapter(settings: UnlearnSettings) -> Any:
-    if not settings.lora:
-        return None
+def _adapter(rank: int) -> Any:
     from peft import LoraConfig
 
-    return LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=2 * settings.lora_rank,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def _save(model: Any, inputs: Inputs, folder: Path) -> None:
+def _save(model: Any, run: _Run, folder: Path) -> None:
     """A plain model folder; a trained adapter is merged into the weights and kept beside them in `adapter/`."""
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(folder / "adapter")
         model = model.merge_and_unload()
-    model.to(inputs.saved_dtype).save_pretrained(folder)
-    inputs.tokenizer.save_pretrained(folder)
+    model.to(run.saved_dtype).save_pretrained(folder)
+    run.tokenizer.save_pretrained(folder)
 
 
 def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
@@ -307,38 +287,26 @@ def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def _manifest(
-    settings: UnlearnSettings,
-    inputs: Inputs,
-    method: Method,
-    pace: Pace,
-    key: str,
-    trainer: UnlearnTrainer,
-    seconds: float,
-) -> dict[str, Any]:
+def _manifest(run: _Run, pace: Pace, key: str, trainer: UnlearnTrainer, seconds: float) -> dict[str, Any]:
+    settings = run.settings
     best = trainer.state.best_model_checkpoint
     return manifest(
         "unlearn",
         key,
         settings=asdict(settings),
-        method={"name": settings.method, **asdict(method)},  # type: ignore[call-overload]
-        learning_rate=pace.learning_rate,
-        accumulation=pace.accumulation,
-        epochs=pace.epochs,
+        method={"name": settings.method, **asdict(run.method)},  # type: ignore[call-overload]
+        **pace._asdict(),
         data={
-            "forget": {"source": settings.forget, "rows": len(inputs.forget), "sha256": _rows_hash(inputs.forget)},
+            "forget": _described(settings.forget, run.forget),
             "retain": {
                 "source": settings.retain,
-                "rows_trained_on": len(inputs.retain.train),
-                "rows_held_out": len(inputs.retain.held_out),
-                "sha256": _rows_hash(inputs.retain.train),
+                "rows_trained_on": len(run.retain.train),
+                "rows_held_out": len(run.retain.held_out),
+                "sha256": _rows_hash(run.retain.train),
             },
-            **{
-                role: {"source": settings.alternate, "rows": len(rows), "sha256": _rows_hash(rows)}
-                for role, rows in inputs.alternates.items()
-            },
+            **{role: _described(settings.alternate, rows) for role, rows in run.alternates.items()},
         },
-        held_out=[content_hash(row) for row in inputs.retain.held_out],
+        held_out=[content_hash(row) for row in run.retain.held_out],
         training={
             "seconds": round(seconds, 1),
             "processes": _processes(),
@@ -349,3 +317,7 @@ def _manifest(
             "history": [_numbers(log) for log in trainer.state.log_history if "eval_selection" in log],
         },
     )
+
+
+def _described(source: str | None, rows: Sequence[Example]) -> dict[str, Any]:
+    return {"source": source, "rows": len(rows), "sha256": _rows_hash(rows)}
