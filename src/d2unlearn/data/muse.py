@@ -11,12 +11,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from d2unlearn.data.records import read_columns, read_examples
+from d2unlearn.data.records import read_columns, read_examples, split_file
 from d2unlearn.errors import DataError
 from d2unlearn.schema import Example, Message
 
 HUBS = {"news": "hf:muse-bench/MUSE-News", "books": "hf:muse-bench/MUSE-Books"}
-_SUFFIXES = (".jsonl", ".json", ".parquet")
 PREFIX = "prefix"
 """The entry of `extra` that holds the passage before a continuation."""
 
@@ -29,7 +28,7 @@ def read_muse(part: str, split: str, *, corpus: str = "news", folder: str | Path
     """
     if corpus not in HUBS:
         raise DataError(f"MUSE has no corpus {corpus}; choose {' or '.join(HUBS)}")
-    source = f"{HUBS[corpus]}:{part}:{split}" if folder is None else _file(Path(folder), part, split)
+    source = f"{HUBS[corpus]}:{part}:{split}" if folder is None else split_file(Path(folder) / part, split)
     if part != "verbmem":
         return read_examples(source)
     return [
@@ -42,11 +41,3 @@ def with_shots(examples: list[Example], shots: list[Example]) -> list[Example]:
     """The examples with others, answered, before their questions."""
     turns = tuple(turn for shot in shots for turn in (*shot.prompt, Message("assistant", shot.answer)))
     return [replace(example, prompt=(*turns, *example.prompt)) for example in examples]
-
-
-def _file(folder: Path, part: str, split: str) -> Path:
-    found = [path for suffix in _SUFFIXES if (path := folder / part / f"{split}{suffix}").is_file()]
-    if not found:
-        there = sorted(path.stem for path in (folder / part).glob("*") if path.suffix in _SUFFIXES)
-        raise DataError(f"{folder / part} has no {split}{_SUFFIXES[0]}; splits there: {', '.join(there) or 'none'}")
-    return found[0]

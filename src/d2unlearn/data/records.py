@@ -18,7 +18,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,8 +27,8 @@ from d2unlearn.runtime import fingerprint, is_text
 from d2unlearn.schema import Example, Message
 
 _Made = TypeVar("_Made")
-_Row = tuple[str, Mapping[str, Any] | DataError]
-"""(FILE:LINE, the row's columns, or what is wrong with it)."""
+_Row = tuple[str, object]
+"""(FILE:LINE, what stands there: a line of JSON, the row's columns, or what is wrong with it)."""
 
 _FORMATS: tuple[tuple[str, ...], ...] = (("messages",), ("prompt", "completion"), ("question", "answer"), ("text",))
 GROUP_COLUMNS = ("group", "author")
@@ -79,6 +79,21 @@ def read_columns(source: str | Path, texts: Sequence[str]) -> list[tuple[str, Ma
     return _all_or_every_mistake(source, _rows(source), columns)
 
 
+def file_of(folder: str | Path, name: str) -> Path | None:
+    """The data set of this name in a folder; None where there is none."""
+    files = (Path(folder) / f"{name}{suffix}" for suffix in (".jsonl", ".json", ".parquet"))
+    return next((path for path in files if path.is_file()), None)
+
+
+def split_file(folder: Path, split: str) -> Path:
+    """`file_of`, for a benchmark's split. Raises `DataError`, which names the splits that are there, where it is not."""
+    found = file_of(folder, split)
+    if found is None:
+        there = sorted({path.stem for path in folder.glob("*") if file_of(folder, path.stem) is not None})
+        raise DataError(f"{folder} has no {split}.jsonl; splits there: {', '.join(there) or 'none'}")
+    return found
+
+
 def example_of(row: Mapping[str, Any], place: str = "row") -> Example:
     """One row of columns, e.g. of a `datasets.Dataset`, as an `Example`. Raises `DataError` for a row of no known format."""
     return _example(place, row, None)
@@ -97,9 +112,7 @@ def _all_or_every_mistake(
     mistakes: list[str] = []
     for index, (place, row) in enumerate(rows):
         try:
-            if isinstance(row, DataError):
-                raise row
-            made.append(make(index, place, row))
+            made.append(make(index, place, _columns(place, row)))
         except DataError as error:
             mistakes.append(str(error))
     if mistakes:
@@ -112,27 +125,23 @@ def _all_or_every_mistake(
 
 def _rows(source: str | Path) -> Iterator[_Row]:
     """(FILE:LINE, columns) of every row, whatever the file format."""
-    text = str(source)
-    if text.startswith("hf:"):
-        yield from _hub_rows(text)
-        return
+    if str(source).startswith("hf:"):
+        return _hub_rows(str(source))
     path = Path(source)
     if not path.exists():
         raise DataError(f"{path} does not exist")
     if path.is_dir():
-        yield from _saved_rows(path)
-        return
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
+        return _saved_rows(path)
+    if path.suffix.lower() not in _READERS:
         raise DataError(f"{path} is not a {', '.join(_READERS)} file")
-    yield from reader(path)
+    return _READERS[path.suffix.lower()](path)
 
 
 def _jsonl_rows(path: Path) -> Iterator[_Row]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.removeprefix(codecs.BOM_UTF8).strip():
-                yield f"{path.name}:{number}", _parsed(f"{path.name}:{number}", line)
+                yield f"{path.name}:{number}", line
 
 
 def _json_rows(path: Path) -> Iterator[_Row]:
@@ -147,7 +156,7 @@ def _json_rows(path: Path) -> Iterator[_Row]:
     if not isinstance(rows, list):
         raise DataError(f"{path.name}: should hold a list of rows, not {type(rows).__name__}")
     for line, row in zip(_lines_of_items(text), rows, strict=True):
-        yield f"{path.name}:{line}", _checked_object(f"{path.name}:{line}", row)
+        yield f"{path.name}:{line}", row
 
 
 def _lines_of_items(text: str) -> Iterator[int]:
@@ -196,8 +205,7 @@ def _parquet_rows(path: Path) -> Iterator[_Row]:
         rows = parquet.read_table(path).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path.name}: not a Parquet file, or cut short ({error})") from None
-    for number, row in enumerate(rows, start=1):
-        yield f"{path.name}:{number}", row
+    return _numbered(path.name, rows)
 
 
 def _saved_rows(path: Path) -> Iterator[_Row]:
@@ -209,8 +217,7 @@ def _saved_rows(path: Path) -> Iterator[_Row]:
         raise DataError(f"{path} is a folder, but not one that datasets.save_to_disk wrote ({error})") from None
     if isinstance(loaded, datasets.DatasetDict):
         raise DataError(f"{path} holds the splits {', '.join(loaded)}; name one, e.g. {path / next(iter(loaded))}")
-    for number, row in enumerate(loaded, start=1):
-        yield f"{path.name}:{number}", row
+    return _numbered(path.name, loaded)
 
 
 def _hub_rows(name: str) -> Iterator[_Row]:
@@ -223,8 +230,11 @@ def _hub_rows(name: str) -> Iterator[_Row]:
         loaded = datasets.load_dataset(repository, config, split=split)
     except Exception as error:  # whatever the hub client raises: no network, no such name, no such split
         raise DataError(f"{name} could not be loaded from the hub: {error}") from error
-    for number, row in enumerate(loaded, start=1):
-        yield f"{name}:{number}", row
+    return _numbered(name, loaded)
+
+
+def _numbered(name: str, rows: Iterable[object]) -> Iterator[_Row]:
+    return ((f"{name}:{number}", row) for number, row in enumerate(rows, start=1))
 
 
 _READERS: dict[str, Callable[[Path], Iterator[_Row]]] = {
@@ -235,13 +245,18 @@ _READERS: dict[str, Callable[[Path], Iterator[_Row]]] = {
 }
 
 
-def _parsed(place: str, line: bytes) -> Mapping[str, Any] | DataError:
-    try:
-        return _checked_object(place, json.loads(_decoded(place, line)))
-    except DataError as error:
-        return error
-    except NOT_JSON as error:
-        return _not_json(place, error)
+def _columns(place: str, row: object) -> Mapping[str, Any]:
+    """A row's columns. Raises `DataError` for what has none."""
+    if isinstance(row, bytes):
+        try:
+            row = json.loads(_decoded(place, row))
+        except NOT_JSON as error:
+            raise _not_json(place, error) from None
+    if isinstance(row, DataError):
+        raise row
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: should be an object with columns, not {type(row).__name__}")
+    return row
 
 
 def _not_json(place: str, error: Exception) -> DataError:
@@ -254,12 +269,6 @@ def _decoded(place: str, content: bytes) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{place}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
-
-
-def _checked_object(place: str, row: object) -> Mapping[str, Any] | DataError:
-    if isinstance(row, dict):
-        return row
-    return DataError(f"{place}: should be an object with columns, not {type(row).__name__}")
 
 
 def _example(place: str, row: Mapping[str, Any], block: str | None) -> Example:

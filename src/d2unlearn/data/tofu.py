@@ -9,12 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from d2unlearn.data.records import read_examples
+from d2unlearn.data.records import read_examples, split_file
 from d2unlearn.errors import DataError
 from d2unlearn.schema import Example, Message
 
 QUESTIONS_PER_AUTHOR = 20
-_SUFFIXES = (".json", ".jsonl")
 HUB = "hf:locuslab/TOFU"
 GENERAL_SPLITS = ("real_authors_perturbed", "world_facts_perturbed")
 
@@ -27,10 +26,7 @@ def read_tofu(split: str, folder: str | Path | None = None) -> list[Example]:
     size = None if split in GENERAL_SPLITS else QUESTIONS_PER_AUTHOR
     if folder is None:
         return read_examples(f"{HUB}:{split}", group_size=size)
-    files = {path.stem: path for suffix in _SUFFIXES for path in sorted(Path(folder).glob(f"*{suffix}"))}
-    if split not in files:
-        raise DataError(f"{folder} has no {split}{_SUFFIXES[-1]}; splits there: {', '.join(sorted(files)) or 'none'}")
-    return read_examples(files[split], group_size=size)
+    return read_examples(split_file(Path(folder), split), group_size=size)
 
 
 def paraphrased(examples: list[Example]) -> list[Example]:

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from d2unlearn.data.records import read_columns
+from d2unlearn.data.records import file_of, read_columns
 from d2unlearn.errors import DataError
-
-_SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 def task_file(task: str, folder: str | Path) -> Path | None:
     """The file of a task's questions in a folder, None where it has none."""
-    names = (task, task.replace("_", "-"))
-    return next((path for name in names for s in _SUFFIXES if (path := Path(folder) / f"{name}{s}").is_file()), None)
+    return file_of(folder, task) or file_of(folder, task.replace("_", "-"))
 
 
 def check_questions(path: Path) -> int:

@@ -232,9 +232,12 @@ def _pace(run: _Run) -> Pace:
     accumulation = automatic_accumulation(parameters) if settings.accumulation == "auto" else int(settings.accumulation)
     pairs = settings.batch_size * accumulation * _processes()
     epochs = automatic_epochs(len(run.forget), pairs) if settings.epochs == "auto" else float(settings.epochs)
-    automatic = settings.learning_rate == "auto"
-    rate = automatic_learning_rate(parameters, lora=settings.lora) if automatic else float(settings.learning_rate)
-    return Pace(rate, accumulation, epochs)
+    if settings.learning_rate == "auto":
+        return Pace(automatic_learning_rate(parameters, lora=settings.lora), accumulation, epochs)
+    try:
+        return Pace(float(settings.learning_rate), accumulation, epochs)
+    except ValueError:
+        raise ConfigError([f"learning_rate should be a number or auto, not {settings.learning_rate!r}"]) from None
 
 
 def _announcement(run: _Run, pace: Pace) -> str:
