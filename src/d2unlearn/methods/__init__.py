@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from d2unlearn.errors import ConfigError
-from d2unlearn.head import head_of
+from d2unlearn.head import Head, head_of
 from d2unlearn.methods.altpo import AltPO
 from d2unlearn.methods.base import AdaptiveMethod, Method, Needs
 from d2unlearn.methods.ce_u import CEU
@@ -26,10 +26,10 @@ from d2unlearn.methods.satimp import SatImp
 from d2unlearn.methods.simnpo import SimNPO
 from d2unlearn.methods.undial import UNDIAL
 from d2unlearn.methods.wga import WGA
-from d2unlearn.observation import Batch, Values, causal_model, observe, observed
+from d2unlearn.observation import Batch, Observed, Values, causal_model, observe, observed
 from d2unlearn.schema import Role
 
-__all__ = ["EUA", "METHODS", "AdaptiveMethod", "Method", "Needs", "batch_loss", "reference_batch_values"]
+__all__ = ["EUA", "METHODS", "AdaptiveMethod", "Method", "Needs", "batch_loss", "reference_batch_values", "seen_by"]
 
 METHODS: dict[str, Callable[..., Method]] = {
     "eua": EUA,
@@ -73,12 +73,47 @@ def batch_loss(
         role: Batch(**{key: torch.as_tensor(batch[role][key], device=device) for key in Batch.__annotations__})
         for role in method.needs
     }
-    stored = reference_batch_values(method, reference, batches)
+    frozen = reference_batch_values(method, reference, batches)
+    return method.loss(seen_by(method, model, batches, frozen, head_of(causal_model(reference))))
+
+
+def seen_by(
+    method: Method,
+    model: nn.Module,
+    batches: Mapping[Role, Batch],
+    reference: Mapping[Role, Values],
+    reference_head: Head | None,
+    *,
+    vocab_rows: int | None = None,
+    totals: Mapping[Role, tuple[float, float]] | None = None,
+) -> dict[Role, Observed]:
+    """What the method's loss gets, by one forward of the model over all batches. reference: its values at the same positions.
+
+    totals: (positions, rows) of each role in the whole effective batch; None: these batches are all of it.
+    """
     wanted = {role: needs.policy for role, needs in method.needs.items()}
     places = {role: needs.positions for role, needs in method.needs.items()}
-    reference_head = head_of(causal_model(reference))
-    policy = observe(model, batches, wanted, positions=places, reference=stored, reference_head=reference_head)
-    return method.loss({role: observed(batches[role], policy[role], stored[role], positions=places[role]) for role in batches})
+    policy = observe(
+        model,
+        batches,
+        wanted,
+        positions=places,
+        reference=reference,
+        reference_head=reference_head,
+        vocab_rows=vocab_rows,
+    )
+    seen = {}
+    for role in wanted:
+        positions, rows = (totals or {}).get(role, (None, None))
+        seen[role] = observed(
+            batches[role],
+            policy[role],
+            reference[role],
+            positions=places[role],
+            total_positions=positions,
+            total_rows=rows,
+        )
+    return seen
 
 
 @torch.no_grad()

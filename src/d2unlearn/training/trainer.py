@@ -18,8 +18,8 @@ from d2unlearn.artifact import check_no_artifact
 from d2unlearn.data.batching import pad_tokens
 from d2unlearn.errors import ConfigError
 from d2unlearn.head import Head, head_of
-from d2unlearn.methods import AdaptiveMethod, Method
-from d2unlearn.observation import Batch, causal_model, check_head, observe, observed
+from d2unlearn.methods import AdaptiveMethod, Method, seen_by
+from d2unlearn.observation import Batch, causal_model, check_head
 from d2unlearn.quantities import HiddenState, Observable, Quantity
 from d2unlearn.runtime import say, seed_everything
 from d2unlearn.schema import Kind
@@ -198,28 +198,15 @@ class UnlearnTrainer(Trainer):
         """This micro-batch's share of the effective batch's loss, times the number of processes (DDP averages)."""
         if return_outputs:
             raise ConfigError(["the unlearning loss has no model outputs to return"])
-        needs = self.method.needs
-        batches = {role: Batch(**inputs[role]) for role in needs}
-        policy = observe(
+        seen = seen_by(
+            self.method,
             model,
-            batches,
-            {role: each.policy for role, each in needs.items()},
-            positions={role: each.positions for role, each in needs.items()},
-            reference=inputs["reference"],
-            reference_head=self._reference_head,
+            {role: Batch(**inputs[role]) for role in self.method.needs},
+            inputs["reference"],
+            self._reference_head,
             vocab_rows=self._vocab_rows,
+            totals=inputs.get("totals"),
         )
-        seen = {}
-        for role, each in needs.items():
-            positions, rows = inputs.get("totals", {}).get(role, (None, None))
-            seen[role] = observed(
-                batches[role],
-                policy[role],
-                inputs["reference"][role],
-                positions=each.positions,
-                total_positions=positions,
-                total_rows=rows,
-            )
         monitored = self.method.monitor(seen)
         for name, value in monitored.items():
             self._monitored[name] = self._monitored.get(name, torch.zeros_like(value)) + value.detach()
