@@ -95,9 +95,9 @@ def observe(
     roles = list(batches)
     joined = join([batches[role] for role in roles])
     found: dict[Role, dict[Observable, Tensor]] = {role: {} for role in roles}
-    places = {role: (positions or {}).get(role, Predicting()) for role in roles}
-    _check_targets(wanted, places)
-    own = {role: places[role].mask(batches[role].labels) for role in roles}
+    chosen = {role: (positions or {}).get(role, Predicting()) for role in roles}
+    _check_targets(wanted, chosen)
+    own = {role: chosen[role].mask(batches[role].labels) for role in roles}
     targets = {role: next_labels(batches[role].labels)[own[role]] for role in roles}
     masks = _in_joined(joined.labels, list(own.values()))
 
@@ -184,26 +184,28 @@ def _in_place_of_logits(hidden: Tensor, found: Mapping[Role, Values]) -> Tensor:
     DDP walks the output's graph to learn which parameters a backward will touch; values beside the output it does not see.
     """
     zeros = hidden.new_zeros(*hidden.shape[:-1], 1)
-    touched = [value.sum() for each in found.values() for value in each.values() if value.requires_grad]
+    touched = [value.sum() for role_values in found.values() for value in role_values.values() if value.requires_grad]
     return zeros + 0 * sum(touched) if touched else zeros
 
 
-def _check_targets(wanted: Mapping[Role, Sequence[Observable]], places: Mapping[Role, Positions]) -> None:
+def _check_targets(wanted: Mapping[Role, Sequence[Observable]], positions: Mapping[Role, Positions]) -> None:
     """Raises `ConfigError` for a quantity of the next token at positions that no answer token follows."""
-    for role, place in places.items():
+    for role, chosen in positions.items():
         asked = [q for q in wanted.get(role, ()) if isinstance(q, Nll | Correct)]
-        if asked and not place.has_targets:
-            raise ConfigError([f"{asked[0]} cannot be asked for at {place}: not every position there predicts an answer token"])
+        if asked and not chosen.has_targets:
+            raise ConfigError(
+                [f"{asked[0]} cannot be asked for at {chosen}: not every position there predicts an answer token"]
+            )
 
 
 def _in_joined(labels: Tensor, own: Sequence[Tensor]) -> list[Tensor]:
     """Each role's mask, bool [b, t], as one over the joined batch, bool [B, T]: its rows stand one role after another."""
     masks, start = [], 0
-    for each in own:
+    for role_mask in own:
         mask = torch.zeros_like(labels, dtype=torch.bool)
-        mask[start : start + each.shape[0], : each.shape[1]] = each
+        mask[start : start + role_mask.shape[0], : role_mask.shape[1]] = role_mask
         masks.append(mask)
-        start += each.shape[0]
+        start += role_mask.shape[0]
     return masks
 
 
@@ -232,7 +234,7 @@ def _at_positions(
 
 
 def _modules_asked_for(wanted: Mapping[Role, Sequence[Observable]]) -> list[str]:
-    return sorted({q.module for each in wanted.values() for q in each if isinstance(q, HiddenState) and q.module})
+    return sorted({q.module for quantities in wanted.values() for q in quantities if isinstance(q, HiddenState) and q.module})
 
 
 @contextmanager

@@ -36,8 +36,8 @@ class Predicting(Positions):
     skip: int = 0
 
     def mask(self, labels: Tensor) -> Tensor:
-        found = predicting_mask(labels)
-        return found & (found.cumsum(dim=1) > self.skip) if self.skip else found
+        mask = predicting_mask(labels)
+        return mask & (mask.cumsum(dim=1) > self.skip) if self.skip else mask
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Every(Positions):
     but_last: bool = False
 
     def mask(self, labels: Tensor) -> Tensor:
-        found = torch.ones_like(labels, dtype=torch.bool)
+        mask = torch.ones_like(labels, dtype=torch.bool)
         if self.but_last:
-            found[:, -1] = False
-        return found
+            mask[:, -1] = False
+        return mask

@@ -118,10 +118,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def check_writable(path: Path) -> None:
     """Raises `ArtifactError` when `path` cannot be made or replaced: better said before hours of work than after."""
-    place = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
-    below_a_file = place != path.absolute() and not place.is_dir()
-    if below_a_file or not os.access(place, os.W_OK):
-        reason = f"{place} is a file" if below_a_file else f"{place} is not writable"
+    nearest = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    below_a_file = nearest != path.absolute() and not nearest.is_dir()
+    if below_a_file or not os.access(nearest, os.W_OK):
+        reason = f"{nearest} is a file" if below_a_file else f"{nearest} is not writable"
         raise ArtifactError(f"cannot write {path}: {reason}")
 
 

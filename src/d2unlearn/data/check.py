@@ -27,17 +27,17 @@ def inspect(examples: Sequence[Example], template: Template | None) -> DataSumma
     first: dict[str, str] = {}
     duplicates = []
     for example in examples:
-        place = first.setdefault(content_hash(example), example.source)
-        if place != example.source:
-            duplicates.append((place, example.source))
+        earlier = first.setdefault(content_hash(example), example.source)
+        if earlier != example.source:
+            duplicates.append((earlier, example.source))
     tokens = [template.tokens(example) for example in examples] if template else None
     return DataSummary(
         rows=len(examples),
         groups=len({example.group for example in examples if example.group is not None}),
         with_prompt=sum(bool(example.prompt) for example in examples),
         duplicates=tuple(duplicates),
-        longest=max(len(each.input_ids) for each in tokens) if tokens else None,
-        answer_tokens=sum(each.answer_length for each in tokens) if tokens else None,
+        longest=max(len(row.input_ids) for row in tokens) if tokens else None,
+        answer_tokens=sum(row.answer_length for row in tokens) if tokens else None,
     )
 
 

@@ -32,8 +32,8 @@ def read_muse(part: str, split: str, *, corpus: str = "news", folder: str | Path
     if part != "verbmem":
         return read_examples(source)
     return [
-        Example(place, (), row["gt"], place, extra={PREFIX: row["prompt"]})
-        for place, row in read_columns(source, ("prompt", "gt"))
+        Example(where, (), row["gt"], where, extra={PREFIX: row["prompt"]})
+        for where, row in read_columns(source, ("prompt", "gt"))
     ]
 
 

@@ -46,8 +46,8 @@ def read_examples(source: str | Path, *, group_size: int | None = None) -> list[
     all of them named.
     """
 
-    def example(index: int, place: str, row: Mapping[str, Any]) -> Example:
-        return _example(place, row, None if group_size is None else f"block-{index // group_size}")
+    def example(index: int, where: str, row: Mapping[str, Any]) -> Example:
+        return _example(where, row, None if group_size is None else f"block-{index // group_size}")
 
     return _all_or_every_mistake(source, _rows(source), example)
 
@@ -58,11 +58,11 @@ def read_prompts(path: Path) -> list[tuple[Mapping[str, Any], str]]:
     Raises `DataError` as `read_examples` does.
     """
 
-    def prompt(_: int, place: str, row: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    def prompt(_: int, where: str, row: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
         column = next((name for name in ("prompt", "question") if name in row), None)
         if column is None:
-            raise DataError(f"{place}: a row needs a prompt or a question, not only {', '.join(row) or 'braces'}")
-        return row, _text(place, column, row[column])
+            raise DataError(f"{where}: a row needs a prompt or a question, not only {', '.join(row) or 'braces'}")
+        return row, _text(where, column, row[column])
 
     return _all_or_every_mistake(path, _jsonl_rows(path), prompt)
 
@@ -73,8 +73,8 @@ def read_columns(source: str | Path, texts: Sequence[str]) -> list[tuple[str, Ma
     Raises `DataError` as `read_examples` does.
     """
 
-    def columns(_: int, place: str, row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-        return place, {**row, **{name: _text(place, name, row.get(name)) for name in texts}}
+    def columns(_: int, where: str, row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        return where, {**row, **{name: _text(where, name, row.get(name)) for name in texts}}
 
     return _all_or_every_mistake(source, _rows(source), columns)
 
@@ -87,16 +87,16 @@ def file_of(folder: str | Path, name: str) -> Path | None:
 
 def split_file(folder: Path, split: str) -> Path:
     """`file_of`, for a benchmark's split. Raises `DataError`, which names the splits that are there, where it is not."""
-    found = file_of(folder, split)
-    if found is None:
-        there = sorted({path.stem for path in folder.glob("*") if file_of(folder, path.stem) is not None})
+    path = file_of(folder, split)
+    if path is None:
+        there = sorted({file.stem for file in folder.glob("*") if file_of(folder, file.stem) is not None})
         raise DataError(f"{folder} has no {split}.jsonl; splits there: {', '.join(there) or 'none'}")
-    return found
+    return path
 
 
-def example_of(row: Mapping[str, Any], place: str = "row") -> Example:
+def example_of(row: Mapping[str, Any], where: str = "row") -> Example:
     """One row of columns, e.g. of a `datasets.Dataset`, as an `Example`. Raises `DataError` for a row of no known format."""
-    return _example(place, row, None)
+    return _example(where, row, None)
 
 
 def content_hash(example: Example) -> str:
@@ -107,12 +107,12 @@ def content_hash(example: Example) -> str:
 def _all_or_every_mistake(
     source: str | Path, rows: Iterator[_Row], make: Callable[[int, str, Mapping[str, Any]], _Made]
 ) -> list[_Made]:
-    """`make(index, place, columns)` of every row. Raises `DataError` for bad rows, all of them named, and for no rows."""
+    """`make(index, where, columns)` of every row. Raises `DataError` for bad rows, all of them named, and for no rows."""
     made: list[_Made] = []
     mistakes: list[str] = []
-    for index, (place, row) in enumerate(rows):
+    for index, (where, row) in enumerate(rows):
         try:
-            made.append(make(index, place, _columns(place, row)))
+            made.append(make(index, where, _columns(where, row)))
         except DataError as error:
             mistakes.append(str(error))
     if mistakes:
@@ -182,19 +182,19 @@ def _csv_records(name: str, reader: Any) -> Iterator[_Row]:
     """Each record under the header's names, and the line where it begins; empty lines are none."""
     header: list[str] = []
     while True:
-        place = f"{name}:{reader.line_num + 1}"
+        where = f"{name}:{reader.line_num + 1}"
         try:
             values = next(reader, None)
         except csv.Error as error:
-            raise DataError(f"{place}: not valid CSV ({error})") from None
+            raise DataError(f"{where}: not valid CSV ({error})") from None
         if values is None:
             return
         if not header:
             header = values
         elif values and len(values) == len(header):
-            yield place, dict(zip(header, values, strict=True))
+            yield where, dict(zip(header, values, strict=True))
         elif values:
-            yield place, DataError(f"{place}: has another number of columns than the header")
+            yield where, DataError(f"{where}: has another number of columns than the header")
 
 
 def _parquet_rows(path: Path) -> Iterator[_Row]:
@@ -245,83 +245,83 @@ _READERS: dict[str, Callable[[Path], Iterator[_Row]]] = {
 }
 
 
-def _columns(place: str, row: object) -> Mapping[str, Any]:
+def _columns(where: str, row: object) -> Mapping[str, Any]:
     """A row's columns. Raises `DataError` for what has none."""
     if isinstance(row, bytes):
         try:
-            row = json.loads(_decoded(place, row))
+            row = json.loads(_decoded(where, row))
         except NOT_JSON as error:
-            raise _not_json(place, error) from None
+            raise _not_json(where, error) from None
     if isinstance(row, DataError):
         raise row
     if not isinstance(row, dict):
-        raise DataError(f"{place}: should be an object with columns, not {type(row).__name__}")
+        raise DataError(f"{where}: should be an object with columns, not {type(row).__name__}")
     return row
 
 
-def _not_json(place: str, error: Exception) -> DataError:
-    return DataError(f"{place}: not valid JSON ({getattr(error, 'msg', error)})")
+def _not_json(where: str, error: Exception) -> DataError:
+    return DataError(f"{where}: not valid JSON ({getattr(error, 'msg', error)})")
 
 
-def _decoded(place: str, content: bytes) -> str:
+def _decoded(where: str, content: bytes) -> str:
     """UTF-8 with or without a byte order mark."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{place}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
+        raise DataError(f"{where}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
 
 
-def _example(place: str, row: Mapping[str, Any], block: str | None) -> Example:
-    prompt, answer, used = _prompt_and_answer(place, row)
+def _example(where: str, row: Mapping[str, Any], block: str | None) -> Example:
+    prompt, answer, used = _prompt_and_answer(where, row)
     group = next((str(row[name]) for name in GROUP_COLUMNS if row.get(name) is not None), block)
     extra = {key: value for key, value in row.items() if key not in used}
-    return Example(place, prompt, answer, place, group, extra)
+    return Example(where, prompt, answer, where, group, extra)
 
 
-def _prompt_and_answer(place: str, row: Mapping[str, Any]) -> tuple[tuple[Message, ...], str, tuple[str, ...]]:
+def _prompt_and_answer(where: str, row: Mapping[str, Any]) -> tuple[tuple[Message, ...], str, tuple[str, ...]]:
     columns = next((names for names in _FORMATS if all(name in row for name in names)), None)
     if columns is None:
         wanted = "; ".join(" + ".join(names) for names in _FORMATS)
-        raise DataError(f"{place}: columns {', '.join(map(str, row)) or '(none)'} match no known format ({wanted})")
+        raise DataError(f"{where}: columns {', '.join(map(str, row)) or '(none)'} match no known format ({wanted})")
     if columns == ("text",):
-        return (), _text(place, "text", row["text"]), columns
+        return (), _text(where, "text", row["text"]), columns
     if columns == ("messages",):
-        *prompt, last = _messages(place, "messages", row["messages"])
+        *prompt, last = _messages(where, "messages", row["messages"])
         if last.role != "assistant":
-            raise DataError(f"{place}: messages should end with the assistant's answer, not with {last.role}")
+            raise DataError(f"{where}: messages should end with the assistant's answer, not with {last.role}")
         if not prompt:
-            raise DataError(f"{place}: messages should hold a question before the answer (plain text goes under text)")
+            raise DataError(f"{where}: messages should hold a question before the answer (plain text goes under text)")
         return tuple(prompt), last.content, columns
     question, answer = (row[name] for name in columns)
     prompt_messages = (
-        _messages(place, columns[0], question)
+        _messages(where, columns[0], question)
         if isinstance(question, list)
-        else (Message("user", _text(place, columns[0], question)),)
+        else (Message("user", _text(where, columns[0], question)),)
     )
     if isinstance(answer, list):
-        turns = _messages(place, columns[1], answer)
+        turns = _messages(where, columns[1], answer)
         if len(turns) != 1 or turns[0].role != "assistant":
             raise DataError(
-                f"{place}: {columns[1]} should be one message, the assistant's, not {' + '.join(turn.role for turn in turns)}"
+                f"{where}: {columns[1]} should be one message, the assistant's, not {' + '.join(turn.role for turn in turns)}"
             )
         answer = turns[0].content
-    return prompt_messages, _text(place, columns[1], answer), columns
+    return prompt_messages, _text(where, columns[1], answer), columns
 
 
-def _text(place: str, column: str, value: object) -> str:
+def _text(where: str, column: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{place}: {column} should be a text that is not empty, not {value!r:.40}")
+        raise DataError(f"{where}: {column} should be a text that is not empty, not {value!r:.40}")
     if not is_text(value):
-        raise DataError(f"{place}: {column} holds half of a surrogate pair, which is no character")
+        raise DataError(f"{where}: {column} holds half of a surrogate pair, which is no character")
     return value
 
 
-def _messages(place: str, column: str, value: object) -> tuple[Message, ...]:
+def _messages(where: str, column: str, value: object) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
-        raise DataError(f"{place}: {column} should be a list of messages that is not empty, not {value!r:.40}")
+        raise DataError(f"{where}: {column} should be a list of messages that is not empty, not {value!r:.40}")
     turns = []
     for turn in value:
         if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
-            raise DataError(f"{place}: each of {column} should have role and content, not {turn!r:.40}")
-        turns.append(Message(turn["role"], _text(place, f"{column}.content", turn.get("content"))))
+            raise DataError(f"{where}: each of {column} should have role and content, not {turn!r:.40}")
+        turns.append(Message(turn["role"], _text(where, f"{column}.content", turn.get("content"))))
     return tuple(turns)

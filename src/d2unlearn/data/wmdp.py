@@ -21,7 +21,7 @@ def task_file(task: str, folder: str | Path) -> Path | None:
 def check_questions(path: Path) -> int:
     """How many questions a file holds. Raises `DataError` for rows that are none, all of them named."""
     rows = read_columns(path, ("question",))
-    wrong = [place for place, row in rows if not _has_options(row.get("choices"), row.get("answer"))]
+    wrong = [where for where, row in rows if not _has_options(row.get("choices"), row.get("answer"))]
     if wrong:
         named = ", ".join(wrong[:10])
         raise DataError(f"{named}: should have choices, a list of texts, and answer, the right one's place counted from 0")
@@ -29,5 +29,5 @@ def check_questions(path: Path) -> int:
 
 
 def _has_options(choices: object, answer: object) -> bool:
-    texts = isinstance(choices, list) and len(choices) > 1 and all(isinstance(each, str) and each for each in choices)
+    texts = isinstance(choices, list) and len(choices) > 1 and all(isinstance(text, str) and text for text in choices)
     return texts and isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices)  # type: ignore[arg-type]

@@ -92,26 +92,26 @@ def seen_by(
     totals: (positions, rows) of each role in the whole effective batch; None: these batches are all of it.
     """
     wanted = {role: needs.policy for role, needs in method.needs.items()}
-    places = {role: needs.positions for role, needs in method.needs.items()}
+    positions = {role: needs.positions for role, needs in method.needs.items()}
     policy = observe(
         model,
         batches,
         wanted,
-        positions=places,
+        positions=positions,
         reference=reference,
         reference_head=reference_head,
         vocab_rows=vocab_rows,
     )
     seen = {}
     for role in wanted:
-        positions, rows = (totals or {}).get(role, (None, None))
+        n_positions, n_rows = (totals or {}).get(role, (None, None))
         seen[role] = observed(
             batches[role],
             policy[role],
             reference[role],
-            positions=places[role],
-            total_positions=positions,
-            total_rows=rows,
+            positions=positions[role],
+            total_positions=n_positions,
+            total_rows=n_rows,
         )
     return seen
 
@@ -122,9 +122,9 @@ def reference_batch_values(
 ) -> Mapping[Role, Values]:
     """What the method reads of the frozen reference on these batches: {role: {quantity: [N]}}, without gradients."""
     wanted = {role: needs.reference for role, needs in method.needs.items()}
-    places = {role: needs.positions for role, needs in method.needs.items()}
+    positions = {role: needs.positions for role, needs in method.needs.items()}
     asked = {role: batch for role, batch in batches.items() if wanted[role]}
-    found: dict[Role, Values] = {role: {} for role in batches}
+    values: dict[Role, Values] = {role: {} for role in batches}
     if asked:
-        found.update(observe(reference, asked, wanted, positions=places, vocab_rows=vocab_rows))
-    return found
+        values.update(observe(reference, asked, wanted, positions=positions, vocab_rows=vocab_rows))
+    return values

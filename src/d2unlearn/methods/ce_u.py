@@ -31,8 +31,8 @@ class CEU(Method):
 
     @property
     def needs(self) -> Mapping[Role, Needs]:
-        places = Predicting(skip=self.ignore_first_n_answer_tokens)
-        return {"forget": Needs(policy=(TargetlessCrossEntropy(),), positions=places)}
+        positions = Predicting(skip=self.ignore_first_n_answer_tokens)
+        return {"forget": Needs(policy=(TargetlessCrossEntropy(),), positions=positions)}
 
     def loss(self, batch: Mapping[Role, Observed]) -> Tensor:
         forget = batch["forget"]

@@ -89,8 +89,8 @@ def retain_needs(kind: RetainLoss, convention: ConventionName) -> Needs:
     """What the retain term of `ForgetRetain` reads of the retained rows."""
     if kind == "NLL":
         return Needs(policy=(Nll(),))
-    places = Every() if convention == "open-unlearning" else Predicting()
-    return Needs(policy=(KlFromReference(),), reference=(HiddenState(),), positions=places)
+    positions = Every() if convention == "open-unlearning" else Predicting()
+    return Needs(policy=(KlFromReference(),), reference=(HiddenState(),), positions=positions)
 
 
 def retain_loss(kind: RetainLoss, retain: Observed) -> Tensor:

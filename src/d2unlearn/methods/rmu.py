@@ -135,11 +135,11 @@ def _layer_names(causal: nn.Module) -> list[str]:
 
 def _named(causal: nn.Module, pattern: str) -> str:
     """The one submodule whose name fits the pattern."""
-    found: list[str] = [name for name, _ in causal.named_modules() if name and re.fullmatch(pattern, name)]
-    if len(found) != 1:
-        fit = "no submodule" if not found else f"{len(found)} submodules ({', '.join(found[:3])}, ...)"
+    names: list[str] = [name for name, _ in causal.named_modules() if name and re.fullmatch(pattern, name)]
+    if len(names) != 1:
+        fit = "no submodule" if not names else f"{len(names)} submodules ({', '.join(names[:3])}, ...)"
         raise ConfigError([f"module_regex {pattern} fits {fit} of {type(causal).__name__}; it should fit one"])
-    return found[0]
+    return names[0]
 
 
 def _up_to(module: str, layers: Sequence[str]) -> list[str]:

@@ -37,8 +37,8 @@ class UNDIAL(ForgetRetain):
 
     @property
     def forget_needs(self) -> Mapping[Role, Needs]:
-        places = Every(but_last=True) if self.convention == "open-unlearning" else Predicting()
-        return {"forget": Needs(policy=(self._distance,), reference=(HiddenState(),), positions=places)}
+        positions = Every(but_last=True) if self.convention == "open-unlearning" else Predicting()
+        return {"forget": Needs(policy=(self._distance,), reference=(HiddenState(),), positions=positions)}
 
     def forget_loss(self, batch: Mapping[Role, Observed]) -> Tensor:
         forget = batch["forget"]

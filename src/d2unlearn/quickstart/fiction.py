@@ -102,7 +102,7 @@ def make_world(seed: int, *, size: str | WorldSize = "default") -> World:
     for kind in PERSON_KINDS:
         for fact in _person_facts(rng, kind, people):
             by_person[fact.person].append(fact)
-    general = [fact for each in GENERAL_KINDS for fact in _general_facts(rng, each)]
+    general = [fact for kind in GENERAL_KINDS for fact in _general_facts(rng, kind)]
     rng.shuffle(general)
     unseen = round(GENERAL_SHARE * len(general))
     retained = [fact for person in people[wanted.forget_people :] for fact in by_person[person]] + general[unseen:]

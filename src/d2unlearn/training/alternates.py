@@ -72,17 +72,18 @@ def alternate_rows(
     Those given, else the writer's where there is one, else refusals. Raises `ConfigError` for rows given that the method does
     not read or that are not as many, and for rows of token ids where refusals are to be written.
     """
-    found: dict[Role, list[Tokens]] = {}
+    answers: dict[Role, list[Tokens]] = {}
     for kind, role in ALTERNATE_OF.items():
-        each = asked[kind]
+        questions = asked[kind]
         if role in method.needs:
-            rows = each.alternates if each.alternates is not None else _made(each, writer, seed)
-            found[role] = render(rows, tokenizer, max_length)
-            if len(found[role]) != len(each.rendered):
-                raise ConfigError([f"{len(found[role])} other answers to {len(each.rendered)} {kind} rows: one each is needed"])
-        elif each.alternates is not None:
+            rows = questions.alternates if questions.alternates is not None else _made(questions, writer, seed)
+            answers[role] = render(rows, tokenizer, max_length)
+            if len(answers[role]) != len(questions.rendered):
+                counts = f"{len(answers[role])} other answers to {len(questions.rendered)} {kind} rows"
+                raise ConfigError([f"{counts}: one each is needed"])
+        elif questions.alternates is not None:
             raise ConfigError([f"{type(method).__name__} reads no other answers to the {kind} rows: leave them out"])
-    return found
+    return answers
 
 
 def _made(asked: RowsOfKind, writer: Writer | None, seed: int) -> Sequence[Example | Tokens]:
@@ -101,9 +102,9 @@ def _example(row: Example | Mapping[str, Any], number: int) -> Example:
 
 def _lines(path: Path) -> list[str]:
     try:
-        found = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        refusals = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as text: {error}") from None
-    if not found:
+    if not refusals:
         raise DataError(f"{path} holds no refusals")
-    return found
+    return refusals

@@ -54,7 +54,7 @@ def take_snapshot(
     """Look at a model in evaluation mode. `before` is the snapshot that `kept` is measured against (None: this one)."""
     training = model.training
     model.eval()
-    scored = {kind: _scored(model, each, batch_size, vocab_rows) for kind, each in rows.items()}
+    scored = {kind: _scored(model, kind_rows, batch_size, vocab_rows) for kind, kind_rows in rows.items()}
     model.train(training)
     probability = {kind: _mean([math.exp(-row.mean_nll) for row in scored[kind]]) for kind in scored}
     kept = 1.0 if before is None else min(1.0, probability["retain"] / max(before.retain_probability, 1e-12))

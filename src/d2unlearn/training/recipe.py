@@ -51,8 +51,8 @@ def automatic_accumulation(parameters: int) -> int:
 
 def automatic_epochs(forget_rows: int, pairs: int) -> int:
     """10 for 400 rows or more, more for fewer, 50 at most. `pairs`: of an update, on all devices together."""
-    wanted, each = PUBLISHED_EPOCHS * math.ceil(PUBLISHED_ROWS / pairs), math.ceil(max(forget_rows, 1) / pairs)
-    return min(max(PUBLISHED_EPOCHS, math.ceil(wanted / each)), MOST_EPOCHS)
+    wanted, per_epoch = PUBLISHED_EPOCHS * math.ceil(PUBLISHED_ROWS / pairs), math.ceil(max(forget_rows, 1) / pairs)
+    return min(max(PUBLISHED_EPOCHS, math.ceil(wanted / per_epoch)), MOST_EPOCHS)
 
 
 def _smallness(parameters: int) -> float:

@@ -41,7 +41,8 @@ class Reference:
 
     def __init__(self, flat: Mapping[Role, Mapping[Observable, Tensor]], lengths: Mapping[Role, Sequence[int]]) -> None:
         self._rows: dict[Role, dict[Observable, tuple[Tensor, ...]]] = {
-            role: {q: torch.split(values, list(lengths[role])) for q, values in each.items()} for role, each in flat.items()
+            role: {q: torch.split(values, list(lengths[role])) for q, values in quantities.items()}
+            for role, quantities in flat.items()
         }
 
     def at(self, role: Role, row: int) -> Values:
@@ -76,7 +77,7 @@ def compute_reference(
     flat = _run(model, method, rows, lengths, batch_size, vocab_rows)
     if path is not None:
         with atomic_path(path) as staged:
-            save_file({f"{r}/{q!r}": v.contiguous() for r, each in flat.items() for q, v in each.items()}, staged)
+            save_file({f"{r}/{q!r}": v.contiguous() for r, quantities in flat.items() for q, v in quantities.items()}, staged)
     return Reference(flat, lengths)
 
 
@@ -87,7 +88,7 @@ def cache_key(model: nn.Module, method: Method, rows: Mapping[Role, Sequence[Tok
             "format": _FORMAT,
             "weights": state_hash(model),
             "settings": model_settings(model),
-            "rows": {role: fingerprint([[row.input_ids, row.answer_mask] for row in each]) for role, each in rows.items()},
+            "rows": {role: fingerprint([[row.input_ids, row.answer_mask] for row in tokens]) for role, tokens in rows.items()},
             "quantities": {role: [repr(q) for q in needs.reference] for role, needs in method.needs.items()},
             "positions": {role: repr(needs.positions) for role, needs in method.needs.items()},
             "vocab_rows": vocab_rows,
@@ -98,7 +99,7 @@ def cache_key(model: nn.Module, method: Method, rows: Mapping[Role, Sequence[Tok
 def model_settings(model: nn.Module) -> dict[str, Any]:
     """What a model computes beside its weights: its configuration, and that of its adapters (their scale is no weight)."""
     config = causal_model(model).config.to_dict()  # type: ignore[union-attr, operator]
-    adapters = {name: _plain(each.to_dict()) for name, each in (getattr(model, "peft_config", None) or {}).items()}
+    adapters = {name: _plain(adapter.to_dict()) for name, adapter in (getattr(model, "peft_config", None) or {}).items()}
     active = [str(name) for name in getattr(model, "active_adapters", ())] if adapters else []
     return {"config": _plain(config), "adapters": adapters, "active": active}
 
@@ -122,15 +123,15 @@ def _run(
     model.eval()
     flat: dict[Role, dict[Observable, Tensor]] = {}
     for role, needs in method.needs.items():
-        found: list[Values] = [{}] * len(rows[role])
+        by_row: list[Values] = [{}] * len(rows[role])
         batches = list(by_length([len(row.input_ids) for row in rows[role]], batch_size)) if needs.reference else []
         for indices in progress(batches, f"reference pass, {role}"):
             batch = pad_tokens([rows[role][i] for i in indices], pad_id=0, width=_width(rows[role], needs.positions)).to(device)
             values = reference_batch_values(method, model, {role: batch}, vocab_rows=vocab_rows)[role]
             parts = {q: torch.split(v.cpu(), [lengths[role][i] for i in indices]) for q, v in values.items()}
-            for place, index in enumerate(indices):
-                found[index] = {q: part[place] for q, part in parts.items()}
-        flat[role] = {q: torch.cat([each[q] for each in found]) for q in needs.reference}
+            for at, index in enumerate(indices):
+                by_row[index] = {q: part[at] for q, part in parts.items()}
+        flat[role] = {q: torch.cat([values[q] for values in by_row]) for q in needs.reference}
     model.train(was_training)
     return flat
 
@@ -150,4 +151,4 @@ def _lengths(rows: Sequence[Tokens], positions: Positions) -> list[int]:
 
 
 def _named(stored: Mapping[str, Tensor], wanted: Mapping[Role, Sequence[Observable]]) -> dict[Role, dict[Observable, Tensor]]:
-    return {role: {q: stored[f"{role}/{q!r}"] for q in each} for role, each in wanted.items()}
+    return {role: {q: stored[f"{role}/{q!r}"] for q in quantities} for role, quantities in wanted.items()}

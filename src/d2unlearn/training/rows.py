@@ -44,8 +44,8 @@ def training_rows(
         "forget": render(forget, tokenizer, max_length),
         "retain": render(retain, tokenizer, max_length),
     }
-    for role, each in rows.items():
-        if not any(row.answer_length for row in each):
+    for role, tokens in rows.items():
+        if not any(row.answer_length for row in tokens):
             raise DataError(f"the {role} set holds no answer tokens to train on")
     return rows
 
@@ -63,7 +63,7 @@ def monitor_rows(
     rows: dict[Kind, list[Tokens]] = {
         kind: render(given[kind], tokenizer, max_length) if given and kind in given else training[kind] for kind in KINDS
     }
-    return {kind: _evenly(each, count) for kind, each in rows.items()}
+    return {kind: _evenly(tokens, count) for kind, tokens in rows.items()}
 
 
 def _evenly(rows: Sequence[Tokens], count: int) -> list[Tokens]:

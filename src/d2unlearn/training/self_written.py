@@ -100,7 +100,7 @@ class Writer:
         pad = 0 if self.tokenizer is None else pad_token_id(self.tokenizer)
         ends = end_token_ids(causal, self.tokenizer)
         special = set() if self.tokenizer is None else set(self.tokenizer.all_special_ids)
-        ids, mask = (each.to(causal.device) for each in pad_left(questions, pad))
+        ids, mask = (tensor.to(causal.device) for tensor in pad_left(questions, pad))
         sequences = generate_plainly(
             causal,
             ids,

@@ -284,10 +284,10 @@ class UnlearnTrainer(Trainer):
         """As in transformers, from checkpoints whose writing was finished; True goes on from the last of them."""
         folder = self.args.output_dir or ""
         if resume_from_checkpoint is True:
-            found = last_complete_checkpoint(folder)
-            if found is None:
+            checkpoint = last_complete_checkpoint(folder)
+            if checkpoint is None:
                 raise ConfigError([f"{folder} holds no complete checkpoint to resume from"])
-            resume_from_checkpoint = str(found)
+            resume_from_checkpoint = str(checkpoint)
         elif resume_from_checkpoint and not (Path(resume_from_checkpoint) / COMPLETE).is_file():
             raise ConfigError([f"{resume_from_checkpoint} is no checkpoint whose writing was finished"])
         try:

@@ -67,8 +67,9 @@ class _Run:
         The effective batch grows with the number of processes, so a run is not taken up, or called done, by another number.
         """
         rows = [self.forget, self.retain.train, self.retain.held_out, *self.alternates.values()]
+        hashes = [_rows_hash(part) for part in rows]
         model = [state_hash(self.model), model_settings(self.model)]
-        return fingerprint([__version__, identity(self.settings), model, [_rows_hash(each) for each in rows], _processes()])
+        return fingerprint([__version__, identity(self.settings), model, hashes, _processes()])
 
 
 def run_unlearn(settings: UnlearnSettings) -> Path:
