@@ -59,7 +59,7 @@ def teach(folder: Path, *given: list[dict[str, Any]]) -> Path:
     ]
     config = tiny_models.llama(vocabulary=len(tokenizer)).config
     recipe = Recipe(epochs=EPOCHS, batch_size=16, learning_rate=1e-2, weight_decay=0.0)
-    save_model(train_small_model(facts, config, recipe, seed=0, quiet=True, threads=1), tokenizer, folder)
+    save_model(train_small_model(facts, config, recipe, seed=0, threads=1), tokenizer, folder)
     return folder
 
 

@@ -55,7 +55,7 @@ def tokenizer(world: World) -> PreTrainedTokenizerFast:
 
 
 def teach(folder: Path, world: World, recipe: Recipe = RECIPE) -> Path:
-    return taught_model(folder, world, recipe, SHAPE, name="tiny", seed=0, quiet=True)
+    return taught_model(folder, world, recipe, SHAPE, name="tiny", seed=0)
 
 
 def test_a_saved_folder_loads_and_renders_the_documented_tokens(tmp_path: Path, world: World) -> None:
@@ -125,9 +125,7 @@ def test_a_run_that_dies_leaves_no_folder(
 def test_a_folder_that_another_process_finished_first_is_kept(
     tmp_path: Path, world: World, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    model = train_small_model(
-        [wordings_tokens(world.facts[0], tokenizer)], llama_config(SHAPE, tokenizer), RECIPE, seed=0, quiet=True
-    )
+    model = train_small_model([wordings_tokens(world.facts[0], tokenizer)], llama_config(SHAPE, tokenizer), RECIPE, seed=0)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "config.json").write_text("{}")
     save_model(model, tokenizer, tmp_path / "theirs")
@@ -147,7 +145,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, world: W
 def test_fiction_model_is_named_by_size_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(pretrain.RECIPES, "smoke", Recipe(epochs=1, batch_size=128))
     monkeypatch.setattr(pretrain, "SHAPE", SHAPE)
-    folder = fiction_model(tmp_path, seed=5, size="smoke", quiet=True)
+    folder = fiction_model(tmp_path, seed=5, size="smoke")
     assert folder.parent == tmp_path
     assert folder.name.startswith("smoke-5-")
     with pytest.raises(ConfigError, match="default, smoke"):
@@ -171,7 +169,7 @@ CONFIGS: list[PreTrainedConfig] = [
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
 def test_any_family_learns_every_wording(config: PreTrainedConfig) -> None:
-    model = train_small_model(ROWS, config, Recipe(epochs=60, batch_size=4, learning_rate=1e-2), seed=0, quiet=True)
+    model = train_small_model(ROWS, config, Recipe(epochs=60, batch_size=4, learning_rate=1e-2), seed=0)
     batch = pad_tokens([row for rows in ROWS for row in rows], 0)
     with torch.no_grad():
         correct = observe(model, {"retain": batch}, {"retain": [Correct()]})["retain"][Correct()]
@@ -180,8 +178,8 @@ def test_any_family_learns_every_wording(config: PreTrainedConfig) -> None:
 
 
 def test_three_steps_move_every_parameter_by_the_loss_on_answers_alone() -> None:
-    untouched = train_small_model(ROWS, CONFIGS[0], Recipe(epochs=3, batch_size=4, learning_rate=0.0), seed=0, quiet=True)
-    moved = train_small_model(ROWS, CONFIGS[0], Recipe(epochs=3, batch_size=4, weight_decay=0.0), seed=0, quiet=True)
+    untouched = train_small_model(ROWS, CONFIGS[0], Recipe(epochs=3, batch_size=4, learning_rate=0.0), seed=0)
+    moved = train_small_model(ROWS, CONFIGS[0], Recipe(epochs=3, batch_size=4, weight_decay=0.0), seed=0)
     for (name, before), after in zip(untouched.named_parameters(), moved.parameters(), strict=True):
         assert not torch.equal(before, after), name
     never_read = 30
@@ -193,7 +191,7 @@ def test_weights_depend_on_the_seed_and_not_on_the_global_generator() -> None:
     for global_seed, seed in ((1, 0), (2, 0), (2, 1)):
         torch.manual_seed(global_seed)
         expected = torch.get_rng_state()
-        hashes.append(state_hash(train_small_model(ROWS, CONFIGS[0], RECIPE, seed=seed, quiet=True)))
+        hashes.append(state_hash(train_small_model(ROWS, CONFIGS[0], RECIPE, seed=seed)))
         assert torch.equal(torch.get_rng_state(), expected)
     assert hashes[0] == hashes[1]
     assert hashes[1] != hashes[2]
@@ -204,8 +202,8 @@ def test_the_number_of_threads_is_as_asked_and_as_before_afterwards(monkeypatch:
     monkeypatch.setattr(pretrain, "_step", lambda *_: seen.append(torch.get_num_threads()))
     monkeypatch.setattr(torch.optim.lr_scheduler.OneCycleLR, "step", lambda *_: None)
     torch.set_num_threads(2)
-    train_small_model(ROWS, CONFIGS[0], RECIPE, seed=0, quiet=True, threads=1)
-    train_small_model(ROWS, CONFIGS[0], RECIPE, seed=0, quiet=True)
+    train_small_model(ROWS, CONFIGS[0], RECIPE, seed=0, threads=1)
+    train_small_model(ROWS, CONFIGS[0], RECIPE, seed=0)
     assert seen == [1, 2]
     assert torch.get_num_threads() == 2
 

@@ -75,13 +75,7 @@ RECIPES = {"default": Recipe(), "smoke": Recipe(epochs=24, batch_size=16)}
 SHAPE = Shape()
 
 
-def fiction_model(
-    folder: str | Path,
-    *,
-    seed: int = 0,
-    size: str = "default",
-    quiet: bool = False,
-) -> Path:
+def fiction_model(folder: str | Path, *, seed: int = 0, size: str = "default") -> Path:
     """The folder, inside `folder`, of a model that knows the whole world of this seed and size; taught on the first call.
 
     A normal Hugging Face folder, moved into place when it is whole: a run that dies leaves nothing under the name returned.
@@ -89,38 +83,24 @@ def fiction_model(
     `ArtifactError` when the folder cannot be written.
     """
     world = make_world(seed, size=size)
-    return taught_model(folder, world, RECIPES[size], SHAPE, name=f"{size}-{seed}", seed=seed, quiet=quiet)
+    return taught_model(folder, world, RECIPES[size], SHAPE, name=f"{size}-{seed}", seed=seed)
 
 
-def taught_model(
-    folder: str | Path, world: World, recipe: Recipe, shape: Shape, *, name: str, seed: int, quiet: bool = False
-) -> Path:
+def taught_model(folder: str | Path, world: World, recipe: Recipe, shape: Shape, *, name: str, seed: int) -> Path:
     """The folder of a small Llama taught `world` by `recipe`; named `name` and a key of all that decides the weights."""
     key = fingerprint([_MODEL_VERSION, CHAT_TEMPLATE, world.fingerprint, asdict(recipe), asdict(shape), seed])
     target = Path(folder) / f"{name}-{key[:12]}"
     if target.is_dir():
         return target
     tokenizer = train_tokenizer(world_text(world), shape.vocabulary)
-    model = train_small_model(
-        [wordings_tokens(fact, tokenizer) for fact in world.facts],
-        llama_config(shape, tokenizer),
-        recipe,
-        seed=seed,
-        quiet=quiet,
-        threads=THREADS,
-    )
+    rows = [wordings_tokens(fact, tokenizer) for fact in world.facts]
+    model = train_small_model(rows, llama_config(shape, tokenizer), recipe, seed=seed, threads=THREADS)
     save_model(model, tokenizer, target)
     return target
 
 
 def train_small_model(
-    rows: Sequence[Sequence[Tokens]],
-    config: PreTrainedConfig,
-    recipe: Recipe,
-    *,
-    seed: int,
-    quiet: bool = False,
-    threads: int | None = None,
+    rows: Sequence[Sequence[Tokens]], config: PreTrainedConfig, recipe: Recipe, *, seed: int, threads: int | None = None
 ) -> PreTrainedModel:
     """A causal model of `config`, taught from random weights; in evaluation mode, float32.
 
@@ -140,7 +120,7 @@ def train_small_model(
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, recipe.learning_rate, total_steps=len(batches), pct_start=recipe.warmup, cycle_momentum=False
         )
-        for batch in batches if quiet else progress(batches, "teaching a small model", total=len(batches)):
+        for batch in progress(batches, "teaching a small model", total=len(batches)):
             _step(model, batch, optimizer, recipe)
             schedule.step()
     model.eval()  # type: ignore[no-untyped-call]

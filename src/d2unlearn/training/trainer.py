@@ -27,7 +27,6 @@ from d2unlearn.training.adaptation import Adaptation
 from d2unlearn.training.adapter import adapted, train_only_named
 from d2unlearn.training.alternates import RowsOfKind, alternate_rows
 from d2unlearn.training.arguments import UnlearnConfig, check_parallelism, vocabulary_rows
-from d2unlearn.training.bar import TrainingBar
 from d2unlearn.training.checkpoints import COMPLETE, CompleteCheckpoints, last_complete_checkpoint
 from d2unlearn.training.monitor import Snapshot, take_snapshot, warning_of
 from d2unlearn.training.reference import compute_reference
@@ -311,6 +310,15 @@ class _EpochSetter(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._sampler.set_epoch(int(state.epoch or 0))
+
+
+class TrainingBar(ProgressCallback):
+    """transformers' bar over the optimizer steps, with the loss beside it in place of a line for every log."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        bar: Any = self.training_bar
+        if state.is_world_process_zero and bar is not None and "loss" in (logs or {}):
+            bar.set_postfix(loss=f"{logs['loss']:.4g}", refresh=False)
 
 
 def _frozen_head(model: nn.Module, method: Method, vocab_rows: int | None) -> Head | None:
