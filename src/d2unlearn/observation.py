@@ -210,22 +210,12 @@ def _in_joined(labels: Tensor, own: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _at_positions(
-    hidden: Tensor,
-    head: Head,
-    targets: Tensor,
-    wanted: Sequence[Observable],
-    stored: Values,
-    reference_head: Head | None,
+    hidden: Tensor, head: Head, targets: Tensor, wanted: Sequence[Observable], stored: Values, reference_head: Head | None
 ) -> dict[Observable, Tensor]:
     """The head's quantities, and its own input where asked for, at the N positions of one role. hidden: [N, H]."""
     quantities = [q for q in wanted if isinstance(q, Quantity)]
     values = head_values(
-        hidden,
-        head,
-        targets,
-        quantities,
-        reference_hidden=stored.get(HiddenState()),
-        reference_head=reference_head,
+        hidden, head, targets, quantities, reference_hidden=stored.get(HiddenState()), reference_head=reference_head
     )
     found: dict[Observable, Tensor] = {quantity: values[quantity] for quantity in quantities}
     if HiddenState() in wanted:

@@ -51,13 +51,7 @@ METHODS: dict[str, Callable[..., Method]] = {
 }
 
 
-def batch_loss(
-    method: Method,
-    model: nn.Module,
-    batch: Mapping[str, Mapping[str, object]],
-    *,
-    reference: nn.Module,
-) -> Tensor:
+def batch_loss(method: Method, model: nn.Module, batch: Mapping[str, Mapping[str, object]], *, reference: nn.Module) -> Tensor:
     """Any method's loss on one batch, with a live reference model: for parity tests, and for debugging a method.
 
     batch: {role: {"input_ids", "attention_mask", "labels"}}, each [B, T] as a tensor or nested lists, labels -100 outside
@@ -94,13 +88,7 @@ def seen_by(
     wanted = {role: needs.policy for role, needs in method.needs.items()}
     positions = {role: needs.positions for role, needs in method.needs.items()}
     policy = observe(
-        model,
-        batches,
-        wanted,
-        positions=positions,
-        reference=reference,
-        reference_head=reference_head,
-        vocab_rows=vocab_rows,
+        model, batches, wanted, positions=positions, reference=reference, reference_head=reference_head, vocab_rows=vocab_rows
     )
     seen = {}
     for role in wanted:

@@ -123,11 +123,7 @@ class UnlearnTrainer(Trainer):
             self.add_callback(TrainingBar)
 
     def _read_frozen(
-        self,
-        model: nn.Module,
-        args: UnlearnConfig,
-        asked: Mapping[Kind, RowsOfKind],
-        tokenizer: PreTrainedTokenizerBase | None,
+        self, model: nn.Module, args: UnlearnConfig, asked: Mapping[Kind, RowsOfKind], tokenizer: PreTrainedTokenizerBase | None
     ) -> None:
         """What the model writes and says before it is trained: the rows of other answers, and the reference's values."""
         cache = None if args.reference_cache is None else Path(args.reference_cache)
@@ -177,8 +173,7 @@ class UnlearnTrainer(Trainer):
         for role, needs in self.method.needs.items():
             masks = [needs.positions.mask(sample[role]["labels"]) for sample in samples]
             counts = torch.tensor(
-                [sum(int(mask.sum()) for mask in masks), sum(int(mask.any(dim=1).sum()) for mask in masks)],
-                device=device,
+                [sum(int(mask.sum()) for mask in masks), sum(int(mask.any(dim=1).sum()) for mask in masks)], device=device
             )
             positions, rows = self.accelerator.reduce(counts, "sum").tolist()
             for sample in samples:
@@ -249,11 +244,7 @@ class UnlearnTrainer(Trainer):
             tokenizer: Any = self.processing_class
             rows = monitor_rows(eval_dataset, self._rows, tokenizer, args.max_length, args.eval_rows)
         now = take_snapshot(
-            self.model,
-            rows,
-            batch_size=args.per_device_eval_batch_size,
-            before=self.before,
-            vocab_rows=self._vocab_rows,
+            self.model, rows, batch_size=args.per_device_eval_batch_size, before=self.before, vocab_rows=self._vocab_rows
         )
         metrics = now.metrics(metric_key_prefix)
         self.log(dict(metrics))
