@@ -108,7 +108,7 @@ def test_the_index_links_what_is_at_hand_and_escapes_the_rest(table: SplitTable)
     policy = next(m["content"] for m in page.of("meta") if m.get("http-equiv") == "Content-Security-Policy")
     assert policy == "default-src 'none'; style-src 'unsafe-inline'"
     assert page.text("h2") == ["ten"]
-    assert "<li>retain: extraction strength: 0 wins, 1 ties, 0 losses</li>" in text
+    assert "<li>retain: extraction strength: wins 0, ties 1, losses 0</li>" in text
     assert text.count("Holm&#39;s adjustment") == 1
     assert "0.938 ± 0.159" in page.text("td")
 
