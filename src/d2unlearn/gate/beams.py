@@ -7,7 +7,7 @@ every hypothesis whose own score exceeds the threshold; and a request whose hypo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ Hypothesis = tuple[int, tuple[int, ...]]
 """The request's number in the batch, and the tokens chosen so far."""
 
 
+@dataclass(eq=False)
 class BeamCriterion(StoppingCriteria):
     """Feeds the gate with each hypothesis' energies, and stops the requests whose hypotheses are all refused.
 
@@ -30,26 +31,17 @@ class BeamCriterion(StoppingCriteria):
     a row goes on with is told by its tokens. The arguments are those of `GateCriterion`.
     """
 
-    def __init__(
-        self,
-        read: ReadEnergies,
-        score: Score | None,
-        threshold: float,
-        ends: Sequence[int],
-        num_beams: int,
-        criteria: StoppingCriteriaList | None = None,
-    ) -> None:
-        self._read = read
-        self._score = score
-        self._threshold = threshold
-        self._ends = frozenset(ends)
-        self._num_beams = num_beams
-        self._criteria = criteria
-        self._gate: OnlineGate | None = None
-        self._row_of: dict[Hypothesis, int] = {}
-        self._may_answer: Bools = np.zeros(0, dtype=np.bool_)
-        self._fed: Tensor | None = None
-        self.prompt_length = 0
+    read: ReadEnergies
+    score: Score | None
+    threshold: float
+    ends: frozenset[int]
+    num_beams: int
+    criteria: StoppingCriteriaList | None = None
+    prompt_length: int = field(default=0, init=False)
+    _gate: OnlineGate | None = field(default=None, init=False)
+    _fed: Tensor | None = field(default=None, init=False)
+    _row_of: dict[Hypothesis, int] = field(default_factory=dict, init=False)
+    _may_answer: Bools = field(default_factory=lambda: np.zeros(0, dtype=np.bool_), init=False)
 
     def note_fed(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """A logits processor that changes nothing: notes which sequences the rows of the latest logits belong to.
@@ -62,9 +54,9 @@ class BeamCriterion(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
         """input_ids: [B * K, T + 1], the best continuations of each request. Returns bool [B * K]: those that are finished."""
         gate = self._advanced(input_ids)
-        stopped = None if self._criteria is None else self._criteria(input_ids, scores, **options)
-        self._note_endings(gate, input_ids, ended_rows(input_ids[:, -1], self._ends, stopped))
-        refused = gate.refused.reshape(-1, self._num_beams).all(axis=1) & ~self._may_answer
+        stopped = None if self.criteria is None else self.criteria(input_ids, scores, **options)
+        self._note_endings(gate, input_ids, ended_rows(input_ids[:, -1], self.ends, stopped))
+        refused = gate.refused.reshape(-1, self.num_beams).all(axis=1) & ~self._may_answer
         done = torch.from_numpy(refused.repeat(len(input_ids) // len(refused))).to(input_ids.device)
         return done if stopped is None else done | stopped
 
@@ -78,21 +70,21 @@ class BeamCriterion(StoppingCriteria):
         per_request = len(paths) // len(self._may_answer)
         decisions, traces = [], []
         for sequence, (path, tokens) in enumerate(zip(paths, sequences[:, self.prompt_length :].tolist(), strict=True)):
-            rows = path or [sequence // per_request * self._num_beams]
+            rows = path or [sequence // per_request * self.num_beams]
             energies = [float(self._gate.energies[step][row]) for step, row in enumerate(rows)]
-            decisions.append(decide(self._score, self._threshold, energies))
+            decisions.append(decide(self.score, self.threshold, energies))
             traces.append(Trace(tuple(energies[: len(path)]), tuple(tokens[: len(path)])))
         return decisions, traces
 
     def _advanced(self, continuations: Tensor) -> OnlineGate:
         """The gate, told the latest energies of the rows that were just fed, [B * beams]."""
-        (energies,) = self._read(continuations)
+        (energies,) = self.read(continuations)
         assert self._fed is not None
         if self._gate is None:
             self.prompt_length = self._fed.shape[1]
-            self._may_answer = np.zeros(len(energies) // self._num_beams, dtype=np.bool_)
-            self._gate = OnlineGate(self._score, self._threshold, len(energies))
-        fed = self._hypotheses(self._fed, self._num_beams)
+            self._may_answer = np.zeros(len(energies) // self.num_beams, dtype=np.bool_)
+            self._gate = OnlineGate(self.score, self.threshold, len(energies))
+        fed = self._hypotheses(self._fed, self.num_beams)
         if self._row_of:
             self._gate.reorder(np.array([self._row_of[request, tokens[:-1]] for request, tokens in fed]))
         self._row_of = {hypothesis: row for row, hypothesis in enumerate(fed)}

@@ -10,8 +10,8 @@ beam search rows change places between two looks, see `beams`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,7 @@ class AcceptedDrafts:
         return [np.array([energy]) for energy in energies[start : start + accepted]]
 
 
+@dataclass(eq=False)
 class GateCriterion(StoppingCriteria):
     """Feeds the gate with each chosen token's energies and stops the rows that it refuses. For rows that advance together.
 
@@ -80,47 +81,40 @@ class GateCriterion(StoppingCriteria):
     criteria, asked here so that a row which they stop is looked at for the last time.
     """
 
-    def __init__(
-        self,
-        read: ReadEnergies,
-        score: Score | None,
-        threshold: float,
-        ends: Sequence[int],
-        criteria: StoppingCriteriaList | None = None,
-        listener: Listener | None = None,
-    ) -> None:
-        self._read = read
-        self._gate_of = partial(OnlineGate, score, threshold)
-        self._ends = frozenset(ends)
-        self._criteria = criteria
-        self._listener = listener
-        self._gate: OnlineGate | None = None
-        self.prompt_length = 0
+    read: ReadEnergies
+    score: Score | None
+    threshold: float
+    ends: frozenset[int]
+    criteria: StoppingCriteriaList | None = None
+    listener: Listener | None = None
+    gate: OnlineGate | None = field(default=None, init=False)
+    prompt_length: int = field(default=0, init=False)
 
     def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
         """input_ids: [B, T], what was chosen last at the end. Returns bool [B]: the rows that are finished."""
-        steps = self._read(input_ids)
-        if self._gate is None:
-            self._gate, self.prompt_length = self._gate_of(len(input_ids)), input_ids.shape[1] - len(steps)
-        stopped = None if self._criteria is None else self._criteria(input_ids, scores, **options)
+        steps = self.read(input_ids)
+        if self.gate is None:
+            self.gate = OnlineGate(self.score, self.threshold, len(input_ids))
+            self.prompt_length = input_ids.shape[1] - len(steps)
+        stopped = None if self.criteria is None else self.criteria(input_ids, scores, **options)
         for column, energies in enumerate(steps, start=-len(steps)):
-            self._gate.update(energies, ended_rows(input_ids[:, column], self._ends, stopped if column == -1 else None))
-        if self._listener is not None:
-            self._listener(input_ids[:, self.prompt_length :], self._gate)
+            self.gate.update(energies, ended_rows(input_ids[:, column], self.ends, stopped if column == -1 else None))
+        if self.listener is not None:
+            self.listener(input_ids[:, self.prompt_length :], self.gate)
         if stopped is None:
             stopped = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        refused = self._gate.refused
+        refused = self.gate.refused
         return stopped | torch.from_numpy(refused.copy()).to(stopped.device) if refused.any() else stopped
 
     def finish(self, sequences: Tensor, output: Any) -> tuple[list[Decision], list[Trace]]:
         """Generation is over: look at the rows that reached the limit for the last time. One decision and trace a row."""
-        if self._gate is None:
+        if self.gate is None:
             return [], []
-        self._gate.finish()
+        self.gate.finish()
         answers = sequences[:, self.prompt_length :]
-        if self._listener is not None:
-            self._listener(answers, self._gate)
-        return self._gate.decisions(), self._gate.traces(answers.tolist())
+        if self.listener is not None:
+            self.listener(answers, self.gate)
+        return self.gate.decisions(), self.gate.traces(answers.tolist())
 
 
 def ended_rows(tokens: Tensor, ends: frozenset[int], stopped: Tensor | None) -> Bools | None:

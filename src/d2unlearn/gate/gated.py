@@ -77,12 +77,12 @@ class GatedGenerator:
     ) -> Generation:
         """`model.generate(input_ids, attention_mask, **options)` behind the gate. `options` are changed.
 
-        `rule` None: nothing is refused, and energies of `temperature` and `vocab_rows` are noted. `any_way`: also where
-        decoding goes a way that no gate can watch; for raw answers. `hold_back`: see `HeldBackStream`. `warn`: of answers that
-        are not greedy. Raises `GateError` for a way of decoding that cannot be watched, and for other weights than those that
-        were calibrated.
+        `rule` None: nothing is refused, and energies of `temperature` and `vocab_rows` are noted; with `any_way` also where
+        decoding goes a way that no gate can watch, as raw answers may. `hold_back`: see `HeldBackStream`. `warn`: of answers
+        that are not greedy. Raises `GateError` for a way of decoding that cannot be watched, and for other weights than those
+        that were calibrated.
         """
-        config = effective_config(self.model, options)
+        config, any_way = effective_config(self.model, options), any_way and rule is None
         mode = GenerationMode.GREEDY_SEARCH if any_way else watched_way(config, options, input_ids)
         pad = int(self.tokens.pad if config.pad_token_id is None else config.pad_token_id)
         ends = id_list(config.eos_token_id) or list(self.tokens.ends)
@@ -108,7 +108,7 @@ class GatedGenerator:
             if mode == GenerationMode.ASSISTED_GENERATION:
                 assert input_ids is not None
                 read = AcceptedDrafts(recorder, input_ids.shape[1])
-            criterion = self._criterion(rule, mode, config, read, ends, options, listener)
+            criterion = self._criterion(rule, mode, config, read, frozenset(ends), options, listener)
             output = generate_of(self.model)(input_ids=input_ids, attention_mask=mask, **options)
         sequences: Tensor = output if isinstance(output, Tensor) else output.sequences
         decisions, traces = criterion.finish(sequences, output)
@@ -145,7 +145,7 @@ class GatedGenerator:
         mode: GenerationMode,
         config: GenerationConfig,
         read: ReadEnergies,
-        ends: Sequence[int],
+        ends: frozenset[int],
         options: dict[str, Any],
         listener: Listener | None,
     ) -> GateCriterion | BeamCriterion:
