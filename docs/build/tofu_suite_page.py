@@ -5,7 +5,7 @@ Made from benchmarks/results/tofu-benchmark and from the suites' own tables: no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from d2unlearn.benchmark.suites import MUSE, TOFU, Suite
 from d2unlearn.runtime import read_json
 from d2unlearn.schema import GUARDED_PREFIX
 from tables import table
+from tofu_page import MODELS
 
 Run = dict[str, Any]
 Runs = Mapping[str, Run]
 """What was kept of each model, by its name."""
-MODELS = {"original": "original", "oracle": "oracle", "unlearned": "unlearned, raw"}
 ANSWERS = ("leak_rate", "refusal_rate", "token_entropy", "repetition")
 SETS = {
     "forget": "forget10",
@@ -223,14 +223,9 @@ def measured_table(folder: Path) -> str:
         if all(alike(a, b) for a, b in pairs):
             same.append(f"`{key}`")
         else:
-            rows.append([f"`{key}`", *both(pairs)])
+            rows.append([f"`{key}`", *(short(value) for pair in pairs for value in pair)])
     head = ["metric", *(f"{model}, {who}" for model in MODELS for who in ("ours", "theirs"))]
     return table(head, rows, "l" + "r" * (len(head) - 1)) + f"\nThe same to {SAME:g} on all three: {', '.join(same)}.\n"
-
-
-def both(pairs: Sequence[tuple[float | None, float | None]]) -> Iterator[str]:
-    for pair in pairs:
-        yield from map(short, pair)
 
 
 def alike(one: float | None, other: float | None) -> bool:
