@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import numpy as np
@@ -248,10 +249,11 @@ def test_the_conversation_s_cache_is_gone_on_from() -> None:
     """A cache of the conversation's first turns: the prompt ends where its last token is."""
     model, prompt = family("llama"), prompts(3, 1)[0] + prompts(4, 1)[0]
     ids = torch.tensor([prompt])
-    cache = DynamicCache(config=model.config)
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # the older name
+    given = {name: DynamicCache(config=model.config)}
     with torch.no_grad():
-        model(input_ids=ids[:, :4], cache=cache)
+        model(input_ids=ids[:, :4], **given)
     (plain,) = raw(model, [prompt], {}).energies
-    (decision,) = generated(model, rule(Highest(2), 1e9), [prompt], {"cache": cache}).decisions
+    (decision,) = generated(model, rule(Highest(2), 1e9), [prompt], given).decisions
     assert decision.energy == pytest.approx(plain[0], abs=1e-4)
     assert decision.score == pytest.approx(np.sort(plain)[-2:].mean(), abs=1e-4)
