@@ -52,8 +52,9 @@ def task_samples(
         answer = _target(sample, arguments) if multiple else str(sample["target"])
         options = len(arguments) if multiple else 0
         one = TaskSample(f"{task}:{doc_id}", str(arguments[0][0]), answer, raw, _accuracy(sample), options)
-        if (told := behind.get(doc_id)) is not None:
-            one = replace(one, guarded_score=_accuracy(told), guarded_text=str(told["resps"][0][0]).strip())
+        if (guarded_sample := behind.get(doc_id)) is not None:
+            text = str(guarded_sample["resps"][0][0]).strip()
+            one = replace(one, guarded_score=_accuracy(guarded_sample), guarded_text=text)
         questions.append(one)
     return questions
 

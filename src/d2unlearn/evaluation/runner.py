@@ -120,15 +120,15 @@ def _answers(
 ) -> list[tuple[Answer, Answer | None]]:
     """(raw, guarded) greedy answers, the second None without a gate."""
 
-    def answer(asked: Sequence[Prompt], *, raw: bool) -> list[Answer]:
+    def generated(asked: Sequence[Prompt], *, raw: bool) -> list[Answer]:
         return guarded.answer(asked, max_new_tokens=max_new_tokens, batch_size=batch_size, raw=raw)
 
     if guarded.gate is None:
-        return [(raw, None) for raw in answer(prompts, raw=True)]
-    behind_gate = answer(prompts, raw=False)
-    refused = [prompt for prompt, told in zip(prompts, behind_gate, strict=True) if told.refused]
-    instead = iter(answer(refused, raw=True))
-    return [(next(instead) if told.refused else told, told) for told in behind_gate]
+        return [(raw, None) for raw in generated(prompts, raw=True)]
+    behind_gate = generated(prompts, raw=False)
+    refused = [prompt for prompt, answer in zip(prompts, behind_gate, strict=True) if answer.refused]
+    instead = iter(generated(refused, raw=True))
+    return [(next(instead) if answer.refused else answer, answer) for answer in behind_gate]
 
 
 def _scored(example: Example, likelihood: TeacherForced, raw: Answer | None, guarded: Answer | None) -> ScoredExample:
