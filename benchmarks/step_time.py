@@ -34,7 +34,7 @@ from d2unlearn.methods import EUA
 from d2unlearn.observation import Batch, join
 from d2unlearn.runtime import atomic_write, write_json
 from d2unlearn.schema import Role
-from d2unlearn.training.reference import compute_reference
+from d2unlearn.training.frozen import frozen_values
 from d2unlearn.training.trainer import UnlearnConfig, UnlearnTrainer
 from measuring import in_fresh_process, measured_on, peak_mib, random_llama, random_row, resident_mib, spread
 from reference_step import frozen_margins, reference_step_loss
@@ -258,7 +258,7 @@ def reference_pass(trainer: UnlearnTrainer, reference: Variant, batches: Mapping
     ours, theirs = [], []
     for _ in range(repeats):
         started = time.process_time()
-        compute_reference(trainer.model, METHOD, trainer._rows, batch_size=trainer.args.per_device_eval_batch_size)
+        frozen_values(trainer.model, METHOD, trainer._rows, batch_size=trainer.args.per_device_eval_batch_size)
         ours.append(time.process_time() - started)
         started = time.process_time()
         for _ in range(ROWS // BATCH):

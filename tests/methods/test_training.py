@@ -77,7 +77,7 @@ def test_stored_values_are_cut_to_the_batch_where_padding_counts(tmp_path: Path)
     pair = next(plan[i] for i in range(40) if plan[i].retain == shortest)
     (stored,) = made._collate([pair])["reference"]["retain"].values()
     assert len(stored) == len(RETAIN[shortest].input_ids)
-    (all_of_it,) = made._reference.at("retain", shortest).values()
+    (all_of_it,) = made._frozen["retain"][shortest].values()
     assert len(all_of_it) == max(len(row.input_ids) for row in RETAIN)
     torch.testing.assert_close(stored, all_of_it[: len(stored)], rtol=0, atol=0)
 

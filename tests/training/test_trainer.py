@@ -205,8 +205,8 @@ def test_dropout_disturbs_training_alone_and_the_seed_decides_how(tmp_path: Path
     quiet = trainer(tmp_path, tiny_models.gpt2(dropout=0.0))
     assert first.before == second.before == quiet.before
     for row in range(len(FORGET)):
-        for q, values in quiet._reference.at("forget", row).items():
-            assert torch.equal(values, first._reference.at("forget", row)[q])
+        for q, values in quiet._frozen["forget"][row].items():
+            assert torch.equal(values, first._frozen["forget"][row][q])
     quiet.train()
     assert distance(after, weights(quiet.model)) > 1e-4
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from d2unlearn.artifact import holds_result, manifest
 from d2unlearn.config import CalibrateSettings, EvaluateSettings, QuickstartSettings, UnlearnSettings
 from d2unlearn.data.records import read_examples
-from d2unlearn.errors import ConfigError
 from d2unlearn.evaluation.runner import run_evaluate
 from d2unlearn.gate.run import run_calibrate
-from d2unlearn.quickstart.fiction import SIZES, make_world, write_world
+from d2unlearn.quickstart.fiction import make_world, write_world
 from d2unlearn.quickstart.pretrain import fiction_model
 from d2unlearn.report.run import run_report
 from d2unlearn.runtime import cache_dir, fingerprint, say, write_json
@@ -25,13 +24,11 @@ def run_quickstart(settings: QuickstartSettings) -> Path:
 
     Raises `ArtifactError`, before anything is written, when the folder holds a quickstart of another size or seed.
     """
-    if settings.size not in SIZES:
-        raise ConfigError([f"size should be one of {', '.join(SIZES)}, not {settings.size!r}"])
-    output = Path(settings.output)
+    world, output = make_world(settings.seed, size=settings.size), Path(settings.output)
     key = fingerprint([__version__, settings.size, settings.seed])
     if not holds_result(output, key, asdict(settings)):
         write_json(output / MANIFEST_FILE, manifest("quickstart", key, settings=asdict(settings)))
-    files = write_world(make_world(settings.seed, size=settings.size), output / "data")
+    files = write_world(world, output / "data")
     say("1/5 a small model that knows everyone in the made-up world")
     model = fiction_model(cache_dir() / "fiction", seed=settings.seed, size=settings.size)
     say(f"that model: {model}")

@@ -28,8 +28,8 @@ from d2unlearn.training.adapter import adapted, train_only_named
 from d2unlearn.training.alternates import RowsOfKind, alternate_rows
 from d2unlearn.training.arguments import UnlearnConfig, check_parallelism, vocabulary_rows
 from d2unlearn.training.checkpoints import COMPLETE, CompleteCheckpoints, last_complete_checkpoint
+from d2unlearn.training.frozen import frozen_values
 from d2unlearn.training.monitor import Snapshot, take_snapshot, warning_of
-from d2unlearn.training.reference import compute_reference
 from d2unlearn.training.rows import KINDS, Rows, monitor_rows, training_rows
 from d2unlearn.training.sampling import EpochSampler, Pair, PairPlan
 from d2unlearn.training.self_written import Writer
@@ -84,7 +84,7 @@ class UnlearnTrainer(Trainer):
         }
         with args.main_process_first(desc="reference pass"):
             self._read_frozen(model, args, asked, processing_class)
-        self._reference_head = _frozen_head(model, self.method, self._vocab_rows)
+        self._frozen_head = _frozen_head(model, self.method, self._vocab_rows)
         self.before: Snapshot = take_snapshot(
             model, self._eval_rows, batch_size=args.per_device_eval_batch_size, vocab_rows=self._vocab_rows
         )
@@ -130,7 +130,7 @@ class UnlearnTrainer(Trainer):
         batch_size, how = args.per_device_eval_batch_size, self.method.self_written
         writer = None if how is None else Writer(model, tokenizer, how, batch_size, args.seed, cache)
         self._rows |= alternate_rows(self.method, asked, writer, tokenizer, max_length=args.max_length, seed=args.seed)
-        self._reference = compute_reference(
+        self._frozen = frozen_values(
             model, self.method, self._rows, cache=cache, batch_size=batch_size, vocab_rows=self._vocab_rows
         )
 
@@ -157,7 +157,7 @@ class UnlearnTrainer(Trainer):
             chosen = [pair.row_of(role) for pair in pairs]
             batch = pad_tokens([self._rows[role][i] for i in chosen], pad_id=0)
             inputs[role] = vars(batch)
-            stored = [self._reference.at(role, i) for i in chosen]
+            stored = [self._frozen[role][i] for i in chosen]
             lengths = needs.positions.mask(batch.labels).sum(dim=1).tolist()
             inputs["reference"][role] = {
                 q: torch.cat([row[q][:length] for row, length in zip(stored, lengths, strict=True)]) for q in stored[0]
@@ -197,7 +197,7 @@ class UnlearnTrainer(Trainer):
             model,
             {role: Batch(**inputs[role]) for role in self.method.needs},
             inputs["reference"],
-            self._reference_head,
+            self._frozen_head,
             vocab_rows=self._vocab_rows,
             totals=inputs.get("totals"),
         )

@@ -27,8 +27,8 @@ from d2unlearn.schema import MANIFEST_FILE, Example, Role
 from d2unlearn.training.alternates import read_alternates
 from d2unlearn.training.arguments import UnlearnConfig
 from d2unlearn.training.checkpoints import last_complete_checkpoint
+from d2unlearn.training.frozen import model_settings
 from d2unlearn.training.recipe import Pace, automatic_accumulation, automatic_epochs, automatic_learning_rate
-from d2unlearn.training.reference import model_settings
 from d2unlearn.training.trainer import UnlearnTrainer
 from d2unlearn.version import __version__
 

@@ -22,9 +22,9 @@ from d2unlearn.methods import METHODS, Method, Needs, batch_loss
 from d2unlearn.observation import Observed
 from d2unlearn.quantities import BottomLogSumExp, HiddenState, KlFromReference, LogSumExp, Nll, TopLogSumExp
 from d2unlearn.schema import Role, Tokens
-from d2unlearn.training import reference
+from d2unlearn.training import frozen
 from d2unlearn.training.adapter import with_fresh_adapter
-from d2unlearn.training.reference import cache_key, compute_reference
+from d2unlearn.training.frozen import cache_key, frozen_values
 from d2unlearn.training.sampling import PairPlan
 
 from .runs import EUA, FORGET, RETAIN, micro_batches, silent, step_gradient, trainer
@@ -46,23 +46,23 @@ def margins_of(model: nn.Module, row: Tokens, *, vocab_rows: int | None = None) 
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_stored_margins_are_those_of_the_model_s_own_logits_row_by_row(family: str, batch_size: int) -> None:
     model = tiny_models.FAMILIES[family]()
-    stored = compute_reference(model, EUA, ROWS, batch_size=batch_size)
+    stored = frozen_values(model, EUA, ROWS, batch_size=batch_size)
     for index, row in enumerate(FORGET):
-        found = stored.at("forget", index)
+        found = stored["forget"][index]
         assert list(found) == [BOTTOM]
         torch.testing.assert_close(found[BOTTOM], -margins_of(model, row)[1], rtol=1e-5, atol=1e-5)
     for index, row in enumerate(RETAIN):
-        found = stored.at("retain", index)
+        found = stored["retain"][index]
         assert list(found) == [TOP]
         torch.testing.assert_close(found[TOP], -margins_of(model, row)[0], rtol=1e-5, atol=1e-5)
 
 
 def test_dropout_and_gradients_are_off_and_the_model_is_left_as_it_was() -> None:
     noisy, quiet = tiny_models.gpt2(dropout=0.5).train(), tiny_models.gpt2(dropout=0.0)
-    stored, expected = (compute_reference(model, EUA, ROWS) for model in (noisy, quiet))
+    stored, expected = (frozen_values(model, EUA, ROWS) for model in (noisy, quiet))
     for row in range(len(FORGET)):
-        assert torch.equal(stored.at("forget", row)[BOTTOM], expected.at("forget", row)[BOTTOM])
-        assert not stored.at("forget", row)[BOTTOM].requires_grad
+        assert torch.equal(stored["forget"][row][BOTTOM], expected["forget"][row][BOTTOM])
+        assert not stored["forget"][row][BOTTOM].requires_grad
     assert noisy.training
     assert all(p.grad is None for p in noisy.parameters())
 
@@ -70,16 +70,16 @@ def test_dropout_and_gradients_are_off_and_the_model_is_left_as_it_was() -> None
 def test_a_row_without_an_answer_has_no_values_and_moves_no_other_s() -> None:
     model = tiny_models.llama()
     rows: dict[Role, list[Tokens]] = {"forget": [silent(FORGET[0]), *FORGET[1:]], "retain": RETAIN}
-    stored, whole = compute_reference(model, EUA, rows), compute_reference(model, EUA, ROWS)
-    assert stored.at("forget", 0)[BOTTOM].shape == (0,)
+    stored, whole = frozen_values(model, EUA, rows), frozen_values(model, EUA, ROWS)
+    assert stored["forget"][0][BOTTOM].shape == (0,)
     for row in range(1, len(FORGET)):
-        torch.testing.assert_close(stored.at("forget", row)[BOTTOM], whole.at("forget", row)[BOTTOM])
+        torch.testing.assert_close(stored["forget"][row][BOTTOM], whole["forget"][row][BOTTOM])
 
 
 def test_left_out_vocabulary_rows_are_no_part_of_the_margins() -> None:
     model = tiny_models.llama()
-    stored = compute_reference(model, EUA, ROWS, vocab_rows=100)
-    torch.testing.assert_close(stored.at("retain", 3)[TOP], -margins_of(model, RETAIN[3], vocab_rows=100)[0])
+    stored = frozen_values(model, EUA, ROWS, vocab_rows=100)
+    torch.testing.assert_close(stored["retain"][3][TOP], -margins_of(model, RETAIN[3], vocab_rows=100)[0])
 
 
 # -- the cache --------------------------------------------------------------------------------------------------------
@@ -93,22 +93,22 @@ def test_a_second_run_reads_what_the_first_stored_and_does_not_run_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_models.llama()
-    first = compute_reference(model, EUA, ROWS, cache=tmp_path)
+    first = frozen_values(model, EUA, ROWS, cache=tmp_path)
     (file,) = tmp_path.iterdir()
     assert file.suffix == ".safetensors"
     monkeypatch.setattr(type(model), "forward", never)
-    again = compute_reference(model, EUA, ROWS, cache=tmp_path)
+    again = frozen_values(model, EUA, ROWS, cache=tmp_path)
     for role, rows in ROWS.items():
         for row in range(len(rows)):
-            assert first.at(role, row).keys() == again.at(role, row).keys()
-            for quantity, values in first.at(role, row).items():
-                assert torch.equal(values, again.at(role, row)[quantity])
+            assert first[role][row].keys() == again[role][row].keys()
+            for quantity, values in first[role][row].items():
+                assert torch.equal(values, again[role][row][quantity])
     with pytest.raises(AssertionError, match="ran again"):
-        compute_reference(model, METHODS["eua"](ratio=0.2), ROWS, cache=tmp_path)
+        frozen_values(model, METHODS["eua"](ratio=0.2), ROWS, cache=tmp_path)
 
 
 def test_one_float_an_answer_token_and_quantity_is_stored(tmp_path: Path) -> None:
-    compute_reference(tiny_models.llama(), EUA, ROWS, cache=tmp_path)
+    frozen_values(tiny_models.llama(), EUA, ROWS, cache=tmp_path)
     (file,) = tmp_path.iterdir()
     tokens = sum(row.answer_length for row in [*FORGET, *RETAIN])
     assert 4 * tokens < file.stat().st_size < 4 * tokens + 400
@@ -119,9 +119,9 @@ def test_a_pass_that_dies_leaves_nothing_in_the_cache(tmp_path: Path, monkeypatc
         Path(path).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(reference, "save_file", die)
+    monkeypatch.setattr(frozen, "save_file", die)
     with pytest.raises(KeyboardInterrupt):
-        compute_reference(tiny_models.llama(), EUA, ROWS, cache=tmp_path)
+        frozen_values(tiny_models.llama(), EUA, ROWS, cache=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -315,7 +315,7 @@ class Ascent(Method):
 
 
 def test_a_method_without_a_reference_runs_no_reference_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "_run", never)
+    monkeypatch.setattr(frozen, "_run", never)
     made = trainer(tmp_path, tiny_models.llama(), method=Ascent(), per_device_train_batch_size=8)
     found, old = step_gradient(made)[0], tiny_models.llama()
     expected = [nll(logits, targets) for logits, _, targets in (logits_of(old, old, row) for row in FORGET)]

@@ -1,4 +1,4 @@
-"""Everything that training needs of the frozen reference, computed once, before the first step.
+"""Everything that training needs of the frozen model (the reference), computed once, before the first step.
 
 Margins and log-probabilities depend on the frozen weights and the data alone: one float per answer token and quantity (H of
 them for a hidden state). They are stored under a key of weights, token ids and quantities; with them at hand no second model
@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from d2unlearn.data.batching import by_length, pad_tokens
 from d2unlearn.methods import Method, reference_batch_values
 from d2unlearn.models import state_hash
 from d2unlearn.observation import Values, causal_model
 from d2unlearn.positions import Positions, Predicting
-from d2unlearn.quantities import Observable
 from d2unlearn.runtime import atomic_path, fingerprint, progress
 from d2unlearn.schema import Role, Tokens
 
@@ -36,25 +35,15 @@ SILENT = (
 )
 
 
-class Reference:
-    """The stored values of a frozen reference: for each role and row, {quantity: [positions]}."""
+FrozenValues = dict[Role, list[Values]]
+"""What the frozen model says of each row of a role: {quantity: [positions]} ([positions, H] for hidden states).
 
-    def __init__(self, flat: Mapping[Role, Mapping[Observable, Tensor]], lengths: Mapping[Role, Sequence[int]]) -> None:
-        self._rows: dict[Role, dict[Observable, tuple[Tensor, ...]]] = {
-            role: {q: torch.split(values, list(lengths[role])) for q, values in quantities.items()}
-            for role, quantities in flat.items()
-        }
-
-    def at(self, role: Role, row: int) -> Values:
-        """What the reference says of one row: {quantity: [positions]} ([positions, H] for hidden states).
-
-        The positions are those that the method asks for; where padding counts, as many as in a batch as wide as the longest
-        row, of which a narrower batch has the first.
-        """
-        return {quantity: values[row] for quantity, values in self._rows[role].items()}
+The positions are those that the method asks for; where padding counts, as many as in a batch as wide as the longest row, of
+which a narrower batch has the first.
+"""
 
 
-def compute_reference(
+def frozen_values(
     model: nn.Module,
     method: Method,
     rows: Mapping[Role, Sequence[Tokens]],
@@ -62,23 +51,30 @@ def compute_reference(
     cache: Path | None = None,
     batch_size: int = 16,
     vocab_rows: int | None = None,
-) -> Reference:
+) -> FrozenValues:
     """Run the model as it is now, in evaluation mode, over every row whose role the method asks about.
 
     With `cache`, a folder, values are stored there and read back when weights, token ids and quantities are the same.
     """
     wanted = {role: needs.reference for role, needs in method.needs.items()}
+    values: FrozenValues = {role: [{}] * len(role_rows) for role, role_rows in rows.items()}
     if not any(wanted.values()):
-        return Reference({role: {} for role in rows}, {role: [] for role in rows})
+        return values
     lengths = {role: _lengths(rows[role], needs.positions) for role, needs in method.needs.items()}
     path = None if cache is None else cache / f"reference-{cache_key(model, method, rows, vocab_rows)[:32]}.safetensors"
     if path is not None and path.is_file():
-        return Reference(_named(load_file(path), wanted), lengths)
-    flat = _run(model, method, rows, lengths, batch_size, vocab_rows)
+        stored = load_file(path)
+        for role, quantities in wanted.items():
+            flat = {q: stored[f"{role}/{q!r}"] for q in quantities}
+            values[role] = _by_row(flat, lengths[role])
+        return values
+    for role, quantities in wanted.items():
+        if quantities:
+            values[role] = _run(model, method, role, rows[role], lengths[role], batch_size, vocab_rows)
     if path is not None:
         with atomic_path(path) as staged:
-            save_file({f"{r}/{q!r}": v.contiguous() for r, quantities in flat.items() for q, v in quantities.items()}, staged)
-    return Reference(flat, lengths)
+            save_file({f"{r}/{q!r}": torch.cat([row[q] for row in values[r]]) for r in wanted for q in wanted[r]}, staged)
+    return values
 
 
 def cache_key(model: nn.Module, method: Method, rows: Mapping[Role, Sequence[Tokens]], vocab_rows: int | None) -> str:
@@ -113,27 +109,31 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _run(
     model: nn.Module,
     method: Method,
-    rows: Mapping[Role, Sequence[Tokens]],
-    lengths: Mapping[Role, Sequence[int]],
+    role: Role,
+    rows: Sequence[Tokens],
+    lengths: Sequence[int],
     batch_size: int,
     vocab_rows: int | None,
-) -> dict[Role, dict[Observable, Tensor]]:
-    device = next(model.parameters()).device
-    was_training = model.training
+) -> list[Values]:
+    """What the model says of each row of one role."""
+    device, was_training = next(model.parameters()).device, model.training
+    width = _width(rows, method.needs[role].positions)
+    values: list[Values] = [{}] * len(rows)
     model.eval()
-    flat: dict[Role, dict[Observable, Tensor]] = {}
-    for role, needs in method.needs.items():
-        by_row: list[Values] = [{}] * len(rows[role])
-        batches = list(by_length([len(row.input_ids) for row in rows[role]], batch_size)) if needs.reference else []
-        for indices in progress(batches, f"reference pass, {role}"):
-            batch = pad_tokens([rows[role][i] for i in indices], pad_id=0, width=_width(rows[role], needs.positions)).to(device)
-            values = reference_batch_values(method, model, {role: batch}, vocab_rows=vocab_rows)[role]
-            parts = {q: torch.split(v.cpu(), [lengths[role][i] for i in indices]) for q, v in values.items()}
-            for at, index in enumerate(indices):
-                by_row[index] = {q: part[at] for q, part in parts.items()}
-        flat[role] = {q: torch.cat([values[q] for values in by_row]) for q in needs.reference}
+    for indices in progress(list(by_length([len(row.input_ids) for row in rows], batch_size)), f"reference pass, {role}"):
+        batch = pad_tokens([rows[i] for i in indices], pad_id=0, width=width).to(device)
+        flat = reference_batch_values(method, model, {role: batch}, vocab_rows=vocab_rows)[role]
+        by_row = _by_row({q: flat[q].cpu() for q in flat}, [lengths[i] for i in indices])
+        for index, row_values in zip(indices, by_row, strict=True):
+            values[index] = row_values
     model.train(was_training)
-    return flat
+    return values
+
+
+def _by_row(flat: Values, lengths: Sequence[int]) -> list[Values]:
+    """Values that stand row after row, cut into rows."""
+    parts = {quantity: torch.split(values, list(lengths)) for quantity, values in flat.items()}
+    return [{quantity: parts[quantity][row] for quantity in parts} for row in range(len(lengths))]
 
 
 def _width(rows: Sequence[Tokens], positions: Positions) -> int | None:
@@ -148,7 +148,3 @@ def _lengths(rows: Sequence[Tokens], positions: Positions) -> list[int]:
     width = _width(rows, positions)
     masks = (positions.mask(pad_tokens([row], pad_id=0, width=width).labels) for row in rows)
     return [int(mask.sum()) for mask in masks]
-
-
-def _named(stored: Mapping[str, Tensor], wanted: Mapping[Role, Sequence[Observable]]) -> dict[Role, dict[Observable, Tensor]]:
-    return {role: {q: stored[f"{role}/{q!r}"] for q in quantities} for role, quantities in wanted.items()}
