@@ -71,13 +71,12 @@ class GuardedModel:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gate: EnergyGate | None) -> None:
-        self.model: PreTrainedModel = model.eval()  # type: ignore[no-untyped-call]
         self.tokenizer = tokenizer
         self.gate = gate
         self.template = Template(tokenizer)
         texts = () if gate is None else gate.refusal_texts
         tokens = refusal_tokens(self.template.text_ids, texts, end_token_ids(model, tokenizer), pad_token_id(tokenizer))
-        self.generator = GatedGenerator(self.model, tokens, tokenizer)
+        self.generator = GatedGenerator(model.eval(), tokens, tokenizer)  # type: ignore[no-untyped-call]
         if gate is not None and gate.template != self.template.fingerprint:
             raise GateError(
                 "the tokenizer renders prompts differently than when the gate was calibrated (its chat template changed); "
@@ -109,6 +108,11 @@ class GuardedModel:
     def __repr__(self) -> str:
         guard = "RAW: no gate" if self.gate is None else f"gate {self.gate.score_name} > {self.gate.threshold:.4g}"
         return f"GuardedModel({type(self.model).__name__}, {guard})"
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The one that answers."""
+        return self.generator.model
 
     @property
     def rule(self) -> GateRule | None:

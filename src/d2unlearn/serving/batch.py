@@ -103,15 +103,15 @@ def refusal_of(gate: EnergyGate, asked: GenerationRequest) -> Completion:
     return Completion(answer, "content_filter", len(asked.prompt_ids))
 
 
+@dataclass
 class _Row:
     """A row on its way: what was shown of it, and whether it is done."""
 
-    def __init__(self, asked: GenerationRequest, recipient: Recipient, guarded: GuardedModel) -> None:
-        self.asked = asked
-        self.recipient = recipient
-        self.done = False
-        self._guarded = guarded
-        self._shown = ""
+    asked: GenerationRequest
+    recipient: Recipient
+    guarded: GuardedModel
+    done: bool = False
+    shown: str = ""
 
     def at_end(self, tokens: list[int]) -> bool:
         """Whether the row ends with the tokens that it has, by anything but an end token."""
@@ -121,27 +121,27 @@ class _Row:
 
     def show(self, tokens: list[int]) -> None:
         """Hand on what further tokens cannot change: no half character, nothing that could be the start of a stop text."""
-        text = self._guarded.text_of(tokens)
+        text = self.guarded.text_of(tokens)
         longest = max(map(len, self.asked.stop), default=1)
         self._hand_on(text[: max(len(text) - longest + 1, 0)].rstrip("\ufffd").strip())
 
     def finish(self, tokens: list[int], decision: Decision) -> None:
         self.done = True
-        answer = self._guarded.answer_of(self.asked.prompt_ids, decision, tokens, self.asked.stop)
+        answer = self.guarded.answer_of(self.asked.prompt_ids, decision, tokens, self.asked.stop)
         if self.recipient.streams:
-            self._hand_on(f"{self._shown}\n{answer.text}" if answer.refused and self._shown else answer.text)
-        ended = tokens[-1] in self._guarded.generator.tokens.ends or self._stopped(tokens)
+            self._hand_on(f"{self.shown}\n{answer.text}" if answer.refused and self.shown else answer.text)
+        ended = tokens[-1] in self.guarded.generator.tokens.ends or self._stopped(tokens)
         finish: Finish = "content_filter" if answer.refused else "stop" if ended else "length"
         self.recipient.take(Completion(answer, finish, len(self.asked.prompt_ids)))
 
     def _stopped(self, tokens: list[int]) -> bool:
-        return bool(self.asked.stop) and any(stop in self._guarded.text_of(tokens) for stop in self.asked.stop)
+        return bool(self.asked.stop) and any(stop in self.guarded.text_of(tokens) for stop in self.asked.stop)
 
     def _hand_on(self, text: str) -> None:
         """Text so far; of one that an odd tokenizer changed at its start the new end."""
-        if len(text) > len(self._shown):
-            self.recipient.take(Piece(text[len(self._shown) :]))
-            self._shown = text
+        if len(text) > len(self.shown):
+            self.recipient.take(Piece(text[len(self.shown) :]))
+            self.shown = text
 
 
 def _ended(rows: Sequence[_Row], prompt_length: int, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
