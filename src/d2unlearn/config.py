@@ -38,7 +38,7 @@ from d2unlearn.fields import (
 
 Settings = TypeVar("Settings")
 
-FILE, FOLDER, JSONL, NAMED_FILE = (Metavar(text) for text in ("FILE", "FOLDER", "FILE.jsonl", "NAME=FILE"))
+_FILE, _FOLDER, _JSONL, _NAMED_FILE = (Metavar(text) for text in ("FILE", "FOLDER", "FILE.jsonl", "NAME=FILE"))
 ITS_FOLDER = Default("its folder")
 BENCHMARK = Group("A benchmark of the field")
 TRAINING = Group("How all of them are trained")
@@ -51,8 +51,8 @@ GroupSize = Annotated[
     int | None, COUNT, Metavar("N"), "Blocks of N rows belong together (TOFU: 20), where no column `group` says so."
 ]
 AnswerLength = Annotated[int | None, COUNT, Default("what the gate was calibrated for; raw 128"), "Longest answer."]
-AlsoForget = Annotated[dict[str, str], INCIDENTAL, NAMED_FILE, "A further set that should be gone."]
-AlsoRetain = Annotated[dict[str, str], INCIDENTAL, NAMED_FILE, "A further set to keep."]
+AlsoForget = Annotated[dict[str, str], INCIDENTAL, _NAMED_FILE, "A further set that should be gone."]
+AlsoRetain = Annotated[dict[str, str], INCIDENTAL, _NAMED_FILE, "A further set to keep."]
 Epochs = Annotated[float | str, ABOVE_ZERO.or_auto, "Passes over the forget rows, or auto: 10, more for few."]
 Accumulation = Annotated[int | str, COUNT.or_auto, "Batches that make one update, or auto: 1 to 4 by size."]
 MaxLength = Annotated[int, AT_LEAST_TWO, "Rows are cut there, in tokens, or at the model's context."]
@@ -124,8 +124,8 @@ class GenerateSettings:
 
     model: Annotated[str, INCIDENTAL, "An artifact with a calibrated gate."]
     prompt: Annotated[str | None, INCIDENTAL, "One request; its answer goes to the standard output."] = None
-    input: Annotated[str | None, INCIDENTAL, JSONL, "Rows with a `prompt` to answer; other fields are kept."] = None
-    output: Annotated[str | None, INCIDENTAL, JSONL, "Adds text, refused, energy and threshold to each row."] = None
+    input: Annotated[str | None, INCIDENTAL, _JSONL, "Rows with a `prompt` to answer; other fields are kept."] = None
+    output: Annotated[str | None, INCIDENTAL, _JSONL, "Adds text, refused, energy and threshold to each row."] = None
     max_new_tokens: AnswerLength = None
     raw: Annotated[bool, "Answer without the gate."] = False
     show_energy: Annotated[bool, INCIDENTAL, "Print energy, threshold and decision too."] = False
@@ -156,7 +156,7 @@ class ServeSettings:
     timeout: Annotated[float, ABOVE_ZERO, "Seconds until a request is given up, 504."] = 120.0
     stop_timeout: Annotated[float, ABOVE_ZERO, "Seconds that running requests have to finish at a stop."] = 20.0
     hold_back: Annotated[int, ZERO_OR_MORE, "Tokens that a stream stays behind, so that late refusals leak less."] = 0
-    api_keys: Annotated[str | None, FILE, "One key a line; a request has to bring one of them."] = None
+    api_keys: Annotated[str | None, _FILE, "One key a line; a request has to bring one of them."] = None
     hide_energy: Annotated[bool, "Show no energies to clients, who could search by them."] = False
     log_prompts: Annotated[bool, Default("never"), "Log what is asked."] = False
 
@@ -168,7 +168,7 @@ class PlaySettings:
     model: Annotated[str, "An artifact with a calibrated gate."]
     original: Annotated[str | None, Default("what the artifact was made from"), "The model before unlearning."] = None
     port: Annotated[int, PORT, "Port on this machine; 0: any that is free."] = 7860
-    samples: Annotated[dict[str, str], NAMED_FILE, Default("the artifact's own rows"), "Questions to choose from."] = field(
+    samples: Annotated[dict[str, str], _NAMED_FILE, Default("the artifact's own rows"), "Questions to choose from."] = field(
         default_factory=dict
     )
     max_new_tokens: Annotated[AnswerLength, Default("what the gate was calibrated for")] = None
@@ -201,7 +201,7 @@ class BenchmarkSettings:
     model: Annotated[str, INCIDENTAL, "Model folder or hub name."]
     benchmark: Annotated[str, one_of("tofu", "muse", "wmdp"), BENCHMARK, "tofu, muse or wmdp, instead of rows."]
     output: Annotated[str, INCIDENTAL, "Folder for evaluation.json."]
-    data: Annotated[str | None, INCIDENTAL, BENCHMARK, FOLDER, Default("from the hub"), "Its files."] = None
+    data: Annotated[str | None, INCIDENTAL, BENCHMARK, _FOLDER, Default("from the hub"), "Its files."] = None
     convention: Annotated[
         str, one_of("d2unlearn", "open-unlearning"), BENCHMARK, "How to count: d2unlearn or open-unlearning."
     ] = "d2unlearn"
@@ -209,7 +209,7 @@ class BenchmarkSettings:
         str | None,
         INCIDENTAL,
         BENCHMARK,
-        FILE,
+        _FILE,
         "TOFU_EVAL.json (MUSE_EVAL.json) of a model that never saw the forget set, ours or open-unlearning's.",
     ] = None
     forget_split: Annotated[str, BENCHMARK, "TOFU: forget01, 05 or 10."] = "forget10"
@@ -287,7 +287,7 @@ class CompareSettings:
         "What is forgotten and kept.",
     ]
     output: Annotated[str, "Folder for work, tables and pages."]
-    results: Annotated[str | None, FOLDER, Default("results in the output"), "One JSON file a run, kept."] = None
+    results: Annotated[str | None, _FOLDER, Default("results in the output"), "One JSON file a run, kept."] = None
     methods: Annotated[list[str], Flag("--method"), Default("all of them"), "A method to compare."] = field(
         default_factory=list
     )
