@@ -184,12 +184,12 @@ def test_resuming_does_not_run_the_reference_again(
 ) -> None:
     settings = replace(given, output=str(tmp_path / "artifact"), epochs=2)
     assert exit_code(unlearn_until, settings, "step", 4) == KILLED
-    from d2unlearn.training import reference
+    from d2unlearn.training import frozen
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the reference ran again")
 
-    monkeypatch.setattr(reference, "_run", never)
+    monkeypatch.setattr(frozen, "_run", never)
     assert run_unlearn(settings) == tmp_path / "artifact"
 
 
