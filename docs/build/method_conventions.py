@@ -1,6 +1,6 @@
 """What the mistakes do that `convention="open-unlearning"` keeps: losses and gradients on the parity batch, both ways.
 
-Prints the table that `make docs` puts on docs/methods.md.
+The table that `make docs` puts on docs/methods.md.
 """
 
 from __future__ import annotations
@@ -35,10 +35,6 @@ class Found(NamedTuple):
     loss: float
     gradient: Tensor
     padded: float
-
-
-def main() -> None:
-    print(conventions_table())
 
 
 def conventions_table() -> str:
@@ -85,7 +81,3 @@ def row_weights(batch: dict[str, Any]) -> str:
     weights = lengths * (1 / lengths).mean()
     said = ", ".join(f"{int(n)} tokens {w:.2f}" for n, w in sorted(zip(lengths.tolist(), weights.tolist(), strict=True)))
     return f"Weight of a retained row in RMU's published mean, where each should weigh 1: {said}."
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,7 @@
 """The figures of docs/method.md, drawn from the package's own functions; its numbers are in method_numbers.py.
 
-    python docs/build/method_figures.py        docs/figures/NAME.svg and NAME-dark.svg; `make docs` draws those that are stale
-
-Each drawing is made once, in the light palette; its dark twin is the same text with other colours.
+`make docs` draws those of docs/figures/NAME.svg and NAME-dark.svg that are stale. Each drawing is made once, in the light
+palette; its dark twin is the same text with other colours.
 """
 
 from __future__ import annotations
@@ -26,25 +25,19 @@ from d2unlearn.energy import centred_energy, free_energy, reference_margins
 from d2unlearn.gate.score import Highest, running_scores
 from d2unlearn.stats import conformal_rank
 from method_numbers import METHOD, RATE, WIDE, noisy, peaked, signed
+from tables import ROOT
 
-FOLDER = Path(__file__).resolve().parents[2] / "docs" / "figures"
-LIGHT = {
-    "ink": "#1f2328",
-    "muted": "#59636e",
-    "grid": "#d1d9e0",
-    "retain": "#0969da",
-    "forget": "#bc4c00",
-    "centred": "#8250df",
+FOLDER = ROOT / "docs" / "figures"
+COLOURS = {
+    "ink": ("#1f2328", "#e6edf3"),
+    "muted": ("#59636e", "#9198a1"),
+    "grid": ("#d1d9e0", "#3d444d"),
+    "retain": ("#0969da", "#58a6ff"),
+    "forget": ("#bc4c00", "#f0883e"),
+    "centred": ("#8250df", "#bc8cff"),
 }
-DARK = {
-    "ink": "#e6edf3",
-    "muted": "#9198a1",
-    "grid": "#3d444d",
-    "retain": "#58a6ff",
-    "forget": "#f0883e",
-    "centred": "#bc8cff",
-}
-INK, MUTED, GRID, RETAIN, FORGET, CENTRED = LIGHT.values()
+"""On light and on dark pages."""
+INK, MUTED, GRID, RETAIN, FORGET, CENTRED = (light for light, _ in COLOURS.values())
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "d2unlearn",
@@ -252,17 +245,6 @@ def rendered(draw: Callable[[], Figure]) -> str:
 
 
 def recoloured(svg: str) -> str:
-    for name, colour in LIGHT.items():
-        svg = svg.replace(colour, DARK[name])
+    for light, dark in COLOURS.values():
+        svg = svg.replace(light, dark)
     return svg
-
-
-def main() -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    for path, text in figure_files().items():
-        path.write_text(text, encoding="utf-8")
-        print(f"{path}: {len(text):,} bytes")
-
-
-if __name__ == "__main__":
-    main()
