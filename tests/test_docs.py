@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from d2unlearn.data.holdout import hold_out, split_validation
 from d2unlearn.schema import Example, Message
 from d2unlearn.stats import smallest_n
+from d2unlearn.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"])
@@ -44,6 +46,23 @@ def test_every_file_that_the_architecture_page_names_exists() -> None:
     named = [path for path in named if path.endswith("/") or path.endswith((".py", ".j2"))]
     assert len(named) > 60
     assert [path for path in named if not ((ROOT / path).exists() or (ROOT / "src" / "d2unlearn" / path).exists())] == []
+
+
+def test_the_changelog_s_first_version_is_the_package_s_and_has_a_date() -> None:
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    versions = [heading for heading in headings if heading != "Unreleased"]
+    assert re.fullmatch(re.escape(__version__) + r" - \d{4}-\d\d-\d\d", versions[0])
+
+
+def test_the_readme_says_which_oldest_versions_are_allowed() -> None:
+    allowed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    rows = {
+        "Python": allowed["requires-python"],
+        **dict(re.findall(r"(torch|transformers)>=([\d.]+)", str(allowed["dependencies"]))),
+    }
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, row in (("Python", "Python"), ("torch", "PyTorch"), ("transformers", "transformers")):
+        assert f"| {row} | {rows[name].removeprefix('>=')} or newer" in text
 
 
 def test_no_formula_is_broken_over_two_lines() -> None:
