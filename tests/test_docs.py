@@ -56,10 +56,8 @@ def test_the_changelog_s_first_version_is_the_package_s_and_has_a_date() -> None
 
 def test_the_readme_says_which_oldest_versions_are_allowed() -> None:
     allowed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    rows = {
-        "Python": allowed["requires-python"],
-        **dict(re.findall(r"(torch|transformers)>=([\d.]+)", str(allowed["dependencies"]))),
-    }
+    oldest = dict(re.findall(r"\b(torch|transformers)>=([\d.]+)", str(allowed["dependencies"])))
+    oldest["Python"] = allowed["requires-python"].removeprefix(">=")
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name, row in (("Python", "Python"), ("torch", "PyTorch"), ("transformers", "transformers")):
         assert f"| {row} | {oldest[name]} or newer" in text
