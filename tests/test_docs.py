@@ -48,6 +48,12 @@ def test_every_file_that_the_architecture_page_names_exists() -> None:
     assert [path for path in named if not ((ROOT / path).exists() or (ROOT / "src" / "d2unlearn" / path).exists())] == []
 
 
+def test_the_readme_s_tree_has_every_room() -> None:
+    rooms = {path.name for path in (ROOT / "src" / "d2unlearn").iterdir() if (path / "__init__.py").is_file()}
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("    src/d2unlearn/\n")[2]
+    assert set(re.findall(r"^      (\w+)/ ", tree, re.MULTILINE)) == rooms
+
+
 def test_the_changelog_s_first_version_is_the_package_s_and_has_a_date() -> None:
     headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     versions = [heading for heading in headings if heading != "Unreleased"]
