@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from d2unlearn.artifact import holds_result, is_done, manifest, new_result, publish, read_manifest, workspace_of
 from d2unlearn.errors import ArtifactError, DataError
@@ -101,6 +102,15 @@ def test_a_file_system_without_locks_is_worked_on_all_the_same(tmp_path: Path, m
     monkeypatch.setattr(fcntl, "flock", refuse)
     with workspace_of(tmp_path / "artifact", KEY) as workspace:
         assert workspace.is_dir()
+
+
+def test_a_lock_that_may_not_be_had_is_no_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with pytest.raises(ArtifactError, match=r"cannot lock .*: Permission denied"), workspace_of(tmp_path / "artifact", KEY):
+        raise AssertionError("worked on")
 
 
 def test_an_interrupted_run_is_taken_up_by_its_key_alone(tmp_path: Path) -> None:

@@ -203,6 +203,7 @@ def test_every_line_is_of_a_module_and_allows_only_what_stands_above_it() -> Non
     above: list[str] = []
     for name, allowed in ALLOWED.items():
         assert name in MODULES
+        assert "." not in name, "no line for a single file of a package"
         for other in allowed.split():
             assert other in MODULES
             assert line_of(other, dict.fromkeys(above, "")), f"{name} may import {other}, which does not stand above it"

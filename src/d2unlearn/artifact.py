@@ -6,6 +6,7 @@ OUTPUT.partial    checkpoints, the stored reference and the staged artifact, unt
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ CHECKPOINTS = "checkpoints"
 STAGED = "artifact"
 _FORMAT = 1
 DONE = "{} is done: same inputs, same settings"
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What a file system says that has no locks."""
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "tokenizers", "numpy")
 
 
@@ -153,8 +156,11 @@ def locked(file: Path, taken: ArtifactError) -> Iterator[None]:
             lock.acquire(blocking=False)
         except Timeout:
             raise taken from None
-        except (OSError, NotImplementedError):
+        except NotImplementedError:
             pass
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise ArtifactError(f"cannot lock {file}: {error.strerror}") from error
     try:
         yield
     finally:

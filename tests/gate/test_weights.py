@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import time
 from collections.abc import Callable
 
@@ -11,11 +12,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import LlamaForCausalLM
+from transformers import GenerationConfig, LlamaForCausalLM
 
 from d2unlearn.errors import GateError
 from d2unlearn.gate import EnergyGate
-from d2unlearn.gate.rule import GateRule
+from d2unlearn.gate.decoding import n_sequences
+from d2unlearn.gate.gated import GatedGenerator
+from d2unlearn.gate.rule import GateRule, RefusalTokens
 from d2unlearn.gate.weights import PROBE_EVERY, WeightsCheck
 
 from . import tiny
@@ -297,6 +300,61 @@ def test_another_gate_is_held_against_the_weights_by_itself(
     shifted = tuple(replace(probe, energy=probe.energy + 1) for probe in gate.probes)
     with pytest.raises(GateError, match=OTHERS):
         check.check(replace(gate.rule, probes=shifted), 1)
+
+
+def test_a_laxer_gate_does_not_vouch_for_a_stricter_one(own: LlamaForCausalLM, gate: EnergyGate) -> None:
+    from dataclasses import replace
+
+    written_in_place(own)
+    check = WeightsCheck(own)
+    check.check(replace(gate.rule, probe_tolerance=1e9), 1)
+    with pytest.raises(GateError, match=OTHERS):
+        check.check(gate.rule, 1)
+
+
+def test_weights_written_while_the_probes_are_asked_are_not_trusted(
+    own: LlamaForCausalLM, gate: EnergyGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = GateRule.check_probes
+
+    def written_meanwhile(self: GateRule, model: LlamaForCausalLM) -> None:
+        ask(self, model)
+        written_in_place(model)
+
+    check = WeightsCheck(own)
+    with monkeypatch.context() as patch:
+        patch.setattr(GateRule, "check_probes", written_meanwhile)
+        check.check(gate.rule, 1)
+    with pytest.raises(GateError, match=OTHERS):
+        check.check(gate.rule, 1)
+
+
+def test_a_checked_model_can_be_cast_with_swapped_tensors_and_pickled(own: LlamaForCausalLM, gate: EnergyGate) -> None:
+    check = WeightsCheck(own)
+    check.check(gate.rule, 1)
+    again: WeightsCheck = pickle.loads(pickle.dumps(check))
+    again.check(gate.rule, 1)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        own.to(torch.float64)  # type: ignore[call-arg]
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert own.lm_head.weight.dtype == torch.float64
+    check.check(gate.rule, 1)
+
+
+def test_the_generator_s_model_is_the_one_that_is_checked(own: LlamaForCausalLM, gate: EnergyGate) -> None:
+    generator = GatedGenerator(own, RefusalTokens(((5,),), (6,), (2,), 0))
+    with pytest.raises(AttributeError):
+        generator.model = tiny.model()  # type: ignore[misc]
+    assert generator.model is own
+
+
+def test_rows_of_embeddings_are_counted_as_answers() -> None:
+    config = GenerationConfig(num_return_sequences=2, do_sample=True)
+    assert n_sequences(config, {"inputs_embeds": torch.zeros(3, 4, 8)}, None) == 6
+    assert n_sequences(config, {}, torch.zeros(5, 4)) == 10
+    assert n_sequences(config, {}, None) == 2
 
 
 def test_looking_at_the_weights_takes_less_than_a_hundredth_of_an_answer(own: LlamaForCausalLM, gate: EnergyGate) -> None:

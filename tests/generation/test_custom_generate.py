@@ -271,7 +271,9 @@ def test_neither_the_weights_nor_our_own_loading_notice(folder: Path, split: Hal
     assert is_carried(folder)
     before = weights_hash(folder)
     assert split.guarded.gate is not None
+    (folder / FOLDER / "of_an_earlier_version.py").touch()
     split.guarded.gate.save(folder)
+    assert {path.name for path in (folder / FOLDER).glob("*.py")} == {n for n in custom_generate() if n.endswith(".py")}
     assert weights_hash(folder) == before
     model = load_model(folder)
     assert not hasattr(model.config, GATE_COPY)

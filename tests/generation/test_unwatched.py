@@ -26,6 +26,7 @@ UNWATCHED: dict[str, tuple[dict[str, Any], str]] = {
     "layers": ({"dola_layers": "low"}, "dola generation"),
     "guidance": ({"guidance_scale": 1.5}, "classifier-free guidance"),
     "healing": ({"token_healing": True}, "token healing"),
+    "adapters row by row": ({"adapter_names": ["__base__"]}, "adapters chosen row by row"),
     "drafts on a cache": ({"prompt_lookup_num_tokens": 2, "cache": DynamicCache()}, "goes on from a cache"),
 }
 

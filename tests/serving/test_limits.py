@@ -25,6 +25,7 @@ from d2unlearn.gate import recorder
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.serving import middleware
 from d2unlearn.serving import run as serving_run
+from d2unlearn.serving.engine import Engine, EngineLimits
 from d2unlearn.serving.run import listen, read_keys, service_limits
 from gate.conftest import at
 from generation.conftest import Halves
@@ -343,3 +344,23 @@ def test_the_client_retries_what_can_be_retried(split: Halves) -> None:
             thread.join(60)
         patient.close()
     assert sorted(map(str, texts)) == sorted(answer.text for answer in split.guarded.answer(split.prompts[:4]))
+
+
+def test_a_question_whose_caller_has_gone_does_not_end_the_engine(split: Halves) -> None:
+    engine = Engine(split.guarded, EngineLimits())
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        begun.set()
+        go_on.wait(20)
+        return "late"
+
+    first, gone = engine.run(slow), engine.run(lambda: "never asked for")
+    assert begun.wait(20)
+    assert gone.cancel()
+    go_on.set()
+    assert first.result(20) == "late"
+    assert engine.run(lambda: "next").result(20) == "next"
+    assert engine.alive
+    engine.stop()
+    assert engine.join(20)

@@ -7,9 +7,11 @@ from typing import Any
 
 from d2unlearn.attacks import relearning
 
+RENAMED = {"Comeback": "RelearningResult"}
+
 
 def __getattr__(name: str) -> Any:
     """What the module had, with a `DeprecationWarning`."""
-    value = getattr(relearning, name)
+    value = getattr(relearning, RENAMED.get(name, name))
     warnings.warn(f"d2unlearn.audit.tampering is d2unlearn.attacks.relearning now: {name}", DeprecationWarning, stacklevel=2)
     return value

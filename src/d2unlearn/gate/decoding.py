@@ -43,15 +43,23 @@ def watched_way(config: GenerationConfig, options: Mapping[str, Any], input_ids:
         raise _unwatched("classifier-free guidance: the answer's tokens come from other logits than the model's own")
     if config.token_healing:
         raise _unwatched("token healing: it generates before the prompt is finished")
+    if options.get("adapter_names") is not None or options.get("alora_offsets") is not None:
+        raise _unwatched("adapters chosen row by row: they are other weights than those that were calibrated")
     mode = config.get_generation_mode(options.get("assistant_model"))
     if mode not in WATCHED_MODES:
         raise _unwatched(str(mode.value).replace("_", " "))
     if mode == GenerationMode.ASSISTED_GENERATION and (_filled_cache(options) or input_ids is None):
         raise _unwatched("assisted decoding that goes on from a cache or from embeddings")
-    n_rows = (1 if input_ids is None else len(input_ids)) * (config.num_return_sequences or 1)
-    if options.get("streamer") is not None and (mode in BEAM_MODES or n_rows > 1):
+    several = mode in BEAM_MODES or n_sequences(config, options, input_ids) > 1
+    if options.get("streamer") is not None and several:
         raise _unwatched("a stream of several sequences at once: a refusal of one could not be told from the others")
     return mode
+
+
+def n_sequences(config: GenerationConfig, options: Mapping[str, Any], input_ids: Tensor | None) -> int:
+    """How many answers come of a call, whose prompts are ids or embeddings; 1 a row without either."""
+    prompts = options.get("inputs_embeds") if input_ids is None else input_ids
+    return (1 if prompts is None else len(prompts)) * (config.num_return_sequences or 1)
 
 
 def _filled_cache(options: Mapping[str, Any]) -> bool:

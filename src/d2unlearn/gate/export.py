@@ -69,8 +69,11 @@ def carry(folder: Path, rule: GateRule, refusal_texts: tuple[str, ...], template
     if own.fingerprint != template:
         raise GateError(f"the tokenizer in {folder} renders prompts differently than when the gate was calibrated; recalibrate")
     tokens = refusal_tokens(own.text_ids, refusal_texts, _end_ids(folder, tokenizer), pad_token_id(tokenizer))
-    for name, text in custom_generate().items():
+    carried = custom_generate()
+    for name, text in carried.items():
         atomic_write(folder / FOLDER / name, text)
+    for stale in (path for path in (folder / FOLDER).glob("*.py") if path.name not in carried):
+        stale.unlink()  # of an earlier version
     config = read_json(folder / "config.json")
     copy = {**rule_to_json(rule, tokens), "template": template, "weights_hash": weights, "version": __version__}
     write_json(folder / "config.json", {**config, GATE_COPY: copy})

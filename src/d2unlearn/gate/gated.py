@@ -25,7 +25,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList, Stop
 
 from d2unlearn.gate.beams import BeamCriterion
 from d2unlearn.gate.criteria import AcceptedDrafts, GateCriterion, LastPosition, Listener, ReadEnergies
-from d2unlearn.gate.decoding import BEAM_MODES, effective_config, id_list, watched_way
+from d2unlearn.gate.decoding import BEAM_MODES, effective_config, id_list, n_sequences, watched_way
 from d2unlearn.gate.online import Decision, Trace
 from d2unlearn.gate.recorder import EnergyRecorder
 from d2unlearn.gate.rule import GateRule, RefusalTokens
@@ -55,11 +55,16 @@ class GatedGenerator:
     """A model, and the tokens that it refuses with. `tokenizer` is needed for stop strings alone."""
 
     def __init__(self, model: PreTrainedModel, tokens: RefusalTokens, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        self.model = model
+        self._model = model
         self.tokens = tokens
         self.tokenizer = tokenizer
         self.weights = WeightsCheck(model)
         self._warned = False
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The one that is held against the rule, and generates."""
+        return self._model
 
     def generate(
         self,
@@ -89,7 +94,7 @@ class GatedGenerator:
         stream = None
         if rule is not None:
             temperature, vocab_rows = rule.temperature, rule.vocab_rows
-            self.weights.check(rule, (1 if input_ids is None else len(input_ids)) * (config.num_return_sequences or 1))
+            self.weights.check(rule, n_sequences(config, options, input_ids))
             if warn:
                 self._warn(rule, mode, config)
             if options.get("streamer") is not None:

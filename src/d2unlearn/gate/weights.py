@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +14,8 @@ from d2unlearn.gate.rule import GateRule
 PROBE_EVERY = 100
 """Answers after which the probe prompts are asked again, whatever the tensors say."""
 
-ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
-"""What a layer of PEFT keeps beside its tensors: which adapters are on, merged, and how strong."""
+ADAPTER_STATE = ("active_adapter", "_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
+"""What a model or a layer of PEFT keeps beside its tensors: which adapters are on, merged, and how strong."""
 
 _OPTIMIZER_STEPS = [0]
 """Of all optimizers of this process: fused ones write past the version counters."""
@@ -38,34 +37,41 @@ class WeightsCheck:
     written past the counters (through `.data`, by foreign kernels, into tensors made under `inference_mode`).
 
     Not seen: what is written past the counters and taken back, or used, before the probes are asked again; until then also what
-    changes the model's answers without its tensors (a hook, a value in its configuration); and changes that move the energy of
-    no probe prompt by more than the tolerance.
+    changes the model's answers without its tensors (a hook, another `forward`, a plain attribute or a value of its
+    configuration, training mode, a cache that another model filled); what another thread writes while an answer is made; and
+    changes that move the energy of no probe prompt by more than the tolerance.
+
+    Tensors and modules are held until the next check, for the address of one that is gone may be given to another.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._seen: list[Any] = []
-        self._alive: list[weakref.ref[Tensor]] = []
-        self._rule: GateRule | None = None
+        self._held: list[object] = []
+        self._asked: tuple[Any, ...] | None = None
         self._n_answers = 0
 
     def trust(self, rule: GateRule) -> None:
         """Take the weights as they are for those that the rule was calibrated on."""
-        self._rule, self._n_answers = rule, 0
-        self._seen = _marks(self._model)
-        self._alive = [weakref.ref(tensor) for module in _modules(self._model) for tensor in _own_tensors(module)]
+        self._trust(rule, _marks(self._model))
 
     def check(self, rule: GateRule, n_answers: int) -> None:
         """Before so many answers. Raises `GateError` unless the model gives the probe prompts the energies they had."""
-        if self._rule is None or rule.probes != self._rule.probes or self._n_answers >= PROBE_EVERY or self._changed():
-            self._rule = None
+        marks = _marks(self._model)
+        if self._asked != _asks(rule) or self._n_answers >= PROBE_EVERY or marks != self._seen:
+            self._asked = None
             rule.check_probes(self._model)
-            self.trust(rule)
+            self._trust(rule, marks)  # those from before: what is written meanwhile is found the next time
         self._n_answers += n_answers
 
-    def _changed(self) -> bool:
-        """The addresses of tensors that are gone may have been given to others, so nothing may be gone."""
-        return _marks(self._model) != self._seen or any(alive() is None for alive in self._alive)
+    def _trust(self, rule: GateRule, marks: list[Any]) -> None:
+        self._asked, self._seen, self._n_answers = _asks(rule), marks, 0
+        self._held = [held for module in _modules(self._model) for held in (module, *_own_tensors(module))]
+
+
+def _asks(rule: GateRule) -> tuple[Any, ...]:
+    """What a rule's probes ask, and how exactly."""
+    return rule.probes, rule.probe_tolerance, rule.temperature, rule.vocab_rows
 
 
 def _marks(model: nn.Module) -> list[Any]:
@@ -73,7 +79,7 @@ def _marks(model: nn.Module) -> list[Any]:
     marks: list[Any] = [_OPTIMIZER_STEPS[0]]
     for module in _modules(model):
         marks.append(id(module))
-        if "_active_adapter" in vars(module):
+        if "_active_adapter" in vars(module) or "active_adapter" in vars(module):
             marks.append(repr([getattr(module, name, None) for name in ADAPTER_STATE]))
         for tensor in _own_tensors(module):
             version = None if tensor.is_inference() else tensor._version

@@ -116,6 +116,8 @@ class Engine:
         future: Future[_T] = Future()
 
         def do() -> None:
+            if not future.set_running_or_notify_cancel():
+                return  # whoever asked has gone
             try:
                 future.set_result(work())
             except Exception as error:
@@ -181,7 +183,7 @@ class Engine:
             generate_rows(self.guarded, [job.request for job in batch], batch, hold_back=self.limits.hold_back)
         except Exception as error:
             for job in batch:
-                if len(batch) > 1 and not job.started:
+                if len(batch) > 1 and not job.started and not isinstance(error, GateError):  # which holds for all of them
                     self._answer([job])
                 elif not job.finished:
                     self._fail(job, error)
