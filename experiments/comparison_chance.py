@@ -9,6 +9,7 @@ trainings as given" in docs/log.md.
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,7 @@ TESTS: dict[str, Callable[[Floats], float]] = {"bootstrap": bootstrap, "satterth
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     cells = [(authors, seeds) for authors in (8, 15, 150) for seeds in (0.0, 0.1, 1.0)]
     shares = [measured(*cell) for cell in progress(cells, "comparisons without a difference", total=len(cells))]
     write_json(RESULT, {"studies": STUDIES, "rivals": RIVALS, "found": shares})
