@@ -243,7 +243,7 @@ class BenchmarkSettings:
 
 @dataclass(frozen=True)
 class AnalyzeSettings:
-    """`d2unlearn analyze`: how well energy and every other index tell forgotten from retained requests, and at what cost."""
+    """`d2unlearn analyze`: how well energy and every other detector tell forgotten from retained requests, and at what cost."""
 
     model: Annotated[str, INCIDENTAL, "Model folder; with a gate in it, the others are compared with its score."]
     forget: Annotated[str, INCIDENTAL, "Requests that should be gone."]
@@ -263,7 +263,7 @@ class AnalyzeSettings:
     max_new_tokens: Annotated[int, COUNT, "Longest answer."] = 64
     batch_size: Annotated[int, COUNT, "Requests at once."] = 32
     disturbed: Annotated[
-        int, COUNT, "Rows of the first forget and the first retained set to ask again under each disturbance."
+        int, COUNT, "Rows of the first forget and the first retained set to ask again under each perturbation."
     ] = 200
     limit: RowLimit = None
     seed: Seed = 0
@@ -273,7 +273,7 @@ class AnalyzeSettings:
 
 @dataclass(frozen=True)
 class CompareSettings:
-    """`d2unlearn compare`: methods and guards, tuned alike on validation questions and judged once on test questions.
+    """`d2unlearn compare`: methods and guards, tuned alike on validation questions and evaluated once on test questions.
 
     splits: what `comparison.plan.Split` holds, by name; search: a parameter as a value or as a range to search, [low, high], by
     method or guard.
@@ -295,7 +295,7 @@ class CompareSettings:
     left_out: Annotated[dict[str, str], Metavar("NAME=WHY"), "Named in the table without numbers."] = field(
         default_factory=dict
     )
-    seeds: Annotated[list[int], Flag("--seed"), "Seeds to judge with; the first tunes."] = field(
+    seeds: Annotated[list[int], Flag("--seed"), "Seeds to evaluate with; the first tunes."] = field(
         default_factory=lambda: [0, 1, 2]
     )
     trials: Annotated[int, COUNT, "Choices of parameters tried for each method and guard."] = 6
@@ -315,7 +315,7 @@ class CompareSettings:
     bf16: Annotated[Bf16, TRAINING] = False
     gradient_checkpointing: Annotated[Checkpointing, TRAINING] = False
     max_false_refusal: Annotated[float, PROPER_SHARE, "Share that gates and guards may refuse wrongly."] = 0.01
-    test_rows: Annotated[int, COUNT, "Retained rows that only judge, at most a quarter."] = 400
+    test_rows: Annotated[int, COUNT, "Retained rows that only test, at most a quarter."] = 400
     max_new_tokens: Annotated[int, COUNT, "Longest answer."] = 96
     eval_batch_size: Annotated[int, COUNT, "Rows at once when nothing is trained."] = 32
     attack_learning_rate: Annotated[float, ABOVE_ZERO, "Of relearning; this suits millions of parameters."] = 5e-4

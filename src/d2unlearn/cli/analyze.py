@@ -10,7 +10,7 @@ from d2unlearn.config import AnalyzeSettings
 
 @takes(AnalyzeSettings)
 def analyze(settings: AnalyzeSettings) -> None:
-    """Put energy on trial against every other index: how well each tells forgotten requests, at what cost, how steadily.
+    """Put energy on trial against every other detector: how well each tells forgotten requests, at what cost, how steadily.
 
     Example: `d2unlearn analyze --model ./artifact --forget forget.jsonl --retain test.jsonl --output ./trial`
     """

@@ -10,7 +10,7 @@ from d2unlearn.config import CompareSettings
 
 @takes(CompareSettings)
 def compare(settings: CompareSettings) -> None:
-    """Tune every method alike, judge it once on test questions, and put all of them side by side.
+    """Tune every method alike, evaluate it once on test questions, and put all of them side by side.
 
     Safe to kill and to start several times over: what is done is not done twice, and processes share the work.
 
