@@ -49,8 +49,8 @@ ALLOWED = {
     "serving": f"{CORE} {FILES} data gate generation models",
     "report": "errors runtime schema serialization stats version",
     "evaluation": f"{CORE} {FILES} data gate generation metrics models stats teacher_forcing",
-    "attacks": f"{CORE} data generation metrics models runtime stats teacher_forcing wordings",
-    "audit": "attacks runtime wordings",
+    "attacks": f"{CORE} data gate generation metrics models runtime stats teacher_forcing wordings",
+    "audit": f"{CORE} {FILES} attacks data gate generation metrics models report stats teacher_forcing training wordings",
     "benchmark": f"{CORE} {FILES} data evaluation gate generation metrics models stats teacher_forcing",
     "analysis": f"{CORE} {FILES} data evaluation gate generation metrics models report stats",
     "comparison": f"{CORE} {FILES} attacks benchmark data evaluation gate generation guards methods metrics models report "
