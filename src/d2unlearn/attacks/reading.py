@@ -10,12 +10,13 @@ from typing import Literal
 from d2unlearn.schema import Example, Tokens
 
 Setting = str | float | int
-Measure = Literal["answer_probability", "told", "refused", "picked", "score"]
+Measure = Literal["answer_probability", "told", "refused", "missed", "picked", "score"]
 """What a reading's numbers are, one a row.
 
 answer_probability  geometric mean of the answer's token probabilities, 0 to 1
 told                1 where what was generated gives the truth away (`metrics.text.leaked`), else 0, or the chance of it
 refused             1 where the gate refused, else 0
+missed              1 where a forgotten question was answered and not refused, else 0
 picked              1 where the true answer was picked among wrong ones, else 0
 score               a number that tells rows of several sets apart by a rank statistic (membership scores, energies); no share
 """

@@ -103,6 +103,8 @@ class AttackPlan:
 
     `subjects`: the models that it is made on. `parts`: for a subject, its rows, the level and the seed; raises
     `NotShownError` where the attack cannot be made. `uses_original`: whether readings depend on the original's weights too.
+    `then`: further parts, made once all of these are done, from what they read of the artifact (say, at the rate that was worst
+    for it). `combined`: readings made of those of one subject, one claim and one way to answer (told in *any* wording).
     """
 
     name: str
@@ -111,6 +113,8 @@ class AttackPlan:
     parts: Callable[[Subject, AuditRows, Level, int], Iterable[Part]]
     subjects: tuple[SubjectName, ...] = ("artifact", "original", "oracle")
     uses_original: bool = False
+    then: Callable[[Subject, AuditRows, Level, int, Sequence[Reading]], Iterable[Part]] | None = None
+    combined: Callable[[Sequence[Reading]], Sequence[Reading]] | None = None
 
 
 def drawn(rows: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
