@@ -16,7 +16,7 @@ import pytest
 import d2unlearn
 
 SOURCE = Path(d2unlearn.__file__).parent
-CORE = "energy errors head likelihood observation positions quantities refusals schema"
+CORE = "energy errors head layers likelihood observation positions quantities refusals schema"
 FILES = "artifact config fields runtime serialization version"
 
 ALLOWED = {
@@ -39,6 +39,7 @@ ALLOWED = {
     "quantities": "energy errors",
     "head": "energy errors quantities",
     "observation": "errors head likelihood positions quantities schema",
+    "layers": "errors observation",
     "methods": CORE,
     "data": f"{CORE} runtime",
     "teacher_forcing": f"{CORE} data runtime",
@@ -80,6 +81,7 @@ LIBRARIES = {
     "quantities": "torch",
     "head": "torch",
     "observation": "torch",
+    "layers": "torch",
     "methods": "torch",
     "teacher_forcing": "numpy torch",
     "gate.calibrate": "numpy",

@@ -17,10 +17,11 @@ from d2unlearn.analysis.costs import detector_costs, generation_seconds, prompt_
 from d2unlearn.analysis.detectors import ANSWER, BASE_DETECTOR, DETECTORS, PROMPT, QUANTITIES, TOKEN_SCORES, signed_values
 from d2unlearn.analysis.distances import Mahalanobis, Neighbours, shrunk_covariance
 from d2unlearn.analysis.perturbations import PERTURBATIONS, ModelUnderTest, rounded_to_int8
-from d2unlearn.analysis.recorder import LAYER_POSITIONS, Answering, AnswerTraces, layers_of, read_answers
+from d2unlearn.analysis.recorder import LAYER_POSITIONS, Answering, AnswerTraces, read_answers
 from d2unlearn.errors import ModelError
 from d2unlearn.gate.score import CANDIDATES, request_scores
 from d2unlearn.gate.traces import collect_traces
+from d2unlearn.layers import layers_of
 from d2unlearn.observation import causal_model
 from d2unlearn.quantities import Chunk, LogSumExp, Nll
 from d2unlearn.stats import Floats
@@ -157,18 +158,6 @@ def test_some_requests_and_two_lots_together(traces: AnswerTraces) -> None:
     ):
         np.testing.assert_array_equal(detector.scores(both), detector.scores(traces)[[4, 1, 0]])
     assert len(both.layers) == 3
-
-
-def test_models_that_are_built_in_another_way_are_named() -> None:
-    class Odd(nn.Module):
-        pass
-
-    with pytest.raises(ModelError, match="Odd has no list of layers"):
-        layers_of(Odd())  # type: ignore[arg-type]
-    bare = Odd()
-    bare.layers = nn.ModuleList([nn.Linear(2, 2)])
-    with pytest.raises(ModelError, match="Odd has no norm beside its layers"):
-        layers_of(bare)  # type: ignore[arg-type]
 
 
 def by_hand() -> AnswerTraces:

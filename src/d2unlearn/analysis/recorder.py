@@ -23,6 +23,7 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 from d2unlearn.data.batching import by_length, pad_left
 from d2unlearn.errors import ModelError
 from d2unlearn.head import head_of, head_values
+from d2unlearn.layers import Layers
 from d2unlearn.models import generate_plainly
 from d2unlearn.observation import causal_model
 from d2unlearn.quantities import Chunk, LogSumExp, Quantity
@@ -70,14 +71,6 @@ class AnswerTraces:
             np.concatenate([self.answer_states, other.answer_states]),
             (*self.layers, *other.layers),
         )
-
-
-@dataclass(frozen=True)
-class Layers:
-    """The modules whose states can be read through the LM head: the decoder's layers, then the norm before the head."""
-
-    blocks: tuple[nn.Module, ...]
-    norm: nn.Module
 
 
 @dataclass(frozen=True)
@@ -139,23 +132,6 @@ def answer_batch(model: PreTrainedModel, prompts: Sequence[Sequence[int]], how: 
         stopping_criteria=StoppingCriteriaList(readers),
         **drawn,
     )
-
-
-def layers_of(model: PreTrainedModel) -> Layers:
-    """The decoder's layers and its last norm. Raises `ModelError` for a model that is built in another way.
-
-    The layers are the longest list of modules; the norm is the one that stands beside it, after everything else.
-    """
-    causal = causal_model(model)
-    lists = {name: part for name, part in causal.named_modules() if isinstance(part, nn.ModuleList)}
-    longest = max(lists, key=lambda name: len(lists[name]), default=None)
-    if longest is None:
-        raise ModelError(f"{type(causal).__name__} has no list of layers")
-    beside = causal.get_submodule(longest.rpartition(".")[0]).children()
-    norms = [part for part in beside if "norm" in type(part).__name__.lower()]
-    if not norms:
-        raise ModelError(f"{type(causal).__name__} has no norm beside its layers")
-    return Layers(tuple(lists[longest]), norms[-1])
 
 
 @dataclass

@@ -18,7 +18,7 @@ from d2unlearn.analysis.costs import detector_costs, generation_seconds, prompt_
 from d2unlearn.analysis.detectors import BASE_DETECTOR, DETECTORS, Detector
 from d2unlearn.analysis.model import ModelTraces, answered_questions, calibration_curves, model_trial, perturbation_results
 from d2unlearn.analysis.perturbations import PERTURBATIONS, ModelUnderTest
-from d2unlearn.analysis.recorder import Answering, Layers, layers_of
+from d2unlearn.analysis.recorder import Answering
 from d2unlearn.analysis.records import Analysis, DetectorSummary, ModelRole, ModelTrial, PerturbationResult, write_analysis
 from d2unlearn.analysis.sets import AnalysisSets, bootstrap_weights, read_analysis_sets
 from d2unlearn.analysis.significance import refusals_of
@@ -28,6 +28,7 @@ from d2unlearn.config import AnalyzeSettings, identity
 from d2unlearn.data.records import content_hash
 from d2unlearn.errors import ModelError
 from d2unlearn.gate.gate import EnergyGate
+from d2unlearn.layers import Layers, layers_of
 from d2unlearn.models import end_token_ids, load_model, load_tokenizer, pad_token_id, weights_name
 from d2unlearn.runtime import check_writable, fingerprint, hash_file, pick_device, say, torch_dtype
 from d2unlearn.schema import ANALYSIS_FILE, GATE_FILE, Example, Kind

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from d2unlearn.energy import at_least_float32
-from d2unlearn.errors import ConfigError
+from d2unlearn.errors import ConfigError, ModelError
+from d2unlearn.layers import layer_names
 from d2unlearn.methods.base import NOT_NEGATIVE, ConventionName, Needs, NotNegative, check_parameters
 from d2unlearn.methods.forget_retain import TwoTerms, answer_positions, retain_loss, retain_needs
 from d2unlearn.observation import Observed, causal_model
@@ -125,12 +126,11 @@ def _unit_vector(direction: tuple[float, ...] | None, seed: int, width: int) -> 
 
 
 def _layer_names(causal: nn.Module) -> list[str]:
-    """The decoder's layers, in order: the members of the model's longest module list."""
-    lists = {name: len(module) for name, module in causal.named_modules() if isinstance(module, nn.ModuleList)}
-    if not lists:
-        raise ConfigError([f"{type(causal).__name__} has no list of layers: name one with module_regex"])
-    longest = max(lists, key=lambda name: lists[name])
-    return [f"{longest}.{index}" for index in range(lists[longest])]
+    """The decoder's layers, in order."""
+    try:
+        return layer_names(causal)
+    except ModelError as error:
+        raise ConfigError([f"{error}: name one with module_regex"]) from None
 
 
 def _named(causal: nn.Module, pattern: str) -> str:
