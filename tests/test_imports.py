@@ -30,7 +30,7 @@ ALLOWED = {
     "metrics": "refusals schema stats",
     "wordings": "errors runtime schema",
     "energy": "errors",
-    "models": "errors",
+    "models": "errors runtime",
     "fields": "runtime",
     "config": "errors fields runtime",
     "artifact": "errors runtime schema version",

@@ -20,6 +20,7 @@ from d2unlearn.fields import (
     AT_LEAST_TWO,
     COUNT,
     INCIDENTAL,
+    MODEL,
     PORT,
     PROPER_SHARE,
     SEED,
@@ -65,7 +66,7 @@ Checkpointing = Annotated[bool, Flag("--gradient-checkpointing/--no-gradient-che
 class UnlearnSettings:
     """`d2unlearn unlearn`: what to remove from which model, and how."""
 
-    model: Annotated[str, INCIDENTAL, "Model folder or hub name."]
+    model: Annotated[str, MODEL, INCIDENTAL, "Model folder, GGUF file or hub name."]
     forget: Annotated[str, INCIDENTAL, "What to remove: JSONL, JSON, CSV, Parquet, a saved data set, or hf:NAME."]
     retain: Annotated[str, INCIDENTAL, "What to keep; some rows are set aside: a tenth, at least 400, at most half."]
     output: Annotated[str, INCIDENTAL, "Folder for the artifact."]
@@ -101,7 +102,7 @@ class UnlearnSettings:
 class CalibrateSettings:
     """`d2unlearn calibrate`: the gate of an artifact, from retained prompts that training never saw."""
 
-    model: Annotated[str, INCIDENTAL, "The artifact that `unlearn` wrote, or any model folder."]
+    model: Annotated[str, MODEL, INCIDENTAL, "The artifact that `unlearn` wrote, or any model folder."]
     retain: Annotated[str, INCIDENTAL, "Legitimate requests; of an artifact's own file the rows set aside are used."]
     forget: Annotated[
         str | None, INCIDENTAL, "Requests that should be refused: places the threshold better, reports misses."
@@ -122,7 +123,7 @@ class CalibrateSettings:
 class GenerateSettings:
     """`d2unlearn generate` and `chat`: answers of a guarded model."""
 
-    model: Annotated[str, INCIDENTAL, "An artifact with a calibrated gate."]
+    model: Annotated[str, MODEL, INCIDENTAL, "An artifact with a calibrated gate."]
     prompt: Annotated[str | None, INCIDENTAL, "One request; its answer goes to the standard output."] = None
     input: Annotated[str | None, INCIDENTAL, _JSONL, "Rows with a `prompt` to answer; other fields are kept."] = None
     output: Annotated[str | None, INCIDENTAL, _JSONL, "Adds text, refused, energy and threshold to each row."] = None
@@ -141,7 +142,7 @@ class GenerateSettings:
 class ServeSettings:
     """`d2unlearn serve`: the guarded model behind OpenAI's HTTP interface, and what a client may ask of it."""
 
-    model: Annotated[str, "An artifact with a calibrated gate."]
+    model: Annotated[str, MODEL, "An artifact with a calibrated gate."]
     host: Annotated[str, "Address to listen on; 127.0.0.1 is this machine alone."] = "127.0.0.1"
     port: Annotated[int, PORT, "Port to listen on; 0: any that is free."] = 8000
     name: Annotated[str | None, ITS_FOLDER, "What the model is called."] = None
@@ -165,8 +166,8 @@ class ServeSettings:
 class PlaySettings:
     """`d2unlearn play`: a page that shows the original's, the unlearned and the guarded answer side by side."""
 
-    model: Annotated[str, "An artifact with a calibrated gate."]
-    original: Annotated[str | None, Default("what the artifact was made from"), "The model before unlearning."] = None
+    model: Annotated[str, MODEL, "An artifact with a calibrated gate."]
+    original: Annotated[str | None, MODEL, Default("what the artifact was made from"), "The model before unlearning."] = None
     port: Annotated[int, PORT, "Port on this machine; 0: any that is free."] = 7860
     samples: Annotated[dict[str, str], _NAMED_FILE, Default("the artifact's own rows"), "Questions to choose from."] = field(
         default_factory=dict
@@ -179,7 +180,7 @@ class PlaySettings:
 class EvaluateSettings:
     """`d2unlearn evaluate`: knowledge, energy and refusals of a model on forget and retained rows."""
 
-    model: Annotated[str, INCIDENTAL, "Model folder; with a gate in it, guarded metrics are measured too."]
+    model: Annotated[str, MODEL, INCIDENTAL, "Model folder; with a gate in it, guarded metrics are measured too."]
     forget: Annotated[str, INCIDENTAL, "Rows that should be gone."]
     retain: Annotated[str, INCIDENTAL, "Rows that should have stayed: best ones that training never saw."]
     output: Annotated[str, INCIDENTAL, "Folder for evaluation.json."]
@@ -198,7 +199,7 @@ class EvaluateSettings:
 class BenchmarkSettings:
     """`d2unlearn evaluate --benchmark`: one of the field's benchmarks, counted as the convention says."""
 
-    model: Annotated[str, INCIDENTAL, "Model folder or hub name."]
+    model: Annotated[str, MODEL, INCIDENTAL, "Model folder, GGUF file or hub name."]
     benchmark: Annotated[str, one_of("tofu", "muse", "wmdp"), BENCHMARK, "tofu, muse or wmdp, instead of rows."]
     output: Annotated[str, INCIDENTAL, "Folder for evaluation.json."]
     data: Annotated[str | None, INCIDENTAL, BENCHMARK, _FOLDER, Default("from the hub"), "Its files."] = None
@@ -229,9 +230,9 @@ class BenchmarkSettings:
         Default("on"),
         "The attack that needs gradients, a third of the time.",
     ] = True
-    reference_model: Annotated[str | None, INCIDENTAL, BENCHMARK, "Model of the same tokenizer for the reference attack."] = (
-        None
-    )
+    reference_model: Annotated[
+        str | None, MODEL, INCIDENTAL, BENCHMARK, "Model of the same tokenizer for the reference attack."
+    ] = None
     system_prompt: Annotated[str | None, BENCHMARK, "Begins every conversation."] = None
     date_string: Annotated[str | None, BENCHMARK, "The date for chat templates that write one."] = None
     label: Annotated[str | None, ITS_FOLDER, "The model's name in tables."] = None
@@ -245,14 +246,14 @@ class BenchmarkSettings:
 class AnalyzeSettings:
     """`d2unlearn analyze`: how well energy and every other detector tell forgotten from retained requests, and at what cost."""
 
-    model: Annotated[str, INCIDENTAL, "Model folder; with a gate in it, the others are compared with its score."]
+    model: Annotated[str, MODEL, INCIDENTAL, "Model folder; with a gate in it, the others are compared with its score."]
     forget: Annotated[str, INCIDENTAL, "Requests that should be gone."]
     retain: Annotated[str, INCIDENTAL, "Requests that should have stayed: best ones that training never saw."]
     output: Annotated[str, INCIDENTAL, "Folder for analysis.json and the page, analysis.html."]
     also_forget: AlsoForget = field(default_factory=dict)
     also_retain: AlsoRetain = field(default_factory=dict)
-    original: Annotated[str | None, INCIDENTAL, "The model before unlearning, read beside it."] = None
-    oracle: Annotated[str | None, INCIDENTAL, "A model that never saw the forget rows, read beside it."] = None
+    original: Annotated[str | None, MODEL, INCIDENTAL, "The model before unlearning, read beside it."] = None
+    oracle: Annotated[str | None, MODEL, INCIDENTAL, "A model that never saw the forget rows, read beside it."] = None
     calibration: Annotated[
         str | None,
         INCIDENTAL,
@@ -279,7 +280,7 @@ class CompareSettings:
     method or guard.
     """
 
-    model: Annotated[str, "Model to unlearn, where a split names no other."]
+    model: Annotated[str, MODEL, "Model to unlearn, where a split names no other."]
     splits: Annotated[
         dict[str, dict[str, Any]],
         Flag("--split"),
@@ -361,7 +362,7 @@ class CheckSettings:
 
     forget: Annotated[str, "Rows to forget."]
     retain: Annotated[str | None, "Rows to keep; overlap with the forget rows is listed."] = None
-    model: Annotated[str | None, "Model folder whose tokenizer and chat template render the example."] = None
+    model: Annotated[str | None, MODEL, "Model folder whose tokenizer and chat template render the example."] = None
     group_size: GroupSize = None
 
 

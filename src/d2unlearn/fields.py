@@ -41,6 +41,10 @@ class Group(str):
     """The heading in `--help` that an option stands under."""
 
 
+class NamesModel:
+    """Marks a field that names a model, so that a GGUF file may stand there: a command puts its folder in the place."""
+
+
 class Incidental:
     """Marks a field that does not count for a result's identity: where things stand, or how fast they are done."""
 
@@ -51,6 +55,7 @@ def one_of(*names: str) -> Limit:
 
 
 INCIDENTAL = Incidental()
+MODEL = NamesModel()
 COUNT = Limit("at least 1", lambda value: value >= 1)
 ZERO_OR_MORE = Limit("0 or more", lambda value: 0 <= value < math.inf)
 ABOVE_ZERO = Limit("a positive number", lambda value: 0 < value < math.inf)

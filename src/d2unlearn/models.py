@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import io
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +19,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from d2unlearn.errors import ModelError
+from d2unlearn.errors import ArtifactError, ModelError
+from d2unlearn.runtime import atomic_path, cache_dir, hash_file, say
 
 BLOCK = 2**22
 GATE_COPY = "d2_gate"
@@ -35,13 +39,13 @@ class StoredTensor(NamedTuple):
 
 
 def load_model(source: str | Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A causal language model in evaluation mode, from a folder or a hub name; safetensors only.
+    """A causal language model in evaluation mode, from a folder, a hub name (safetensors only) or a GGUF file.
 
     dtype None keeps the dtype of the weights. The copy of a gate is taken out of the configuration: it belongs to the folder,
     and would be saved with other weights once these are trained. Raises `ModelError` when there is no model, its weights are
     damaged, or it is no causal model: an encoder, an encoder with a decoder, or one whose head is not among its weights.
     """
-    _check_folder(source)
+    source = model_folder(source)
     try:
         config = AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
         known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder
@@ -71,8 +75,8 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, trust_re
 
 
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub name. Raises `ModelError` when there is none."""
-    _check_folder(source)
+    """The tokenizer of a model folder, hub name or GGUF file. Raises `ModelError` when there is none."""
+    source = model_folder(source)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source), trust_remote_code=trust_remote_code)
         return tokenizer
@@ -150,10 +154,12 @@ def weights_hash(folder: str | Path) -> str:
 
 
 def weights_name(source: str | Path) -> str:
-    """What tells a model's weights from others in a cache's key: a folder's `weights_hash`, the name of one on the hub.
+    """What tells a model's weights from others in a cache's key: a folder's `weights_hash` (also of the one that a GGUF file
+    is kept in), the name of one on the hub.
 
     Raises `ModelError` when a folder holds no safetensors files.
     """
+    source = folder_of_gguf(source) if is_gguf(source) else source
     return weights_hash(source) if Path(source).is_dir() else str(source)
 
 
@@ -183,13 +189,82 @@ def _stored_tensors(folder: Path) -> Iterator[StoredTensor]:
                 yield StoredTensor(name, entry["dtype"], tuple(entry["shape"]), path, 8 + header_length + start, end - start)
 
 
-def _check_folder(source: str | Path) -> None:
-    """A path that looks local must be a folder with a config, so that a typo is not looked up on the hub."""
+def is_gguf(source: str | Path) -> bool:
+    """Whether it is a file in the form of llama.cpp, by its name or its first bytes."""
+    path = Path(source)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return path.suffix.lower() == ".gguf" or file.read(4) == b"GGUF"
+
+
+def model_folder(source: str | Path) -> str | Path:
+    """Where transformers finds a model: the folder of a GGUF file's weights, made on the first call; else `source` itself.
+
+    Raises `ModelError` for a path that looks local and is no model folder, so that a typo is not looked up on the hub.
+    """
+    if is_gguf(source):
+        return folder_of_gguf(source)
     path = Path(source)
     looks_local = path.is_absolute() or str(source).startswith((".", "~")) or path.exists() or str(source).count("/") > 1
     if looks_local and not (path / "config.json").is_file():
         reason = "has no config.json" if path.is_dir() else "is not a folder"
-        raise ModelError(f"{source} {reason}; --model takes a Hugging Face model folder or a hub name")
+        raise ModelError(f"{source} {reason}; --model takes a Hugging Face model folder, a GGUF file or a hub name")
+    return source
+
+
+def folder_of_gguf(source: str | Path) -> Path:
+    """The folder of a GGUF file's weights in float32, tokenizer and chat template: a normal model folder.
+
+    It lies in the cache under the file's hash; the first call makes it, which needs the package `gguf`, and says so. Raises
+    `ModelError` where that is missing, or for a file that is damaged or of a kind that transformers cannot read.
+    """
+    path = Path(source)
+    folder = cache_dir() / "gguf" / f"{path.stem}-{hash_file(path)[:16]}"
+    if not folder.is_dir():
+        if importlib.util.find_spec("gguf") is None:
+            raise ModelError(
+                f"{source} is a GGUF file, and the package that reads it is missing: pip install 'd2unlearn[demo]'"
+            )
+        model, tokenizer = _dequantised(path)
+        save_model(model, tokenizer, folder)
+        say(f"{source} is quantised: transformers made float32 weights of it, which are kept in {folder}")
+    return folder
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
+    """Write model and tokenizer to a folder that appears when it is whole; one that another process made first is kept.
+
+    Raises `ArtifactError` when it cannot be written.
+    """
+    try:
+        with atomic_path(target) as staged:
+            model.save_pretrained(staged)
+            tokenizer.save_pretrained(staged)
+    except ArtifactError:
+        if not target.is_dir():
+            raise
+
+
+def _dequantised(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a GGUF file; of a quantisation the configuration says nothing, or it could not be saved."""
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    try:
+        with redirect_stderr(io.StringIO()):  # a bar that no setting of transformers' hides
+            loaded: Any = AutoModelForCausalLM.from_pretrained(**where, output_loading_info=True)
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**where)
+    except Exception as error:  # whatever the reader meets in a file that was cut short
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise ModelError(f"{path} could not be read as a GGUF model, or is damaged: {reason.rstrip(':')}") from error
+    model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
+    if missing:
+        raise ModelError(f"{path} holds no whole model: it lacks {', '.join(missing[:3])}")
+    vars(model.config).pop("quantization_config", None)
+    plain: PreTrainedModel = type(model)(model.config)
+    plain.load_state_dict(model.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain, tokenizer
 
 
 def _not_loaded(source: str | Path, error: Exception, what: str) -> str:

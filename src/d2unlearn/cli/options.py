@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, replace
 from functools import wraps
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import typer
@@ -14,7 +15,7 @@ import yaml
 
 from d2unlearn.config import load_settings, read_yaml
 from d2unlearn.errors import ConfigError
-from d2unlearn.fields import Default, Group, Metavar, bare, flag_of, marker_of
+from d2unlearn.fields import Default, Group, Metavar, NamesModel, bare, flag_of, marker_of
 
 Verb = Callable[[Any], None]
 CONFIG = typer.Option(None, "--config", metavar="FILE", help="YAML file with any of these options; the command line wins.")
@@ -48,7 +49,7 @@ def takes(
                 from d2unlearn.models import quiet_transformers
 
                 quiet_transformers()
-            verb(loaded)
+            verb(_with_folders(loaded))
 
         parameters = [_parameter(name, _kind(hint), _option(setting, hint)) for name, (setting, hint) in options.items()]
         command.__signature__ = inspect.Signature([*parameters, _parameter("config", str, CONFIG)])  # type: ignore[attr-defined]
@@ -78,6 +79,18 @@ def needs_extra(name: str) -> Iterator[None]:
             raise
         missing = f"{error.name} is not installed; this command needs it: pip install 'd2unlearn[{name}]'"
         raise ConfigError([missing]) from None
+
+
+def _with_folders(settings: Any) -> Any:
+    """The settings with the folder of its weights in place of each GGUF file that stands for a model."""
+    hints = get_type_hints(type(settings), include_extras=True)
+    named = {name: getattr(settings, name) for name, hint in hints.items() if marker_of(hint, NamesModel) is not None}
+    files = {name: source for name, source in named.items() if source is not None and Path(source).is_file()}
+    if not files:
+        return settings
+    from d2unlearn.models import folder_of_gguf, is_gguf
+
+    return replace(settings, **{name: str(folder_of_gguf(source)) for name, source in files.items() if is_gguf(source)})
 
 
 def _option(setting: Field[Any], hint: Any) -> Any:

@@ -17,7 +17,7 @@ from d2unlearn.comparison.store import Store
 from d2unlearn.config import CompareSettings
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import ConfigError, ModelError
-from d2unlearn.models import weights_name
+from d2unlearn.models import is_gguf, weights_name
 from d2unlearn.runtime import atomic_write, fingerprint
 from d2unlearn.schema import GATE_FILE, Example, Kind
 from d2unlearn.stats import conformal_rank
@@ -187,7 +187,7 @@ def _divided(
 
 def _weights(model: str) -> str:
     """`weights_name`, read once for all runs. Raises `ModelError` for a folder that is not there."""
-    if not Path(model).is_dir() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
+    if not Path(model).is_dir() and not is_gguf(model) and (model.startswith((".", "/", "~")) or model.count("/") > 1):
         raise ModelError(f"{model} is not a folder; a comparison takes model folders or names on the hub")
     return _named(_stamped(model))
 

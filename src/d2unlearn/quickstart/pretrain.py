@@ -24,11 +24,12 @@ from transformers import (
 
 from d2unlearn.data.batching import pad_tokens
 from d2unlearn.data.template import Template
-from d2unlearn.errors import ArtifactError, DataError
+from d2unlearn.errors import DataError
+from d2unlearn.models import save_model
 from d2unlearn.observation import Batch, observe
 from d2unlearn.quantities import Nll
 from d2unlearn.quickstart.fiction import Fact, World, make_world
-from d2unlearn.runtime import atomic_path, drawing_from, fingerprint, progress
+from d2unlearn.runtime import drawing_from, fingerprint, progress
 from d2unlearn.schema import Example, Message, Tokens
 
 _MODEL_VERSION = 1
@@ -183,20 +184,6 @@ def llama_config(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> LlamaConfi
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-
-
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
-    """Write model and tokenizer to a folder that appears when it is whole; one that another process made first is kept.
-
-    Raises `ArtifactError` when it cannot be written.
-    """
-    try:
-        with atomic_path(target) as staged:
-            model.save_pretrained(staged)
-            tokenizer.save_pretrained(staged)
-    except ArtifactError:
-        if not target.is_dir():
-            raise
 
 
 @contextmanager
