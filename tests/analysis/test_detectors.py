@@ -16,7 +16,7 @@ import tiny_models
 from d2unlearn.analysis.costs import detector_costs, generation_seconds, prompt_logits, quantity_cost, timer_of
 from d2unlearn.analysis.detectors import ANSWER, BASE_DETECTOR, DETECTORS, PROMPT, QUANTITIES, TOKEN_SCORES, signed_values
 from d2unlearn.analysis.distances import Mahalanobis, Neighbours, shrunk_covariance
-from d2unlearn.analysis.perturbations import PERTURBATIONS, ModelUnderTest, rounded_to_int8
+from d2unlearn.analysis.perturbations import PERTURBATIONS, ModelUnderTest
 from d2unlearn.analysis.recorder import LAYER_POSITIONS, Answering, AnswerTraces, read_answers
 from d2unlearn.errors import ModelError
 from d2unlearn.gate.score import CANDIDATES, request_scores
@@ -24,6 +24,7 @@ from d2unlearn.gate.traces import collect_traces
 from d2unlearn.layers import layers_of
 from d2unlearn.observation import causal_model
 from d2unlearn.quantities import Chunk, LogSumExp, Nll
+from d2unlearn.rounding import rounded_to_integers
 from d2unlearn.stats import Floats
 from reference import dense
 
@@ -313,11 +314,11 @@ def test_nothing_is_left_of_a_disturbance_afterwards(model: PreTrainedModel, tra
 def test_weights_are_rounded_to_int8_a_row_at_a_time() -> None:
     weight = torch.tensor([[1.27, -0.634, 0.0], [0.0, 0.0, 0.0], [2.54, 0.011, -2.54]])
     expected = torch.tensor([[1.27, -0.63, 0.0], [0.0, 0.0, 0.0], [2.54, 0.02, -2.54]])
-    torch.testing.assert_close(rounded_to_int8(weight), expected)
+    torch.testing.assert_close(rounded_to_integers(weight, 8), expected)
     random = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
-    error = (rounded_to_int8(random) - random).abs().amax(dim=1)
+    error = (rounded_to_integers(random, 8) - random).abs().amax(dim=1)
     assert (error <= random.abs().amax(dim=1) / 254 + 1e-6).all()
-    torch.testing.assert_close(rounded_to_int8(rounded_to_int8(random)), rounded_to_int8(random))
+    torch.testing.assert_close(rounded_to_integers(rounded_to_integers(random, 8), 8), rounded_to_integers(random, 8))
 
 
 def test_int8_leaves_embeddings_and_head_and_rounds_every_layer(model: PreTrainedModel) -> None:

@@ -20,6 +20,7 @@ from d2unlearn.analysis.detectors import QUANTITIES
 from d2unlearn.analysis.recorder import Answering, AnswerTraces, read_answers
 from d2unlearn.data.template import Template
 from d2unlearn.observation import causal_model
+from d2unlearn.rounding import rounded_to_integers
 from d2unlearn.schema import Example
 
 SHIFT = 10.0
@@ -28,8 +29,6 @@ LEVEL_SPREAD = 5.0
 """nats, standard deviation of a constant that is drawn for each position and added to all of its logits."""
 HEAT = 1.5
 """What logits are divided by."""
-LEVELS = 127
-"""int8: a weight is one of the whole multiples of its row's scale between -127 and 127."""
 OTHER_TEMPLATE = (
     "{% for m in messages %}{{ 'User: ' if m['role'] == 'user' else '' }}{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
@@ -105,7 +104,7 @@ def quantised(given: ModelUnderTest) -> Iterator[ModelUnderTest]:
     before = {part: part.weight.data for part in causal.modules() if isinstance(part, nn.Linear) and part is not head}
     try:
         for part, weight in before.items():
-            part.weight.data = rounded_to_int8(weight)
+            part.weight.data = rounded_to_integers(weight, 8)
         yield given
     finally:
         for part, weight in before.items():
@@ -117,12 +116,6 @@ def rendered_otherwise(given: ModelUnderTest) -> Perturbed:
     tokenizer = copy.deepcopy(given.tokenizer)
     tokenizer.chat_template = None if tokenizer.chat_template is not None else OTHER_TEMPLATE
     return nullcontext(replace(given, tokenizer=tokenizer))
-
-
-def rounded_to_int8(weight: Tensor) -> Tensor:
-    """Each row as the nearest whole multiples, -127 to 127, of its largest magnitude / 127. weight: [out, in]."""
-    scale = weight.abs().amax(dim=1, keepdim=True).float() / LEVELS
-    return ((weight.float() / scale.clamp(min=1e-30)).round() * scale).to(weight.dtype)
 
 
 @contextmanager
