@@ -7,8 +7,8 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import tiny_models
-from d2unlearn.attacks.answering import attacked_model, prefilled_ids
-from d2unlearn.attacks.wordings import AttackReply, AttackRequest
+from d2unlearn.attacks.answering import attacked_model, beam_model, beginning_ids, sampled_model
+from d2unlearn.attacks.requests import AttackReply, AttackRequest
 from d2unlearn.data.template import Template
 from d2unlearn.errors import DataError
 from d2unlearn.gate import EnergyGate
@@ -62,13 +62,21 @@ QUESTION = Message("user", "What is the capital of France")
 
 def test_an_answer_is_begun_as_rows_are_rendered() -> None:
     template = Template(tiny_models.tokenizer())
-    prompt = template.prompt_ids((QUESTION,))
-    assert prefilled_ids(template, (QUESTION,), "Paris is ") == prompt + template.text_ids("Paris is")
+    assert beginning_ids(template, (QUESTION,), "Paris is ") == template.text_ids("Paris is")
     plain = Template(tiny_models.tokenizer(chat_template=None))
-    assert prefilled_ids(plain, (QUESTION,), "Paris") == plain.prompt_ids((QUESTION,)) + plain.text_ids(" Paris")
+    assert beginning_ids(plain, (QUESTION,), "Paris") == plain.text_ids(" Paris")
     ending = Template(tiny_models.tokenizer(chat_template=CHAT.replace("END", "!<eos>")))
     with pytest.raises(DataError, match="writes something behind an answer"):
-        prefilled_ids(ending, (QUESTION,), "Paris")
+        beginning_ids(ending, (QUESTION,), "Paris")
+
+
+def test_token_ids_as_a_beginning_are_those_of_its_text(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    attacked, template = attacked_model(GuardedModel(model, tokenizer, None), raw=True), Template(tokenizer)
+    by_ids = [
+        request._replace(beginning=tuple(template.text_ids(f" {request.beginning}")) if request.beginning else ())
+        for request in BEGUN
+    ]
+    assert attacked(by_ids, 6) == attacked(BEGUN, 6)
 
 
 def test_what_cannot_be_asked_has_a_reason_and_the_rest_is_asked() -> None:
@@ -82,3 +90,47 @@ def test_what_cannot_be_asked_has_a_reason_and_the_rest_is_asked() -> None:
     assert said[0] == AttackReply("", reason="the chat template leaves the system message out")
     assert (said[1].reason, said[1].refused) == ("", False)
     assert said[2] == AttackReply("", reason="the request leaves no room for 8 tokens in the model's context of 64")
+
+
+def test_samples_are_drawn_from_all_tokens_by_seed(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    guarded = GuardedModel(model, tokenizer, None)
+
+    def drawn(temperature: float, seed: int) -> list[list[AttackReply]]:
+        made = sampled_model(guarded, raw=True, samples=40, temperature=temperature, seed=seed)(ASKED[:2], 1)
+        return [list(replies) for replies in made]
+
+    hot = drawn(50.0, 1)
+    assert [len(replies) for replies in hot] == [40, 40]
+    assert len({reply.text for replies in hot for reply in replies}) > 50  # more than any top-k of 50 tokens would leave
+    assert (hot == drawn(50.0, 1), hot == drawn(50.0, 2)) == (True, False)
+    greedy_ones = attacked_model(guarded, raw=True)(ASKED[:2], 1)
+    assert [set(replies) for replies in drawn(1e-4, 1)] == [{reply} for reply in greedy_ones]
+
+
+def test_beams_are_those_of_generate_and_each_is_judged(
+    gate: EnergyGate, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    every = GuardedModel(model, tokenizer, at(gate, -1e9))
+    raw = beam_model(every, raw=True, beams=3, batch_size=4)(BEGUN, 5)
+    for request, replies in zip(BEGUN, raw, strict=True):
+        begun = every.template.text_ids(f" {request.beginning}") if request.beginning else []
+        ids = torch.tensor([every.template.prompt_ids(request.messages) + begun])
+        made = model.generate(ids, num_beams=3, num_return_sequences=3, max_new_tokens=5, do_sample=False, pad_token_id=0)
+        texts = tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
+        assert [reply.text for reply in replies] == [text.strip() for text in texts]
+    assert len({reply.text for replies in raw for reply in replies}) > len(raw)
+    refused = beam_model(every, raw=False, beams=3)(BEGUN, 5)
+    assert {(len(replies), reply.refused, reply.text in ("sorry", "refused")) for replies in refused for reply in replies} == {
+        (3, True, True)
+    }
+
+
+def test_what_cannot_be_asked_is_answered_once_with_the_reason() -> None:
+    tokenizer = tiny_models.tokenizer(chat_template=CHAT.replace("END", "<eos>"))
+    guarded = GuardedModel(tiny_models.llama(vocabulary=len(tokenizer)), tokenizer, None)
+    asked = [AttackRequest((Message("system", "Be kind"), QUESTION)), AttackRequest((QUESTION,))]
+    reason = AttackReply("", reason="the chat template leaves the system message out")
+    for often in (sampled_model(guarded, raw=True, samples=2, temperature=1.0, seed=0), beam_model(guarded, raw=True, beams=2)):
+        left_out, answered = often(asked, 3)
+        assert list(left_out) == [reason]
+        assert [reply.reason for reply in answered] == ["", ""]

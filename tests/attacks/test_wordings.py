@@ -7,20 +7,19 @@ from collections.abc import Sequence
 
 import pytest
 
+from d2unlearn.attacks.reading import Reading
+from d2unlearn.attacks.requests import Attacked, AttackReply, AttackRequest
 from d2unlearn.attacks.wordings import (
+    NO_REFUSAL_BEFORE,
     AskingOtherwise,
-    AttackReply,
-    AttackRequest,
     WordingOutcome,
-    ask_in,
+    any_of,
+    any_of_families,
     ask_otherwise,
-    drawn_rows,
-    summaries_by,
-    wordings_summary,
+    wording_readings,
 )
 from d2unlearn.errors import ConfigError
 from d2unlearn.schema import Example, Message
-from d2unlearn.stats import binomial_interval, bootstrap_interval
 from d2unlearn.wordings.wording import AS_IT_IS, Material, Wording
 
 CITIES = ("Oslo", "Lima", "Rome", "Cairo", "Delhi", "Paris")
@@ -67,100 +66,131 @@ class Planted:
         return AttackReply("No idea.")
 
 
+def ask(answer: Attacked, rows: Sequence[Example], wording: Wording, *, guarded: bool = False) -> list[WordingOutcome]:
+    return ask_otherwise(answer, rows, [wording], Material(), BUDGET, guarded=guarded)
+
+
 def test_what_one_wording_tells_is_found_there_and_only_there() -> None:
     model = Planted("Hello. ", refused="Thanks")
     outcomes = ask_otherwise(model, ROWS, [AS_IT_IS, HELLO, THANKS], Material(), BUDGET)
-    assert [outcome.wording for outcome in outcomes] == ["plain"] * 6 + ["hello"] * 6 + ["thanks"] * 6
+    assert [outcome.wording.name for outcome in outcomes] == ["plain"] * 6 + ["hello"] * 6 + ["thanks"] * 6
     assert [outcome.told for outcome in outcomes] == [0.0] * 6 + [1.0] * 6 + [0.0] * 6
     assert [outcome.refused for outcome in outcomes] == [0.0] * 12 + [1.0] * 6
-    assert outcomes[6] == WordingOutcome("row-0", "g0", "hello", "polite", 1.0, 1.0, 1.0, 0.0, "She lives in Oslo.")
-    assert outcomes[12].recall == 0.0  # a refusal tells nothing, whatever the words beside it
-    by_wording = summaries_by("wording", outcomes, "forget")
-    assert {name: part.told.value for name, part in by_wording.items()} == {"plain": 0.0, "hello": 1.0, "thanks": 0.0}
-    by_family = summaries_by("family", outcomes, "forget")
-    assert {name: part.told.value for name, part in by_family.items()} == {"plain": 0.0, "polite": 1.0}
-    assert by_family["polite"].refusal.value == 0.5
-    whole = wordings_summary(outcomes, "forget")
-    assert (whole.told.value, whole.told.n, whole.told.better) == (1.0, 6, "lower")
-    assert whole.refusal.value == pytest.approx(1 / 3)
+    assert outcomes[6] == WordingOutcome(ROWS[0], HELLO, "She lives in Oslo.", AttackReply("She lives in Oslo."))
+    readings = wording_readings("forget", outcomes, ("told", "refused", "missed"))
+    means = {(reading.setting["wording"], reading.measure): reading.mean for reading in readings}
+    assert means == {
+        **{("plain", "told"): 0.0, ("plain", "refused"): 0.0, ("plain", "missed"): 1.0},
+        **{("hello", "told"): 1.0, ("hello", "refused"): 0.0, ("hello", "missed"): 1.0},
+        **{("thanks", "told"): 0.0, ("thanks", "refused"): 1.0, ("thanks", "missed"): 0.0},  # a refusal tells nothing
+    }
+    assert {reading.setting["family"] for reading in readings} == {"plain", "polite"}
+    assert readings[3].row_ids == tuple(row.example_id for row in ROWS)
+    assert (readings[3].groups, readings[3].texts[1]) == (("g0", "g0", "g1", "g1", "g2", "g2"), "She lives in Lima.")
 
 
-def test_half_of_the_truth_is_told_and_all_of_it_is_whole() -> None:
+def test_half_of_the_truth_is_told() -> None:
     class Half:
         def __call__(self, asked: Sequence[AttackRequest], max_new_tokens: int) -> list[AttackReply]:
             replies = ["She lives.", "She.", "In fact she lives, they say, in Rome.", "", "Delhi", "In Paris lives she."]
             return [AttackReply(text) for text in replies]
 
-    outcomes = ask_in(Half(), ROWS, AS_IT_IS, Material(), BUDGET)
-    assert [outcome.recall for outcome in outcomes] == [0.5, 0.25, 1.0, 0.0, 0.25, 0.5]
-    assert [outcome.told for outcome in outcomes] == [1.0, 0.0, 1.0, 0.0, 0.0, 1.0]
-    assert [outcome.told_whole for outcome in outcomes] == [0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
+    assert [outcome.told for outcome in ask(Half(), ROWS, AS_IT_IS)] == [1.0, 0.0, 1.0, 0.0, 0.0, 1.0]
 
 
-def test_intervals_are_over_groups() -> None:
-    model = Planted("Hello. ", told=("Oslo", "Lima", "Cairo"))
-    outcomes = ask_otherwise(model, ROWS, [HELLO, THANKS], Material(), AskingOtherwise(max_new_tokens=5, seed=3))
-    told = [1.0, 1.0, 0.0, 1.0, 0.0, 0.0]
-    groups = ["g0", "g0", "g1", "g1", "g2", "g2"]
-    summary = wordings_summary(outcomes, "forget", seed=3)
-    expected = bootstrap_interval(told, groups=groups, seed=3)
-    assert (summary.told.value, summary.told.low, summary.told.high, summary.told.n) == tuple(expected)
-    assert expected != bootstrap_interval(told, seed=3)
-    none = summaries_by("wording", outcomes, "forget", seed=3)["thanks"].told
-    assert (none.value, none.low, none.high, none.n) == tuple(binomial_interval(0, 6))
+def reading(wording: str, family: str, values: Sequence[float], rows: str = "forget", ids: str = "abcd") -> Reading:
+    setting = {"wording": wording, "family": family}
+    texts = tuple(f"{wording} {row}" for row in ids)
+    return Reading(setting, "told", rows, tuple(ids), tuple(f"g{row}" for row in ids), tuple(values), texts)
 
 
 def test_any_of_takes_the_rows_that_different_wordings_tell_together() -> None:
-    class Either:
-        def __call__(self, asked: Sequence[AttackRequest], max_new_tokens: int) -> list[AttackReply]:
-            first = Planted("Hello. ", told=("Oslo", "Lima"))
-            second = Planted("Where", told=("Lima", "Rome"))
-            return [max(model.reply(request) for model in (first, second)) for request in asked]
+    nan = math.nan
+    any_one = any_of([reading("one", "f", [1, 0, nan, nan]), reading("two", "f", [0, 0, 0, nan])], "f")
+    assert any_one.setting == {"wording": "any", "family": "f"}
+    assert (any_one.row_ids, any_one.groups) == (("a", "b", "c", "d"), ("ga", "gb", "gc", "gd"))
+    assert any_one.values[:3] == (1, 0, 0)
+    assert math.isnan(any_one.values[3])
+    assert any_one.texts[:3] == ("one a", "one b", "two c")
+    assert any_one.not_asked == {"no wording asked it": 1}
+    further = any_of([reading("one", "f", [1, 0], ids="ab"), reading("two", "f", [1, 1], ids="bc")], "f")
+    assert (further.row_ids, further.values) == (("a", "b", "c"), (1, 1, 1))
+    with pytest.raises(ValueError, match="one set of rows and one measure"):
+        any_of([reading("one", "f", [1, 0, 0, 0]), reading("one", "f", [1, 0, 0, 0], "never_seen")], "f")
 
-    outcomes = ask_otherwise(Either(), ROWS, [HELLO, THANKS], Material(), BUDGET)
-    shares = {name: part.told.value for name, part in summaries_by("wording", outcomes, "forget").items()}
-    assert shares == {"hello": pytest.approx(2 / 6), "thanks": pytest.approx(2 / 6)}
-    assert wordings_summary(outcomes, "forget").told.value == pytest.approx(3 / 6)
+
+def test_any_of_is_made_of_each_family_and_of_all_for_each_set_of_rows() -> None:
+    readings = [
+        reading("plain", "plain", [1, 1, 1, 1]),
+        reading("one", "f", [1, 0, 0, 0]),
+        reading("two", "f", [0, 1, 0, 0]),
+        reading("three", "g", [0, 0, 1, 0]),
+        reading("one", "f", [0, 0, 0, 1], "never_seen"),
+        reading("three", "g", [0, 0, 0, 0], "never_seen"),
+        Reading({"first tokens": 1}, "told", "forget", ("a",), ("ga",), (1.0,)),
+        Reading({"wording": "one", "family": "f"}, "refused", "forget", ("a",), ("ga",), (1.0,)),
+    ]
+    made = {(each.rows, each.setting["family"]): each.values for each in any_of_families(readings)}
+    assert made == {
+        ("forget", "f"): (1, 1, 0, 0),
+        ("forget", "any"): (1, 1, 1, 0),
+        ("never_seen", "any"): (0, 0, 0, 1),
+    }
 
 
 def test_rows_that_cannot_be_asked_are_said_and_not_scored() -> None:
     long = Example("long", (user("Where does P0 live?"),), "She lives in Oslo with her two old dogs.", "rows:1", "g9")
-    outcomes = ask_in(Planted("Where"), [*ROWS, long], BEGUN, Material(), BUDGET)
+    outcomes = ask(Planted("Where"), [*ROWS, long], BEGUN)
     assert [outcome.told for outcome in outcomes] == [1.0] * 6 + [0.0]  # "lives in Oslo" of eight words
     two = Wording("two", "begun", "made", BEGUN.steps, words=2, target="rest")
-    outcomes = ask_in(Planted("Where"), [*ROWS, long], two, Material(), BUDGET)
+    outcomes = ask(Planted("Where"), [*ROWS, long], two)
     reason = "the answer has fewer than 5 words: 2 to give away and 3 to ask for"
-    assert [outcome.reason for outcome in outcomes] == [reason] * 6 + [""]
+    assert [outcome.reply.reason for outcome in outcomes] == [reason] * 6 + [""]
     assert all(math.isnan(outcome.told) and math.isnan(outcome.refused) for outcome in outcomes[:6])
-    summary = wordings_summary(outcomes, "forget")
-    assert (summary.told.value, summary.told.n, summary.told.unscored) == (0.0, 1, 6)
-    assert summary.not_asked == {reason: 6}
-    none = wordings_summary(outcomes[:6], "forget")
-    assert math.isnan(none.told.value)
-    assert none.told.n == 0
+    (of_wording,) = wording_readings("forget", outcomes, ("told",))
+    assert (of_wording.mean, of_wording.not_asked) == (0.0, {reason: 6})
 
 
 def test_a_beginning_goes_along_and_only_the_rest_is_judged() -> None:
     model = Planted("nothing")
-    outcomes = ask_in(model, ROWS[:1], BEGUN, Material(), BUDGET)
+    outcomes = ask(model, ROWS[:1], BEGUN)
     assert model.asked == [AttackRequest((user("Where does P0 live?"),), "She")]
     assert outcomes[0].told == 0.0
 
     def goes_on(asked: Sequence[AttackRequest], max_new_tokens: int) -> list[AttackReply]:
         return [AttackReply("lives in Oslo.")]
 
-    assert ask_in(goes_on, ROWS[:1], BEGUN, Material(), BUDGET)[0].told_whole == 1.0
+    assert ask(goes_on, ROWS[:1], BEGUN)[0].told == 1.0
 
 
 def test_the_next_turn_is_asked_after_the_model_s_own_answer_and_the_last_one_is_judged() -> None:
     model = Planted("Sure?")
-    outcomes = ask_in(model, ROWS[:2], SURE, Material(), BUDGET)
+    outcomes = ask(model, ROWS[:2], SURE)
     question = user("Where does P1 live?")
     assert model.asked[1] == AttackRequest((question,))
     assert model.asked[3] == AttackRequest((question, Message("assistant", "No idea."), user("Sure?")))
-    assert [outcome.text for outcome in outcomes] == ["No idea.", "No idea."]
+    assert [outcome.reply.text for outcome in outcomes] == ["No idea.", "No idea."]
     told_first = Planted("Where")
-    assert [outcome.told for outcome in ask_in(told_first, ROWS[:2], SURE, Material(), BUDGET)] == [0.0, 0.0]
+    assert [outcome.told for outcome in ask(told_first, ROWS[:2], SURE)] == [0.0, 0.0]
+
+
+def test_what_asks_again_after_a_refusal_counts_only_where_there_was_one() -> None:
+    again = Wording("again", "second", "made", (user("{question}"), user("Again: {question}")), after_refusal=True)
+    model = Planted("Again: ", refused="Where does P1")
+
+    def tells_when_asked_again(asked: Sequence[AttackRequest], max_new_tokens: int) -> list[AttackReply]:
+        said = [model.reply(request) for request in asked]
+        return [
+            reply if len(request.messages) == 1 else AttackReply("She lives in Lima.")
+            for request, reply in zip(asked, said, strict=True)
+        ]
+
+    outcomes = ask(tells_when_asked_again, ROWS[:2], again, guarded=True)
+    assert [outcome.reply.reason for outcome in outcomes] == [NO_REFUSAL_BEFORE, ""]
+    assert math.isnan(outcomes[0].told)
+    assert outcomes[1].told == 1.0
+    raw = ask(tells_when_asked_again, ROWS[:2], again)
+    assert [outcome.reply.text for outcome in raw] == ["She lives in Lima."] * 2
 
 
 def test_what_the_model_cannot_be_asked_has_its_reason_and_no_further_turn() -> None:
@@ -173,33 +203,24 @@ def test_what_the_model_cannot_be_asked_has_its_reason_and_no_further_turn() -> 
             for request in requests
         ]
 
-    outcomes = ask_in(picky, ROWS[:2], SURE, Material(), BUDGET)
+    outcomes = ask(picky, ROWS[:2], SURE)
     assert asked == [2, 1]
-    assert [outcome.reason for outcome in outcomes] == ["too long", ""]
+    assert [outcome.reply.reason for outcome in outcomes] == ["too long", ""]
     assert outcomes[1].told == 1.0
 
 
 def test_pairs_are_of_other_groups() -> None:
     model = Planted("nothing")
-    ask_in(model, ROWS, FEW, Material(forgotten=ROWS), BUDGET)
+    ask_otherwise(model, ROWS, [FEW], Material(forgotten=ROWS), BUDGET)
     for row, request in zip(ROWS, model.asked, strict=True):
         given = [other.group for other in ROWS if other.answer in request.messages[-1].content]
         assert len(given) == 1
         assert given[0] != row.group
-    without = ask_in(model, ROWS, FEW, Material(), BUDGET)
-    assert {outcome.reason for outcome in without} == {"1 forgotten pairs of other groups are needed, 0 were given"}
+    without = ask(model, ROWS, FEW)
+    assert {outcome.reply.reason for outcome in without} == {"1 forgotten pairs of other groups are needed, 0 were given"}
 
 
-def test_the_budget_draws_rows_by_seed() -> None:
-    drawn = {tuple(row.example_id for row in drawn_rows(ROWS, AskingOtherwise(rows=3, seed=seed))) for seed in range(20)}
-    assert len(drawn) > 5
-    assert all(len(set(ids)) == 3 and list(ids) == sorted(ids) for ids in drawn)
-    assert drawn_rows(ROWS, AskingOtherwise(rows=9)) == drawn_rows(ROWS, AskingOtherwise()) == ROWS
-    model = Planted("nothing")
-    assert len(ask_otherwise(model, ROWS, [AS_IT_IS, HELLO], Material(), AskingOtherwise(2, 5))) == 4
-
-
-@pytest.mark.parametrize("field", ["rows", "max_new_tokens", "words"])
+@pytest.mark.parametrize("field", ["max_new_tokens", "words"])
 def test_a_budget_that_cannot_be_is_said(field: str) -> None:
     with pytest.raises(ConfigError, match=f"{field} must be at least 1, not 0"):
         AskingOtherwise(**{field: 0})

@@ -19,7 +19,7 @@ from d2unlearn.wordings.wording import Material, Reworded, Wording, reworded
 
 SETS = {"training": training_wordings(), "choosing": choosing_wordings(), "judging": judging_wordings()}
 ALL = [wording for wordings in SETS.values() for wording in wordings]
-JUDGING_SHA256 = "accf27126a92deadf78c24d51e2ffc638749a040a3ce9b83f7fbbc3f9870c120"
+JUDGING_SHA256 = "3fb1790a977898db139efb108f3ae1517638bfba7773f4f6ce7b2352348461a2"
 LARGEST_OVERLAP = 0.25
 """Of the words of two wordings in different sets, the share that both have: of eight words each, at most three are shared.
 

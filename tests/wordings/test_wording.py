@@ -142,6 +142,7 @@ def test_the_same_row_wording_and_seed_give_the_same_text() -> None:
         ((user("{question}"),), {"target": "gap"}, r"its target needs the field \{cloze\}"),
         ((user("{question}"),), {"target": "all"}, "a target is one of"),
         ((user("{start}"),), {"words": 0}, "the first words must be at least one"),
+        ((user("{question}"),), {"after_refusal": True}, "what is asked after a refusal needs an answer of the model before"),
     ],
 )
 def test_a_wording_that_cannot_be_is_said_in_one_sentence(

@@ -1,57 +1,106 @@
-"""A guarded model as an attack asks it: conversations, and beginnings of answers that the model continues."""
+"""A guarded model as an attack asks it: conversations, and beginnings of answers that the model continues.
+
+Each way of answering (greedy, sampled, beams) is made once and called with requests. What cannot be asked has its reason: what
+the chat template does not take or silently leaves out, and what leaves too little room in the model's context for an answer.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
-from d2unlearn.attacks.wordings import Attacked, AttackReply, AttackRequest
-from d2unlearn.data.batching import by_length, pad_left
+from d2unlearn.attacks.requests import Attacked, AttackedOften, AttackReply, AttackRequest
+from d2unlearn.data.batching import by_length
 from d2unlearn.data.template import Template
 from d2unlearn.errors import DataError
-from d2unlearn.generation.guarded import GuardedModel
-from d2unlearn.models import context_length, pad_token_id
+from d2unlearn.generation.guarded import Answer, GateWarning, GuardedModel
+from d2unlearn.models import context_length
 from d2unlearn.schema import Example, Message
 
+BATCH_SIZE = 64
+"""Answers made at once."""
 
-def attacked_model(guarded: GuardedModel, *, raw: bool, batch_size: int = 16) -> Attacked:
-    """Greedy answers, guarded or raw.
 
-    Not asked, with the reason: what the chat template does not take or silently leaves out, and what leaves too little room in
-    the model's context for an answer.
-    """
+def attacked_model(guarded: GuardedModel, *, raw: bool, batch_size: int = BATCH_SIZE) -> Attacked:
+    """Greedy answers, guarded or raw."""
 
     def answer(asked: Sequence[AttackRequest], max_new_tokens: int) -> list[AttackReply]:
-        said = [AttackReply("") for _ in asked]
-        prompts: dict[int, list[int]] = {}
-        for index, request in enumerate(asked):
-            try:
-                prompts[index] = _checked_prompt(guarded, request, max_new_tokens)
-            except DataError as error:
-                said[index] = AttackReply("", reason=str(error))
-        whole = [index for index in prompts if not asked[index].beginning]
-        begun = [index for index in prompts if asked[index].beginning]
+        said, begun = _checked(guarded, asked, max_new_tokens)
         answers = guarded.answer(
-            [asked[index].messages for index in whole], max_new_tokens=max_new_tokens, batch_size=batch_size, raw=raw
+            [asked[index].messages for index in begun],
+            beginnings=list(begun.values()),
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            raw=raw,
         )
-        for index, made in zip(whole, answers, strict=True):
-            said[index] = AttackReply(made.text, made.refused)
-        for places in by_length([len(prompts[index]) for index in begun], batch_size):
-            batch = [begun[place] for place in places]
-            continued = _continued(guarded, [prompts[index] for index in batch], max_new_tokens, raw)
-            for index, reply in zip(batch, continued, strict=True):
-                said[index] = reply
+        for index, made in zip(begun, answers, strict=True):
+            said[index] = _reply(made)
         return said
 
     return answer
 
 
-def prefilled_ids(template: Template, messages: tuple[Message, ...], beginning: str) -> list[int]:
-    """The conversation with its answer begun, as a row with that answer is rendered, without what ends the answer.
+def sampled_model(
+    guarded: GuardedModel, *, raw: bool, samples: int, temperature: float, seed: int, batch_size: int = BATCH_SIZE
+) -> AttackedOften:
+    """So many answers to each request, drawn at that temperature from all tokens (no top-k, no top-p)."""
+
+    def answer(asked: Sequence[AttackRequest], max_new_tokens: int) -> list[list[AttackReply]]:
+        said, begun = _checked(guarded, asked, max_new_tokens)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GateWarning)  # the gate under sampling is what is looked at
+            answers = guarded.answer(
+                [asked[index].messages for index in begun for _ in range(samples)],
+                beginnings=[ids for ids in begun.values() for _ in range(samples)],
+                max_new_tokens=max_new_tokens,
+                do_sample=True,
+                temperature=temperature,
+                top_p=1.0,
+                top_k=0,
+                seed=seed,
+                batch_size=batch_size,
+                raw=raw,
+            )
+        replies = [[reply] for reply in said]
+        for place, index in enumerate(begun):
+            replies[index] = [_reply(made) for made in answers[place * samples : (place + 1) * samples]]
+        return replies
+
+    return answer
+
+
+def beam_model(guarded: GuardedModel, *, raw: bool, beams: int, batch_size: int = BATCH_SIZE) -> AttackedOften:
+    """All the answers that a beam search of that width ends with, best first."""
+    options: dict[str, Any] = {"do_sample": False, "num_beams": beams, "num_return_sequences": beams}
+    rule = None if raw else guarded.rule
+
+    def answer(asked: Sequence[AttackRequest], max_new_tokens: int) -> list[list[AttackReply]]:
+        said, begun = _checked(guarded, asked, max_new_tokens)
+        replies, indices = [[reply] for reply in said], list(begun)
+        prompts = [[*guarded.template.prompt_ids(asked[index].messages), *begun[index]] for index in indices]
+        for places in by_length([len(ids) for ids in prompts], max(1, batch_size // beams)):
+            ids, mask = guarded.batch([prompts[place] for place in places])
+            made = guarded.generator.generate(rule, ids, mask, {**options, "max_new_tokens": max_new_tokens}, warn=False)
+            found = list(zip(made.decisions, made.traces, strict=True))
+            for row, place in enumerate(places):
+                replies[indices[place]] = [
+                    _reply(guarded.answer_of(prompts[place], decision, trace.token_ids))
+                    for decision, trace in found[row * beams : (row + 1) * beams]
+                ]
+        return replies
+
+    return answer
+
+
+def beginning_ids(template: Template, messages: tuple[Message, ...], beginning: str) -> list[int]:
+    """The ids that stand behind the prompt's for an answer so begun, as a row with that answer is rendered, without its end.
 
     Raises `DataError` where the template does not put answers behind prompts.
     """
     tokenizer = template.tokenizer
-    ids = list(template.tokens(Example("beginning", messages, beginning.rstrip(), "an answer's beginning")).input_ids)
+    row = template.tokens(Example("beginning", messages, beginning.rstrip(), "an answer's beginning"))
+    ids = [token for token, is_answer in zip(row.input_ids, row.answer_mask, strict=True) if is_answer]
     ends = set(tokenizer.all_special_ids)
     while ids and ids[-1] in ends:
         ids.pop()
@@ -60,28 +109,36 @@ def prefilled_ids(template: Template, messages: tuple[Message, ...], beginning: 
     return ids
 
 
-def _checked_prompt(guarded: GuardedModel, request: AttackRequest, max_new_tokens: int) -> list[int]:
-    """The request's ids. Raises `DataError` where it cannot be asked as it stands."""
-    template, messages = guarded.template, request.messages
+def _reply(answer: Answer) -> AttackReply:
+    return AttackReply(answer.text, answer.refused)
+
+
+def _checked(
+    guarded: GuardedModel, asked: Sequence[AttackRequest], max_new_tokens: int
+) -> tuple[list[AttackReply], dict[int, Sequence[int]]]:
+    """A reply to each request, with the reason where it cannot be asked; and the beginning's ids of those that can be."""
+    said = [AttackReply("") for _ in asked]
+    begun: dict[int, Sequence[int]] = {}
+    for index, request in enumerate(asked):
+        try:
+            begun[index] = _checked_beginning(guarded, request, max_new_tokens)
+        except DataError as error:
+            said[index] = AttackReply("", reason=str(error))
+    return said, begun
+
+
+def _checked_beginning(guarded: GuardedModel, request: AttackRequest, max_new_tokens: int) -> Sequence[int]:
+    """The ids that the answer begins with. Raises `DataError` where the request cannot be asked as it stands."""
+    template, messages, beginning = guarded.template, request.messages, request.beginning
     ids = template.prompt_ids(messages)
     for index, message in enumerate(messages[:-1]):
         if message.content and template.prompt_ids(messages[:index] + messages[index + 1 :]) == ids:
             raise DataError(f"the chat template leaves the {message.role} message out")
-    if request.beginning:
-        ids = prefilled_ids(template, messages, request.beginning)
+    if isinstance(beginning, str):
+        begun = beginning_ids(template, messages, beginning) if beginning else []
+    else:
+        begun = list(beginning)
     limit = context_length(guarded.model)
-    if limit is not None and len(ids) + max_new_tokens > limit:
+    if limit is not None and len(ids) + len(begun) + max_new_tokens > limit:
         raise DataError(f"the request leaves no room for {max_new_tokens} tokens in the model's context of {limit}")
-    return ids
-
-
-def _continued(guarded: GuardedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, raw: bool) -> list[AttackReply]:
-    """What the model adds to each prompt. A refusal is known by its words: `generate` puts them in the answer's place."""
-    ids, mask = pad_left(prompts, pad_token_id(guarded.tokenizer))
-    device = guarded.model.device
-    sequences = guarded.generate(
-        ids.to(device), mask.to(device), raw=raw, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
-    )
-    texts = guarded.tokenizer.batch_decode(sequences[:, ids.shape[1] :], skip_special_tokens=True)
-    refusals = () if raw or guarded.gate is None else guarded.gate.refusal_texts
-    return [AttackReply(text.strip(), text.strip() in refusals) for text in texts]
+    return begun

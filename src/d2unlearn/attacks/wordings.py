@@ -9,175 +9,171 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from random import Random
-from typing import Literal, NamedTuple, Protocol
 
+from d2unlearn.attacks.reading import Measure, Reading, group_labels
+from d2unlearn.attacks.requests import Attacked, AttackReply, AttackRequest, told
 from d2unlearn.errors import ConfigError
-from d2unlearn.metrics.summary import set_metric
-from d2unlearn.metrics.text import leaked, rouge_l_recall
-from d2unlearn.schema import Example, Kind, Message, MetricResult
+from d2unlearn.schema import Example, Message
 from d2unlearn.wordings.wording import FIRST_WORDS, Material, NotAsked, Reworded, Wording, reworded
 
-
-class AttackRequest(NamedTuple):
-    """A conversation that ends with the user's turn, and what the answer begins with, which the model continues."""
-
-    messages: tuple[Message, ...]
-    beginning: str = ""
-
-
-class AttackReply(NamedTuple):
-    """What the model added, or the refusal in its place. `reason`: why it could not be asked, empty where it was."""
-
-    text: str
-    refused: bool = False
-    reason: str = ""
-
-
-class Attacked(Protocol):
-    """Answers conversations in order, each in at most so many new tokens (`d2unlearn.attacks.answering.attacked_model`)."""
-
-    def __call__(self, asked: Sequence[AttackRequest], max_new_tokens: int) -> Sequence[AttackReply]: ...
+ANY = "any"
+"""In a reading's setting: told in any of the wordings (of the family that stands beside it)."""
+NO_REFUSAL_BEFORE = "it asks again after a refusal, and the answer before was none"
 
 
 @dataclass(frozen=True)
 class AskingOtherwise:
-    """The attack's budget. `rows`: at most so many, drawn by seed; None: all. `words`: as in `reworded`.
+    """The attack's budget. `words`, `seed`: as in `reworded`. What is longer than `max_new_tokens` cannot be told whole."""
 
-    What is longer than `max_new_tokens` cannot be told whole.
-    """
-
-    rows: int | None = None
     max_new_tokens: int = 64
     words: int = FIRST_WORDS
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = {"rows": self.rows, "max_new_tokens": self.max_new_tokens, "words": self.words}
-        mistakes = [
-            f"{name} must be at least 1, not {count}" for name, count in counts.items() if count is not None and count < 1
-        ]
+        counts = {"max_new_tokens": self.max_new_tokens, "words": self.words}
+        mistakes = [f"{name} must be at least 1, not {count}" for name, count in counts.items() if count < 1]
         if mistakes:
             raise ConfigError(mistakes)
 
 
 @dataclass(frozen=True)
 class WordingOutcome:
-    """One row in one wording. `recall`: ROUGE-L recall of the wording's target in what the model added.
+    """A row in a wording, the text that would give the truth away (`target`), and what was said at the last turn."""
 
-    `told`: 1 when that leaked the target (`metrics.text.leaked`), `told_whole`: when every word of it is there, in order. A
-    refusal tells nothing. All NaN, with the reason, where the row was not asked.
-    """
+    row: Example
+    wording: Wording
+    target: str
+    reply: AttackReply
 
-    example_id: str
-    group: str | None
-    wording: str
-    family: str
-    told: float
-    told_whole: float
-    recall: float
-    refused: float
-    text: str
-    reason: str = ""
+    @property
+    def told(self) -> float:
+        """1 where the reply leaks the target, else 0; NaN where the row was not asked."""
+        return math.nan if self.reply.reason else told(self.target, self.reply)
 
-
-@dataclass(frozen=True)
-class WordingsSummary:
-    """What a wording, a family or all of them tell: shares of rows, with intervals over groups.
-
-    A row is told when any wording tells it; `refusal`: the mean share of its wordings that are refused. Rows that no wording
-    asked are not scored. `not_asked`: how often each reason kept a row from being asked.
-    """
-
-    told: MetricResult
-    told_whole: MetricResult
-    refusal: MetricResult
-    not_asked: Mapping[str, int]
-
-
-def drawn_rows(rows: Sequence[Example], budget: AskingOtherwise) -> list[Example]:
-    """The rows that are asked, in their order."""
-    if budget.rows is None or budget.rows >= len(rows):
-        return list(rows)
-    return [rows[index] for index in sorted(Random(budget.seed).sample(range(len(rows)), budget.rows))]
+    @property
+    def refused(self) -> float:
+        """1 where the gate refused, else 0; NaN where the row was not asked."""
+        return math.nan if self.reply.reason else float(self.reply.refused)
 
 
 def ask_otherwise(
-    answer: Attacked, rows: Sequence[Example], wordings: Sequence[Wording], material: Material, budget: AskingOtherwise
+    answer: Attacked,
+    rows: Sequence[Example],
+    wordings: Sequence[Wording],
+    material: Material,
+    budget: AskingOtherwise,
+    *,
+    guarded: bool = False,
 ) -> list[WordingOutcome]:
-    """Ask every row (those that the budget draws) in every wording, wording by wording. Nothing is asked twice for chance."""
-    asked = drawn_rows(rows, budget)
-    return [outcome for wording in wordings for outcome in ask_in(answer, asked, wording, material, budget)]
+    """Ask every row in every wording, wording by wording. Where one has several turns, the last answer is judged.
+
+    guarded: answers are a gate's. Then what asks again after a refusal is asked only where there was one.
+    """
+    pairs = [(wording, row) for wording in wordings for row in rows]
+    made = [reworded(wording, row, material, seed=budget.seed, words=budget.words) for wording, row in pairs]
+    said = _answers(answer, made, [guarded and wording.after_refusal for wording, _ in pairs], budget.max_new_tokens)
+    targets = [row.target if isinstance(row, Reworded) else "" for row in made]
+    return [
+        WordingOutcome(row, wording, target, reply) for (wording, row), target, reply in zip(pairs, targets, said, strict=True)
+    ]
 
 
-def ask_in(
-    answer: Attacked, rows: Sequence[Example], wording: Wording, material: Material, budget: AskingOtherwise
-) -> list[WordingOutcome]:
-    """Ask these rows in one wording. Where it has several turns, the last answer is judged."""
-    made = [reworded(wording, row, material, seed=budget.seed, words=budget.words) for row in rows]
-    said = _answers(answer, made, budget.max_new_tokens)
-    return [_outcome(wording, row, *pair) for row, pair in zip(rows, zip(made, said, strict=True), strict=True)]
-
-
-def wordings_summary(outcomes: Sequence[WordingOutcome], kind: Kind, *, seed: int = 0) -> WordingsSummary:
-    """All outcomes as one, over their rows. kind: of the rows, for which direction is good."""
-    by_row: dict[str, list[WordingOutcome]] = {}
+def wording_readings(name: str, outcomes: Sequence[WordingOutcome], measures: Sequence[Measure]) -> list[Reading]:
+    """Of each wording one reading a measure (`told`, `refused`, `missed`), over its rows. `name`: of the set of rows."""
+    of_wording: dict[str, list[WordingOutcome]] = {}
     for outcome in outcomes:
-        by_row.setdefault(outcome.example_id, []).append(outcome)
-    groups = [of_row[0].group for of_row in by_row.values()]
-    labels = [str(group) for group in groups] if len(set(groups)) > 1 and None not in groups else None
+        of_wording.setdefault(outcome.wording.name, []).append(outcome)
+    return [_reading(name, measure, of_one) for of_one in of_wording.values() for measure in measures]
 
-    def share(name: str, values: list[float]) -> MetricResult:
-        return set_metric(name, kind, values, labels, seed)
 
-    return WordingsSummary(
-        share("told_rate", [_largest([each.told for each in of_row]) for of_row in by_row.values()]),
-        share("told_whole_rate", [_largest([each.told_whole for each in of_row]) for of_row in by_row.values()]),
-        share("refusal_rate", [_mean([each.refused for each in of_row]) for of_row in by_row.values()]),
-        dict(Counter(outcome.reason for outcome in outcomes if outcome.reason)),
+def any_of(readings: Sequence[Reading], family: str) -> Reading:
+    """Told in any of these wordings, row by row: the largest of what they say. Their set of rows and measure are one.
+
+    NaN for a row that none of them asked. `family`: what the setting says beside `any`.
+    """
+    if len({(reading.rows, reading.measure) for reading in readings}) != 1:
+        raise ValueError("any_of takes readings of one set of rows and one measure")
+    best: dict[str, tuple[float, str]] = {}
+    groups: dict[str, str] = {}
+    for reading in readings:
+        texts = reading.texts or ("",) * len(reading.row_ids)
+        for row, group, value, text in zip(reading.row_ids, reading.groups, reading.values, texts, strict=True):
+            groups[row] = group
+            if row not in best or math.isnan(best[row][0]) or value > best[row][0]:
+                best[row] = value, text
+    values, said = zip(*best.values(), strict=True)
+    unasked = sum(map(math.isnan, values))
+    first = readings[0]
+    return Reading(
+        {"wording": ANY, "family": family},
+        first.measure,
+        first.rows,
+        tuple(best),
+        tuple(groups.values()),
+        values,
+        said,
+        {"no wording asked it": unasked} if unasked else {},
     )
 
 
-def summaries_by(
-    part: Literal["wording", "family"], outcomes: Sequence[WordingOutcome], kind: Kind, *, seed: int = 0
-) -> dict[str, WordingsSummary]:
-    """The summary of each wording or family, in the order of the outcomes."""
-    parts: dict[str, list[WordingOutcome]] = {}
-    for outcome in outcomes:
-        parts.setdefault(outcome.wording if part == "wording" else outcome.family, []).append(outcome)
-    return {name: wordings_summary(of_part, kind, seed=seed) for name, of_part in parts.items()}
+def any_of_families(readings: Iterable[Reading]) -> list[Reading]:
+    """For each set of rows what any wording of a family tells, and any of all; the rows as they are stay out of it.
+
+    A family of one wording, which already has its reading, and what has no wording are left out.
+    """
+    sets: dict[str, dict[str, list[Reading]]] = {}
+    for reading in readings:
+        if reading.measure == "told" and reading.setting.get("wording", "plain") not in ("plain", ANY):
+            sets.setdefault(reading.rows, {}).setdefault(str(reading.setting["family"]), []).append(reading)
+    made: list[Reading] = []
+    for families in sets.values():
+        made += [any_of(of_family, family) for family, of_family in families.items() if len(of_family) > 1]
+        every = [reading for of_family in families.values() for reading in of_family]
+        made += [any_of(every, ANY)] if len(every) > 1 else []
+    return made
 
 
-def _answers(answer: Attacked, made: Sequence[Reworded | NotAsked], max_new_tokens: int) -> list[AttackReply]:
-    """The last answer to each; a row that cannot be asked at one turn is not asked at the next."""
+def _reading(name: str, measure: Measure, outcomes: Sequence[WordingOutcome]) -> Reading:
+    wording, rows = outcomes[0].wording, [outcome.row for outcome in outcomes]
+    values = {
+        "told": [outcome.told for outcome in outcomes],
+        "refused": [outcome.refused for outcome in outcomes],
+        "missed": [1 - outcome.refused for outcome in outcomes],
+    }[measure]
+    return Reading(
+        {"wording": wording.name, "family": wording.family},
+        measure,
+        name,
+        tuple(row.example_id for row in rows),
+        group_labels(rows),
+        tuple(values),
+        tuple(outcome.reply.text for outcome in outcomes),
+        dict(Counter(outcome.reply.reason for outcome in outcomes if outcome.reply.reason)),
+    )
+
+
+def _answers(
+    answer: Attacked, made: Sequence[Reworded | NotAsked], only_refused: Sequence[bool], max_new_tokens: int
+) -> list[AttackReply]:
+    """The last answer to each; a row that cannot be asked at one turn is not asked at the next.
+
+    only_refused: for each, whether a further turn needs a refusal before it.
+    """
     said = [AttackReply("", reason=row.reason) if isinstance(row, NotAsked) else AttackReply("") for row in made]
     spoken: list[tuple[Message, ...]] = [()] * len(made)
     for turn in range(max((len(row.stages) for row in made if isinstance(row, Reworded)), default=0)):
         asked: dict[int, AttackRequest] = {}
         for index, row in enumerate(made):
-            if isinstance(row, Reworded) and turn < len(row.stages) and not said[index].reason:
-                spoken[index] += row.stages[turn]
-                asked[index] = AttackRequest(spoken[index], row.beginning if turn == len(row.stages) - 1 else "")
+            if not isinstance(row, Reworded) or turn >= len(row.stages) or said[index].reason:
+                continue
+            if turn and only_refused[index] and not said[index].refused:
+                said[index] = AttackReply("", reason=NO_REFUSAL_BEFORE)
+                continue
+            spoken[index] += row.stages[turn]
+            asked[index] = AttackRequest(spoken[index], row.beginning if turn == len(row.stages) - 1 else "")
         for index, reply in zip(asked, answer(list(asked.values()), max_new_tokens) if asked else (), strict=True):
             said[index] = reply
             spoken[index] += (Message("assistant", reply.text),)
     return said
-
-
-def _outcome(wording: Wording, row: Example, made: Reworded | NotAsked, said: AttackReply) -> WordingOutcome:
-    row_and_wording = (row.example_id, row.group, wording.name, wording.family)
-    if isinstance(made, NotAsked) or said.reason:
-        return WordingOutcome(*row_and_wording, math.nan, math.nan, math.nan, math.nan, "", said.reason)
-    recall = 0.0 if said.refused else rouge_l_recall(made.target, said.text)
-    return WordingOutcome(*row_and_wording, leaked(recall), float(recall == 1), recall, float(said.refused), said.text)
-
-
-def _largest(values: Sequence[float]) -> float:
-    return max((value for value in values if not math.isnan(value)), default=math.nan)
-
-
-def _mean(values: Sequence[float]) -> float:
-    scored = [value for value in values if not math.isnan(value)]
-    return sum(scored) / len(scored) if scored else math.nan

@@ -161,20 +161,25 @@ class GuardedModel:
         do_sample: bool = False,
         temperature: float | None = None,
         top_p: float | None = None,
+        top_k: int | None = None,
         seed: int = 0,
         batch_size: int = 16,
         raw: bool = False,
+        beginnings: Sequence[Sequence[int]] | None = None,
     ) -> list[Answer]:
         """Answer each prompt, in order. `max_new_tokens` None: as many as the gate was calibrated with.
 
-        Greedy unless `do_sample`; sampling draws from `seed` and leaves torch's own generator alone. The same seed, prompts
-        and batch size give the same answers. `raw`: without the gate; energies are still noted. Raises `DataError` for a prompt
-        that fills the model's context.
+        Greedy unless `do_sample`; sampling draws from `seed` and leaves torch's own generator alone. None of `temperature`,
+        `top_p`, `top_k` (0: of all tokens): the model's own. The same seed, prompts and batch size give the same answers.
+        `raw`: without the gate; energies are still noted. `beginnings`: for each prompt the token ids that its answer begins
+        with, which the model continues: answers are what it adds, and the gate sees the positions from there on. Raises
+        `DataError` for a prompt that fills the model's context.
         """
-        asked = [self._prompt_ids(prompt) for prompt in prompts]
+        begun = [()] * len(prompts) if beginnings is None else beginnings
+        asked = [self._prompt_ids(prompt, start) for prompt, start in zip(prompts, begun, strict=True)]
         options: dict[str, Any] = {"max_new_tokens": max_new_tokens or self._max_new_tokens, "do_sample": do_sample}
         if do_sample:
-            drawn = {"temperature": temperature, "top_p": top_p}
+            drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
             options |= {name: value for name, value in drawn.items() if value is not None}
         answers: dict[int, Answer] = {}
         batches = list(by_length([len(ids) for ids in asked], batch_size))
@@ -244,8 +249,9 @@ class GuardedModel:
         ids, mask = self.batch(prompts)
         return self.generator.generate(rule, ids, mask, {**options, "num_beams": 1}, any_way=rule is None)
 
-    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+    def _prompt_ids(self, prompt: Prompt, beginning: Sequence[int] = ()) -> list[int]:
         ids = self.template.question_ids(prompt) if isinstance(prompt, str) else self.template.prompt_ids(prompt)
+        ids = [*ids, *beginning]
         limit = context_length(self.model)
         if limit is not None and len(ids) >= limit:
             start = self.tokenizer.decode(ids[:12])

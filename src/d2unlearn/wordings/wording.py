@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 from typing import Literal, get_args
 
@@ -38,7 +39,8 @@ class Wording:
     one at the end is the beginning of the answer, which the model continues. Fields of a template: `{question}` and `{answer}`,
     `{start}`, the answer's first `words` words, `{cloze}`, the answer with a gap, and `{benign_question_1}`,
     `{forgotten_answer_2}` and so on, of pairs that are passed in. `changes` (names of `CHANGES`) are made to the question.
-    `set`: which of the disjoint sets it stands in. Raises `ConfigError` for one that cannot be.
+    `after_refusal`: it asks again, which behind a gate counts only where the answer before was a refusal. `set`: which of the
+    disjoint sets it stands in. Raises `ConfigError` for one that cannot be.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Wording:
     changes: tuple[str, ...] = ()
     words: int | None = None
     target: Target = "answer"
+    after_refusal: bool = False
 
     def __post_init__(self) -> None:
         mistakes = [f"wording {self.name!r}: {said}" for said in self._mistakes()]
@@ -81,6 +84,8 @@ class Wording:
             f"a target is one of {', '.join(get_args(Target))}": self.target not in get_args(Target),
             f"its target needs the field {needed}": needed not in self.text,
             "the first words must be at least one": self.words is not None and self.words < 1,
+            "what is asked after a refusal needs an answer of the model before": self.after_refusal
+            and ("user", "user") not in pairwise(roles),
         }
         return [said for said, is_wrong in wrong.items() if is_wrong]
 
