@@ -58,7 +58,7 @@ ALLOWED = {
     "comparison": f"{CORE} {FILES} attacks benchmark data evaluation gate generation guards methods metrics models report "
     "stats teacher_forcing training",
     "quickstart": f"{CORE} {FILES} data evaluation gate models report training",
-    "cli": f"{FILES} analysis benchmark comparison data errors evaluation gate generation models quickstart report "
+    "cli": f"{FILES} analysis audit benchmark comparison data errors evaluation gate generation models quickstart report "
     "schema serving stats training",
 }
 """A module or package, and the modules or packages that it may import: each must stand on a line above.

@@ -273,6 +273,47 @@ class AnalyzeSettings:
 
 
 @dataclass(frozen=True)
+class AuditSettings:
+    """`d2unlearn audit`: every attack on an artifact, beside its original and the model that never knew."""
+
+    model: Annotated[str, INCIDENTAL, "The artifact; with a gate in it, answers behind the gate are attacked too."]
+    original: Annotated[str, INCIDENTAL, "The model before unlearning."]
+    forget: Annotated[str, INCIDENTAL, "Rows that should be gone."]
+    retain: Annotated[str, INCIDENTAL, "Rows that should have stayed: best ones that training never saw."]
+    output: Annotated[str, INCIDENTAL, "Folder for audit.json, the attacks' readings and the page, audit.html."]
+    oracle: Annotated[
+        str | None, INCIDENTAL, "A model that never knew the forget rows: what an attack teaches shows on it."
+    ] = None
+    never_seen: Annotated[
+        str | None, INCIDENTAL, _FILE, "Without an oracle: facts of the same kind that the model never saw stand in."
+    ] = None
+    near: Annotated[str | None, INCIDENTAL, _FILE, "Legitimate requests near the forgotten ones."] = None
+    paraphrased: Annotated[str | None, INCIDENTAL, _FILE, "Forget rows in other words of your own."] = None
+    quick: Annotated[bool, "A few settings of each attack, on few rows (the default)."] = False
+    thorough: Annotated[bool, "An hour's worth, for a small model on a CPU."] = False
+    exhaustive: Annotated[bool, "Every setting, all rows, several seeds."] = False
+    attack: Annotated[list[str], Flag("--attack"), Metavar("NAME"), Default("all"), "Make this attack only."] = field(
+        default_factory=list
+    )
+    probability_margin: Annotated[
+        float, PROPER_SHARE, "Answer probability above the never-knew model's that is still called gone."
+    ] = 0.02
+    told_margin: Annotated[float, PROPER_SHARE, "Share of rows told (or let through), likewise."] = 0.01
+    refused_margin: Annotated[float, PROPER_SHARE, "Share of false refusals above what the gate promises, likewise."] = 0.01
+    picked_margin: Annotated[float, PROPER_SHARE, "Share of answers that a probe picks rightly, likewise."] = 0.05
+    redact: Annotated[bool, "Keep no texts: no question, answer or reply in any file."] = False
+    label: Annotated[str | None, ITS_FOLDER, "The model's name on the page."] = None
+    batch_size: Annotated[int, COUNT, INCIDENTAL, "Rows at once."] = 32
+    seed: Seed = 0
+    dtype: Dtype = "auto"
+    group_size: GroupSize = None
+
+    def __post_init__(self) -> None:
+        if self.quick + self.thorough + self.exhaustive > 1:
+            raise ConfigError(["choose one of --quick, --thorough and --exhaustive"])
+
+
+@dataclass(frozen=True)
 class CompareSettings:
     """`d2unlearn compare`: methods and guards, tuned alike on validation questions and evaluated once on test questions.
 

@@ -10,6 +10,7 @@ Role = Literal["forget", "retain", "alternate", "retain_alternate"]
 """What a row is to a method. `alternate`: a forgotten question with another answer; `retain_alternate`: a retained one."""
 Kind = Literal["forget", "retain"]
 Better = Literal["lower", "higher", "neither"]
+Verdict = Literal["holds", "does not hold", "not shown"]
 
 MANIFEST_FILE = "d2_manifest.json"
 """Beside everything that a command makes: what was done, with which settings and inputs."""
@@ -17,6 +18,7 @@ GATE_FILE = "d2_gate.json"
 """The calibrated gate, beside the weights it was calibrated on."""
 EVALUATION_FILE = "evaluation.json"
 ANALYSIS_FILE = "analysis.json"
+AUDIT_FILE = "audit.json"
 
 GUARDED_PREFIX = "guarded_"
 """Begins the name of a metric that is taken of guarded answers."""
@@ -156,6 +158,22 @@ class RelearningResult:
     choice: str
     relearned: int
     probability: Mapping[str, MetricResult]
+
+
+@dataclass(frozen=True)
+class ClaimResult:
+    """What an audit says of one claim (`d2unlearn.audit.verdict`). claim: in words; attack: the one that decides, or empty.
+
+    `setting` and `numbers` say in which setting of it and by how much; `why` is the whole in one sentence.
+    """
+
+    name: str
+    claim: str
+    verdict: Verdict
+    attack: str
+    setting: str
+    numbers: str
+    why: str
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def _decode(value: Any, kind: Any, where: str) -> Any:
     if kind is object:
         return value
     if isinstance(kind, UnionType):
-        return None if value is None else _decode(value, _present(kind), where)
+        return _decode_union(value, kind, where)
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise _Misfit(f"{where} should be one of {', '.join(get_args(kind))}, not {value!r}")
@@ -171,9 +171,13 @@ def _require(value: Any, kind: type[_R], said: str, where: str) -> _R:
     return value
 
 
-def _present(kind: UnionType) -> Any:
-    """The type of an optional field when it is there."""
-    return next(part for part in get_args(kind) if part is not NoneType)
+def _decode_union(value: Any, kind: UnionType, where: str) -> Any:
+    """Of an optional field, or one of several plain types."""
+    if NoneType in get_args(kind):
+        return None if value is None else _decode(value, next(part for part in get_args(kind) if part is not NoneType), where)
+    if not isinstance(value, get_args(kind)):
+        raise _Misfit(f"{where} should be one of {', '.join(part.__name__ for part in get_args(kind))}, not {value!r}")
+    return value
 
 
 def _is_mapping(kind: Any) -> bool:

@@ -43,6 +43,7 @@ SETTINGS = {
     "play": (config.PlaySettings,),
     "evaluate": (config.EvaluateSettings, config.BenchmarkSettings),
     "analyze": (config.AnalyzeSettings,),
+    "audit": (config.AuditSettings,),
     "compare": (config.CompareSettings,),
     "report": (config.ReportSettings,),
     "data check": (config.CheckSettings,),

@@ -14,6 +14,7 @@ from typing import Literal
 from transformers import PreTrainedModel
 
 from d2unlearn.attacks.reading import AskedRows, NotShownError, Reading, group_labels
+from d2unlearn.audit.claims import FORGET, NEVER_SEEN, Claim
 from d2unlearn.data.batching import truncate
 from d2unlearn.data.template import Template
 from d2unlearn.generation.guarded import GuardedModel
@@ -21,12 +22,10 @@ from d2unlearn.models import context_length
 from d2unlearn.schema import Example
 
 Level = Literal["quick", "thorough", "exhaustive"]
+ANSWER_TOKENS = 64
+"""What is longer cannot be told whole. Attacks that ask for answers ask for so many tokens."""
 LEVELS: tuple[Level, ...] = ("quick", "thorough", "exhaustive")
 SubjectName = Literal["artifact", "original", "oracle"]
-Claim = Literal["gone", "other_words", "comes_back", "refused", "nothing_else"]
-"""What an audit judges (`d2unlearn.audit.verdict`). A part without a claim is shown, and judges nothing."""
-FORGET, NEVER_SEEN = "forget", "never_seen"
-"""Sets of rows: those that should be gone, and facts of their kind that the model was never shown, asked in the same way."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,14 @@ class AuditRows:
 class Subject:
     """A model under attack. `weights`: their hash; `original`: the model before unlearning, for attacks that need it.
 
-    An attack leaves the model as it found it.
+    An attack leaves the model as it found it. `batch_size`: rows at once.
     """
 
     name: SubjectName
     guarded: GuardedModel
     weights: str
     original: Callable[[], PreTrainedModel] | None = None
+    batch_size: int = 32
 
     @property
     def model(self) -> PreTrainedModel:
@@ -75,7 +75,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a part takes, in rows of the audit's usual length: trained on, scored, answered (with at most `max_new_tokens`)."""
+    """What a part takes, in rows: trained on, scored, and answered in at most `ANSWER_TOKENS` tokens."""
 
     trained: int = 0
     scored: int = 0
@@ -86,7 +86,7 @@ class Cost:
 class Part:
     """A piece of an attack on one model. `about`: all that its readings depend on beside the model and the seed.
 
-    `guarded`: whether answers are the gate's (then they depend on it); `claim`: what it counts for, None for nothing.
+    `guarded`: whether answers are the gate's (then they depend on it); `claim`: what it counts for, None: it judges nothing.
     """
 
     name: str
@@ -101,7 +101,8 @@ class Part:
 class AttackPlan:
     """An attack as the audit makes it. `title`: its heading; `shows`: one sentence, what is seen in it.
 
-    `subjects`: the models that it is made on. `parts`: for a subject, its rows, the level and the seed; raises
+    `claims`: what its parts may count for: while it is left out, none of these can hold. `subjects`: the models that it is made
+    on. `parts`: for a subject, its rows, the level and the seed; raises
     `NotShownError` where the attack cannot be made. `uses_original`: whether readings depend on the original's weights too.
     `then`: further parts, made once all of these are done, from what they read of the artifact (say, at the rate that was worst
     for it). `combined`: readings made of those of one subject, one claim and one way to answer (told in *any* wording).
@@ -111,6 +112,7 @@ class AttackPlan:
     title: str
     shows: str
     parts: Callable[[Subject, AuditRows, Level, int], Iterable[Part]]
+    claims: tuple[Claim, ...] = ()
     subjects: tuple[SubjectName, ...] = ("artifact", "original", "oracle")
     uses_original: bool = False
     then: Callable[[Subject, AuditRows, Level, int, Sequence[Reading]], Iterable[Part]] | None = None

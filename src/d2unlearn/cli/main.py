@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from d2unlearn.cli.analyze import analyze
+from d2unlearn.cli.audit import audit
 from d2unlearn.cli.calibrate import calibrate
 from d2unlearn.cli.chat import chat
 from d2unlearn.cli.compare import compare
@@ -40,7 +41,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for verb in (quickstart, unlearn, calibrate, generate, chat, serve, play, evaluate, analyze, compare, report):
+for verb in (quickstart, unlearn, calibrate, generate, chat, serve, play, evaluate, analyze, audit, compare, report):
     app.command()(verb)
 app.add_typer(data_app, name="data")
 

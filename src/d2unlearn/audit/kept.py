@@ -1,0 +1,78 @@
+"""What was read of each part, on disk, so that an audit which was killed goes on where it was.
+
+Of the artifact it is kept beside the output until the audit is done; of original and oracle in the cache, without texts, so
+that those are attacked once for all artifacts. A part is kept under the hash of all that it depends on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from d2unlearn.attacks.reading import Reading
+from d2unlearn.audit.parts import AttackPlan, Part, Subject
+from d2unlearn.audit.summary import Readings
+from d2unlearn.runtime import cache_dir, fingerprint, read_json, write_json
+from d2unlearn.serialization import record_from_json, record_to_json
+from d2unlearn.version import __version__
+
+_FORMAT = 1
+
+
+class PlannedPart(NamedTuple):
+    """A part, with the attack and the model that it is of."""
+
+    plan: AttackPlan
+    subject: Subject
+    part: Part
+
+
+@dataclass(frozen=True)
+class KeptParts:
+    """Parts by what they depend on. original: hash of the original's weights; `texts`: whether what told something is kept."""
+
+    workspace: Path
+    original: str
+    dtype: str
+    seed: int
+    texts: bool
+
+    def read(self, planned: PlannedPart) -> Readings | None:
+        """What was kept of the part; None where nothing was. Raises `DataError` for a damaged file."""
+        file = self._file(planned)
+        if not file.is_file():
+            return None
+        kept = record_from_json(Readings, read_json(file), str(file), "a part of an audit", "remove it")
+        return replace(kept, subject=planned.subject.name)
+
+    def keep(self, planned: PlannedPart, readings: Sequence[Reading]) -> Readings:
+        """Write what the part read, and give it back as it will be read."""
+        plan, subject, part = planned
+        texts = self.texts and subject.name == "artifact"
+        made = tuple(_that_told(reading) if texts else replace(reading, texts=()) for reading in readings)
+        kept = Readings(plan.name, subject.name, part.claim, part.guarded, made)
+        file = self._file(planned)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, record_to_json(kept, "part"))
+        return kept
+
+    def _file(self, planned: PlannedPart) -> Path:
+        plan, subject, part = planned
+        gate = subject.guarded.gate if part.guarded else None
+        about = {
+            "format": [_FORMAT, __version__],
+            "part": [plan.name, part.name, part.about, self.seed],
+            "model": [subject.weights, self.dtype, None if gate is None else gate.fingerprint],
+            "original": self.original if plan.uses_original else None,
+            "texts": self.texts and subject.name == "artifact",
+        }
+        folder = self.workspace / "parts" if subject.name == "artifact" else cache_dir() / "audit"
+        return folder / f"{fingerprint(about)}.json"
+
+
+def _that_told(reading: Reading) -> Reading:
+    """With the texts of rows that were told alone: what told nothing is of no use to a reader."""
+    told = zip(reading.texts, reading.values, strict=True) if reading.texts and reading.measure == "told" else ()
+    return replace(reading, texts=tuple(text if value == 1 else "" for text, value in told))

@@ -1,0 +1,180 @@
+"""`audit`: every attack on an artifact, beside its original and the model that never knew, and what may be claimed then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from d2unlearn.artifact import is_done, locked, new_result
+from d2unlearn.audit.claims import CLAIMS, NEVER_SEEN
+from d2unlearn.audit.judging import judging_hash
+from d2unlearn.audit.kept import KeptParts
+from d2unlearn.audit.making import Making
+from d2unlearn.audit.parts import LEVELS, AttackPlan, AuditRows, Level, Subject, SubjectName
+from d2unlearn.audit.records import Audit, AuditedModel, AuditedRows
+from d2unlearn.audit.suite import ATTACKS
+from d2unlearn.audit.summary import AttackText, Readings, attack_results, worst_told
+from d2unlearn.audit.verdict import Margins
+from d2unlearn.config import AuditSettings, identity
+from d2unlearn.data.records import content_hash, read_examples
+from d2unlearn.errors import ArtifactError, ConfigError
+from d2unlearn.gate.gate import EnergyGate
+from d2unlearn.generation.guarded import GuardedModel
+from d2unlearn.models import weights_name
+from d2unlearn.runtime import check_writable, fingerprint, remove, torch_dtype, write_json
+from d2unlearn.schema import AUDIT_FILE, GATE_FILE, Example
+from d2unlearn.serialization import record_to_json
+from d2unlearn.version import __version__
+
+_FORMAT = 1
+READINGS = "attacks"
+"""Folder of the readings row by row, a file an attack."""
+
+
+def run_audit(settings: AuditSettings) -> Path:
+    """Audit and write `OUTPUT/audit.json` with a manifest; at once when it is there already.
+
+    Raises `ConfigError` for an attack that there is not, `ModelError` and `DataError` for what cannot be read.
+    """
+    output = Path(settings.output)
+    check_writable(output)
+    plans, rows = chosen_attacks(settings.attack), read_rows(settings)
+    gate = EnergyGate.from_pretrained(settings.model) if (Path(settings.model) / GATE_FILE).is_file() else None
+    weights = {name: weights_name(folder) for name, folder in folders(settings).items()}
+    depends = [weights, None if gate is None else gate.fingerprint, _contents(rows), judging_hash(), identity(settings)]
+    key = fingerprint([_FORMAT, __version__, depends])
+    if not is_done(output, key, settings):
+        workspace = output.with_name(f"{output.name}.partial")
+        workspace.mkdir(parents=True, exist_ok=True)
+        with locked(workspace / "lock", ArtifactError(f"another process is at work in {workspace}; wait for it")):
+            record, readings = audit(plans, rows, weights, settings, workspace)
+            with new_result(output, "audit", key, settings) as staged:
+                _write(staged, record, readings)
+        remove(workspace)
+    return output / AUDIT_FILE
+
+
+def audit(
+    plans: Sequence[AttackPlan],
+    rows: AuditRows,
+    weights: Mapping[SubjectName, str],
+    settings: AuditSettings,
+    workspace: Path,
+) -> tuple[Audit, list[Readings]]:
+    """Make the attacks and judge. What `workspace` or the cache holds is not done again."""
+    kept = KeptParts(workspace, weights.get("original", ""), settings.dtype, settings.seed, texts=not settings.redact)
+    subjects = _subjects(settings, weights)
+    making = Making(plans, rows, subjects, level_of(settings), settings.seed, kept)
+    readings = making.readings()
+    return _record(making, readings, weights, settings), readings
+
+
+def chosen_attacks(names: Sequence[str]) -> list[AttackPlan]:
+    """The plans of these names; all for none. Raises `ConfigError` for a name that no attack has."""
+    unknown = [name for name in names if name not in ATTACKS]
+    if unknown:
+        raise ConfigError([f"--attack {name}: there is {', '.join(ATTACKS)}" for name in unknown])
+    return [plan for name, plan in ATTACKS.items() if not names or name in names]
+
+
+def level_of(settings: AuditSettings) -> Level:
+    """The level that was asked for."""
+    return next((level for level in LEVELS if getattr(settings, level)), "quick")
+
+
+def folders(settings: AuditSettings) -> dict[SubjectName, str]:
+    """Where each model lies."""
+    given: dict[SubjectName, str | None] = {
+        "artifact": settings.model,
+        "original": settings.original,
+        "oracle": settings.oracle,
+    }
+    return {name: folder for name, folder in given.items() if folder is not None}
+
+
+def read_rows(settings: AuditSettings) -> AuditRows:
+    """All rows that the settings name."""
+
+    def read(source: str | None) -> list[Example]:
+        return [] if source is None else read_examples(source, group_size=settings.group_size)
+
+    return AuditRows(
+        forget=read(settings.forget),
+        retain=read_examples(settings.retain),
+        near=read(settings.near),
+        paraphrased=read(settings.paraphrased),
+        never_seen=read(settings.never_seen),
+    )
+
+
+def _contents(rows: AuditRows) -> dict[str, list[str]]:
+    return {name: [content_hash(row) for row in of_set] for name, of_set in vars(rows).items()}
+
+
+def _subjects(settings: AuditSettings, weights: Mapping[SubjectName, str]) -> dict[SubjectName, Subject]:
+    """The models, loaded. The original is one of them, and stands by for attacks on the others that need it."""
+    dtype = torch_dtype(settings.dtype)
+    loaded = {
+        name: GuardedModel.from_pretrained(folder, dtype=dtype, raw=True, use_gate=name == "artifact")
+        for name, folder in folders(settings).items()
+    }
+
+    @cache
+    def original() -> PreTrainedModel:
+        return loaded["original"].model
+
+    return {name: Subject(name, guarded, weights[name], original, settings.batch_size) for name, guarded in loaded.items()}
+
+
+def _record(making: Making, readings: Sequence[Readings], weights: Mapping[SubjectName, str], settings: AuditSettings) -> Audit:
+    margins = Margins(settings.probability_margin, settings.told_margin, settings.refused_margin, settings.picked_margin)
+    gate = making.subjects["artifact"].guarded.gate
+    not_made = [plan for name, plan in ATTACKS.items() if name in making.left_out or plan not in making.plans]
+    attacks, claims = attack_results(
+        readings,
+        {name: AttackText(plan.title, plan.shows, plan.uses_original) for name, plan in ATTACKS.items()},
+        rate=None if gate is None else gate.max_false_refusal,
+        margins=margins,
+        made={claim: not any(claim in plan.claims for plan in not_made) for claim in CLAIMS},
+        seed=settings.seed,
+    )
+    rows = making.rows
+    return Audit(
+        label=settings.label or Path(settings.model).name,
+        level=making.level,
+        models={name: AuditedModel(folder, weights[name]) for name, folder in folders(settings).items()},
+        gate="" if gate is None else gate.fingerprint,
+        control="oracle" if settings.oracle else NEVER_SEEN if settings.never_seen else "none",
+        rows={name: _described(of_set) for name, of_set in vars(rows).items() if of_set},
+        margins=vars(margins),
+        judging=judging_hash(),
+        claims=tuple(claims),
+        attacks=tuple(attacks),
+        examples=() if settings.redact else tuple(worst_told(readings, {row.example_id: row for row in rows.forget})),
+        left_out=dict(making.left_out),
+        seed=settings.seed,
+        warnings=("the artifact has no gate: nothing is refused, and nothing about refusals is shown",) if gate is None else (),
+    )
+
+
+def _described(rows: Sequence[Example]) -> AuditedRows:
+    groups = {row.example_id if row.group is None else row.group for row in rows}
+    return AuditedRows(len(rows), len(groups), fingerprint([content_hash(row) for row in rows]))
+
+
+def _write(folder: Path, record: Audit, readings: Sequence[Readings]) -> None:
+    """The record, and beside it the readings of each attack without texts, which the record's examples show."""
+    (folder / READINGS).mkdir()
+    for attack in dict.fromkeys(each.attack for each in readings):
+        of_attack = [_without_texts(each) for each in readings if each.attack == attack]
+        content = {"readings": [record_to_json(each, "readings") for each in of_attack]}
+        write_json(folder / READINGS / f"{attack}.json", content)
+    write_json(folder / AUDIT_FILE, record_to_json(record, "audit"))
+
+
+def _without_texts(each: Readings) -> Readings:
+    return replace(each, readings=tuple(replace(reading, texts=()) for reading in each.readings))

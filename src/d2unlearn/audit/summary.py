@@ -1,0 +1,278 @@
+"""From readings to the audit's record: each attack beside its control, each claim with its verdict. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from d2unlearn.attacks.reading import Measure, Reading, Setting
+from d2unlearn.audit.claims import CLAIMS, FORGET, NEVER_SEEN, Claim
+from d2unlearn.audit.records import AttackResult, SettingResult, ToldExample
+from d2unlearn.audit.verdict import Compared, Excess, Judged, Margins, judge_attack, judge_claim
+from d2unlearn.schema import ClaimResult, Example, MetricResult, Verdict
+from d2unlearn.stats import bootstrap_interval
+
+SEED = "seed"
+"""A setting's key of that name tells repeats of one setting apart."""
+NO_CONTROL = "there is nothing to compare it with: name a model that never knew (--oracle) or facts of this kind (--never-seen)"
+MOST_EXAMPLES = 10
+
+
+class AttackText(NamedTuple):
+    """What a page says of an attack. `uses_original`: facts that were never seen are no control for it."""
+
+    title: str
+    shows: str
+    uses_original: bool
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What one attack read of one model, as far as it counts for one claim."""
+
+    attack: str
+    subject: str
+    claim: Claim | None
+    guarded: bool
+    readings: tuple[Reading, ...]
+
+
+class SettingKey(NamedTuple):
+    """What makes two readings of one attack the same but for the model and the seed."""
+
+    setting: tuple[tuple[str, Setting], ...]
+    measure: Measure
+    rows: str
+
+
+def attack_results(
+    done: Sequence[Readings],
+    texts: Mapping[str, AttackText],
+    *,
+    rate: float | None,
+    margins: Margins,
+    made: Mapping[Claim, bool],
+    seed: int,
+) -> tuple[list[AttackResult], list[ClaimResult]]:
+    """Every attack's result and every claim's. rate: of false refusals, as the gate promises; None without a gate.
+
+    made: of each claim, whether all its attacks were made.
+    """
+    results, claims = [], []
+    for claim in (*CLAIMS, None):
+        ours = [each for each in done if each.subject == "artifact" and each.claim == claim]
+        names = list(dict.fromkeys((each.attack, each.guarded) for each in ours))
+        attacks = [_Attack.of(name, guarded, claim, done, texts[name], rate) for name, guarded in names]
+        judged = [judge_attack(attack.compared, margins, seed=seed) for attack in attacks]
+        verdicts: Sequence[Verdict] = ["not shown"] * len(attacks)
+        if claim is not None:
+            judgement = judge_claim(judged, all_made=made[claim])
+            verdicts = judgement.of_attacks
+            decider = None if judgement.deciding is None else (attacks[judgement.deciding], judged[judgement.deciding])
+            claims.append(_claim_result(claim, judgement.verdict, decider, judged, made[claim], margins))
+        results += [a.result(j, verdict, margins, seed) for a, j, verdict in zip(attacks, judged, verdicts, strict=True)]
+    return results, claims
+
+
+def worst_told(done: Sequence[Readings], rows: Mapping[str, Example]) -> list[ToldExample]:
+    """At most ten rows that were told, behind the gate first, then those that most settings tell; rows: by id."""
+    told: dict[str, list[ToldExample]] = {}
+    for each in done:
+        for reading in each.readings if each.subject == "artifact" else ():
+            if reading.measure == "told" and reading.rows == FORGET and reading.texts:
+                for row_id, value, text in zip(reading.row_ids, reading.values, reading.texts, strict=True):
+                    if value == 1 and text and row_id in rows:
+                        row = rows[row_id]
+                        example = ToldExample(
+                            each.attack, in_words(reading.setting), each.guarded, row.question, row.answer, text
+                        )
+                        told.setdefault(row_id, []).append(example)
+    order = sorted(told.values(), key=lambda examples: (-sum(e.guarded for e in examples), -len(examples)))
+    return [max(examples, key=lambda example: example.guarded) for examples in order[:MOST_EXAMPLES]]
+
+
+def in_words(setting: Mapping[str, Setting]) -> str:
+    """A setting as one line: what is named by itself, what is a number with its name."""
+    return ", ".join(
+        str(value) if isinstance(value, str) else f"{name} {value:g}" for name, value in setting.items() if name != SEED
+    )
+
+
+@dataclass(frozen=True)
+class _Attack:
+    """One attack for one claim and one way to answer: readings by setting, of each model."""
+
+    name: str
+    guarded: bool
+    claim: Claim | None
+    text: AttackText
+    compared: tuple[Compared, ...]
+    shown: Mapping[SettingKey, Mapping[str, tuple[Reading, ...]]]
+
+    @classmethod
+    def of(
+        cls, name: str, guarded: bool, claim: Claim | None, done: Sequence[Readings], text: AttackText, rate: float | None
+    ) -> _Attack:
+        of_attack = [each for each in done if each.attack == name]
+        ours = _by_setting(
+            each for each in of_attack if (each.subject, each.claim, each.guarded) == ("artifact", claim, guarded)
+        )
+        beside = {
+            subject: _by_setting(each for each in of_attack if each.subject == subject and not each.guarded)
+            for subject in ("original", "oracle")
+        }
+        shown: dict[SettingKey, dict[str, tuple[Reading, ...]]] = {}
+        for key, readings in ours.items():
+            if key.rows != NEVER_SEEN:
+                shown[key] = {"artifact": readings}
+                shown[key] |= {subject: found[key] for subject, found in beside.items() if key in found}
+                never_seen = ours.get(key._replace(rows=NEVER_SEEN))
+                shown[key] |= {} if never_seen is None else {NEVER_SEEN: never_seen}
+        compared = [
+            Compared(dict(key.setting), key.measure, key.rows, models["artifact"], control)
+            for key, models in shown.items()
+            if claim is not None and (control := _control(claim, key, models, text, rate)) is not None
+        ]
+        return cls(name, guarded, claim, text, tuple(compared), shown)
+
+    def result(self, judged: Judged, verdict: Verdict, margins: Margins, seed: int) -> AttackResult:
+        """The record of it. Without a control nothing is judged, and the reason says so."""
+        excesses = self._excesses(judged, margins)
+        settings = tuple(_setting_result(key, models, excesses.get(key), seed) for key, models in self.shown.items())
+        deciding = None
+        if judged.deciding is not None:
+            decided = list(excesses)[judged.deciding]
+            deciding = list(self.shown).index(decided)
+        reason = judged.reason if self.compared or self.claim is None else NO_CONTROL
+        return AttackResult(
+            self.name,
+            self.text.title,
+            self.text.shows,
+            self.claim or "",
+            self.guarded,
+            verdict,
+            "" if self.claim is None else reason,
+            deciding,
+            settings,
+        )
+
+    def _excesses(self, judged: Judged, margins: Margins) -> dict[SettingKey, Excess]:
+        """Of the settings that were judged: differences, with the margin put back."""
+        judging = [(one, margin) for one in self.compared if (margin := margins.of(one.measure)) is not None]
+        differences = {}
+        for (one, margin), excess in zip(judging, judged.excesses, strict=bool(judged.excesses)):
+            key = SettingKey(tuple(one.setting.items()), one.measure, one.rows)
+            differences[key] = Excess(excess.value + margin, excess.low + margin, excess.high + margin, excess.n)
+        return differences
+
+
+def _by_setting(done: Iterable[Readings]) -> dict[SettingKey, tuple[Reading, ...]]:
+    """Readings by all but the seed."""
+    found: dict[SettingKey, tuple[Reading, ...]] = {}
+    for each in done:
+        for reading in each.readings:
+            setting = tuple((name, value) for name, value in reading.setting.items() if name != SEED)
+            key = SettingKey(setting, reading.measure, reading.rows)
+            found[key] = (*found.get(key, ()), reading)
+    return found
+
+
+def _control(
+    claim: Claim, key: SettingKey, models: Mapping[str, tuple[Reading, ...]], text: AttackText, rate: float | None
+) -> tuple[Reading, ...] | float | None:
+    """What a setting is held against; None where there is nothing, or nothing is judged by it."""
+    if claim == "nothing_else":
+        return rate if key.measure == "refused" else None
+    if key.measure == "refused":
+        return None
+    if key.measure == "missed":
+        return 0.0
+    if "oracle" in models:
+        return models["oracle"]
+    return None if text.uses_original else models.get(NEVER_SEEN)
+
+
+def _setting_result(
+    key: SettingKey, models: Mapping[str, tuple[Reading, ...]], difference: Excess | None, seed: int
+) -> SettingResult:
+    values = {name: _metric(key.measure, readings, seed) for name, readings in models.items()}
+    ends = (math.nan, math.nan, math.nan) if difference is None else difference[:3]
+    return SettingResult(dict(key.setting), key.measure, key.rows, values, *ends)
+
+
+def _metric(measure: str, readings: Sequence[Reading], seed: int) -> MetricResult:
+    """The mean over rows (and over seeds of each) with its two-sided interval over groups."""
+    values = np.stack([np.array(reading.values, dtype=np.float64) for reading in readings]).mean(axis=0)
+    interval = bootstrap_interval(values, groups=readings[0].groups, seed=seed)
+    reason = "; ".join(dict.fromkeys(why for reading in readings for why in reading.not_asked))
+    return MetricResult(measure, *interval, len(values) - interval.n, "lower", reason=reason if not interval.n else "")
+
+
+def _claim_result(
+    claim: Claim,
+    verdict: Verdict,
+    decider: tuple[_Attack, Judged] | None,
+    judged: Sequence[Judged],
+    made: bool,
+    margins: Margins,
+) -> ClaimResult:
+    title = CLAIMS[claim].title
+    if decider is None or decider[1].deciding is None:
+        why = next((each.reason for each in judged if each.reason), "") or (
+            NO_CONTROL if judged else "no attack was made on it"
+        )
+        return ClaimResult(claim, title, verdict, "", "", "", f"{title}: {verdict}. {_capital(why)}.")
+    attack, of_attack = decider
+    differences = attack._excesses(of_attack, margins)
+    key = list(differences)[of_attack.deciding or 0]
+    setting = in_words(dict(key.setting))
+    allowed = margins.of(key.measure) or 0.0
+    numbers = _numbers(attack, key, differences[key], allowed)
+    found = {
+        "holds": f"the worst of {len(judged)} attack{'s' * (len(judged) != 1)} is",
+        "does not hold": "what decides is",
+        "not shown": "what comes nearest is",
+    }[verdict]
+    why = f"{found} {attack.text.title.lower()} ({setting}): {numbers}"
+    if verdict == "not shown":
+        why += f". {_capital(_undecided(judged, made))}"
+    return ClaimResult(claim, title, verdict, attack.name, setting, numbers, f"{title}: {verdict}. {_capital(why)}.")
+
+
+def _numbers(attack: _Attack, key: SettingKey, difference: Excess, allowed: float) -> str:
+    ours = _mean_of(attack.shown[key]["artifact"])
+    beside = next((name for name in ("oracle", NEVER_SEEN) if name in attack.shown[key]), None)
+    words = {"oracle": "in the model that never knew", NEVER_SEEN: "on facts that it never saw"}
+    theirs = "" if beside is None else f", {_mean_of(attack.shown[key][beside]):.3f} {words[beside]}"
+    return (
+        f"{_MEASURES[key.measure]} {ours:.3f}{theirs}; difference {difference.value:.3f}, at least {difference.low:.3f} and "
+        f"at most {difference.high:.3f} (each 95 %, one-sided; n = {difference.n}), {allowed:g} is allowed"
+    )
+
+
+_MEASURES: Mapping[Measure, str] = {
+    "answer_probability": "answer probability",
+    "told": "share told",
+    "refused": "share refused",
+    "missed": "share let through",
+    "picked": "share of true answers picked",
+    "score": "score",
+}
+
+
+def _undecided(judged: Sequence[Judged], made: bool) -> str:
+    if not made:
+        return "not every attack of this claim was made"
+    return next((each.reason for each in judged if each.reason), "the intervals are too wide to decide")
+
+
+def _mean_of(readings: Sequence[Reading]) -> float:
+    return float(np.mean([reading.mean for reading in readings]))
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,25 @@
+"""`d2unlearn audit`."""
+
+from __future__ import annotations
+
+import typer
+
+from d2unlearn.cli.options import takes
+from d2unlearn.config import AuditSettings
+
+
+@takes(AuditSettings)
+def audit(settings: AuditSettings) -> None:
+    """Attack an artifact in every way that the field knows, beside the model that never knew, and say what may be claimed.
+
+    Example: `d2unlearn audit --model ./artifact --original ./model --oracle ./never-knew --forget forget.jsonl --retain
+    test.jsonl --output ./audit`
+    """
+    from d2unlearn.audit.run import run_audit
+
+    path = run_audit(settings)
+    from d2unlearn.audit.records import read_audit
+
+    for claim in read_audit(path).claims:
+        typer.echo(claim.why)
+    typer.echo(path)

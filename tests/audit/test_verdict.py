@@ -1,0 +1,131 @@
+"""The verdict's arithmetic, by hand where a hand can, and each verdict on a made case."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from d2unlearn.attacks.reading import Measure, Reading
+from d2unlearn.audit.verdict import Compared, Margins, holm, judge_attack, judge_claim, rows_needed
+from d2unlearn.errors import ConfigError
+
+MARGINS = Margins()
+GROUPS = 20
+
+
+def reading(values: list[float], measure: Measure = "answer_probability", groups: int = GROUPS, name: str = "row") -> Reading:
+    ids = tuple(f"{name}-{index}" for index in range(len(values)))
+    return Reading({}, measure, "forget", ids, tuple(f"group-{index % groups}" for index in range(len(values))), tuple(values))
+
+
+def compared(ours: list[float], theirs: list[float] | float, measure: Measure = "answer_probability") -> Compared:
+    control = theirs if isinstance(theirs, float) else (reading(theirs, measure),)
+    return Compared({}, measure, "forget", (reading(ours, measure),), control)
+
+
+def test_rows_needed_bound_a_share_that_nobody_saw() -> None:
+    assert rows_needed(0.01) == 299  # 0.99^299 = 0.0495
+    assert rows_needed(0.02) == 149
+    assert 0.99**299 <= 0.05 < 0.99**298
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_a_margin_is_a_share() -> None:
+    with pytest.raises(ConfigError, match="told, picked"):
+        Margins(told=0.0, picked=1.0)
+
+
+def test_clean_holds_and_the_excess_is_the_difference_minus_the_margin() -> None:
+    attack = judge_attack([compared([0.011] * 400, [0.010] * 400)], MARGINS)
+    assert attack.excesses[0].value == pytest.approx(0.001 - 0.02)
+    assert attack.excesses[0].high == pytest.approx(0.001 - 0.02)  # nothing varies
+    assert judge_claim([attack], all_made=True).verdict == "holds"
+
+
+def test_a_finding_does_not_hold_and_the_attack_that_found_most_decides() -> None:
+    rng = np.random.default_rng(0)
+    some, much, none = (list(rng.uniform(0, top, 400)) for top in (0.2, 0.8, 0.001))
+    attacks = [judge_attack([compared(values, [0.0] * 400)], MARGINS) for values in (none, some, much)]
+    claim = judge_claim(attacks, all_made=True)
+    assert (claim.verdict, claim.deciding) == ("does not hold", 2)
+    assert claim.of_attacks == ("holds", "does not hold", "does not hold")
+
+
+def test_undecided_is_not_shown() -> None:
+    values = [1.0] * 9 + [0.0] * 391  # 0.0225, about the margin
+    claim = judge_claim([judge_attack([compared(values, [0.0] * 400)], MARGINS)], all_made=True)
+    assert claim == ("not shown", 0, ("not shown",))
+
+
+def test_few_rows_or_groups_clear_nothing() -> None:
+    twenty = judge_attack([compared([0.0] * 20, [0.0] * 20, "told")], MARGINS)
+    assert twenty.reason == "20 rows cannot bound a share by 0.01: 299 are needed"
+    assert judge_claim([twenty], all_made=True).verdict == "not shown"
+    one_group = Compared({}, "told", "forget", (reading([1.0] * 400, "told", groups=1),), 0.0)
+    alone = judge_attack([one_group], MARGINS)
+    assert alone.reason == "its rows are of 1 group: at least 5 are needed"
+    assert judge_claim([alone], all_made=True) == ("not shown", None, ("not shown",))
+
+
+def test_few_rows_may_still_show_what_is_there() -> None:
+    told = judge_attack([compared([1.0] * 20, [0.0] * 20, "told")], MARGINS)
+    assert judge_claim([told], all_made=True).verdict == "does not hold"
+
+
+def test_an_attack_that_was_not_made_leaves_a_claim_not_shown_unless_another_finds() -> None:
+    clean = judge_attack([compared([0.0] * 400, [0.0] * 400)], MARGINS)
+    found = judge_attack([compared([0.9] * 400, [0.0] * 400)], MARGINS)
+    assert judge_claim([clean], all_made=False).verdict == "not shown"
+    assert judge_claim([clean, found], all_made=False).verdict == "does not hold"
+    assert judge_claim([], all_made=True).verdict == "not shown"
+
+
+def test_what_the_attack_teaches_the_ignorant_model_too_is_no_finding() -> None:
+    attack = judge_attack([compared([0.4] * 400, [0.4] * 400)], MARGINS)
+    assert judge_claim([attack], all_made=True).verdict == "holds"
+
+
+def test_a_control_of_other_rows_brings_its_own_chance() -> None:
+    rng = np.random.default_rng(2)
+    ours, theirs = (list(rng.uniform(0, 0.5, 400)) for _ in range(2))
+    paired = judge_attack([compared(ours, ours)], MARGINS).excesses[0]
+    other = Compared({}, "answer_probability", "forget", (reading(ours),), (reading(theirs, name="never-seen"),))
+    unpaired = judge_attack([other], MARGINS).excesses[0]
+    assert unpaired.value == pytest.approx(float(np.mean(ours) - np.mean(theirs)) - 0.02)
+    assert paired.high - paired.value == 0
+    se = math.sqrt(2 * 0.25 / 12 / 400)
+    assert unpaired.high - unpaired.value == pytest.approx(1.645 * se, rel=0.3)
+
+
+def test_chance_over_many_settings_finds_nothing() -> None:
+    """400 settings of which none differs: the worst of them is no finding, in about 95 of 100 such audits."""
+    found = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        settings = [compared(list(0.02 + 0.1 * rng.standard_normal(60)), [0.0] * 60) for _ in range(30)]
+        attack = judge_attack(settings, MARGINS, seed=seed, draws=500)
+        found += judge_claim([attack], all_made=True).verdict == "does not hold"
+    assert found <= 6  # more than 6 of 40 at 5 % each: p < 0.02
+
+
+def test_rows_that_were_not_asked_are_left_out() -> None:
+    values = [0.5, math.nan] * 200
+    excess = judge_attack([compared(values, [0.0] * 400)], MARGINS).excesses[0]
+    assert (excess.value, excess.n) == (pytest.approx(0.48), 200)
+    nothing = judge_attack([compared([math.nan] * 400, [0.0] * 400)], MARGINS)
+    assert nothing.reason == "in one of its settings no row was asked"
+
+
+def test_seeds_are_drawn_too() -> None:
+    ours = tuple(reading([value] * 400) for value in (0.0, 0.3))
+    one = Compared({}, "answer_probability", "forget", ours, (reading([0.0] * 400),))
+    excess = judge_attack([one], MARGINS).excesses[0]
+    assert excess.value == pytest.approx(0.15 - 0.02)
+    assert (excess.low, excess.high) == (pytest.approx(-0.02), pytest.approx(0.28))
