@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from d2unlearn.data.batching import by_length, pad_tokens
 from d2unlearn.observation import observe
-from d2unlearn.quantities import Correct, LogSumExp, Nll
+from d2unlearn.quantities import Correct, LogSumExp, Nll, Quantity
 from d2unlearn.runtime import progress
 from d2unlearn.schema import Tokens
 
@@ -48,20 +48,35 @@ def teacher_forced(logsumexp: ArrayLike, nll: ArrayLike, correct: ArrayLike = ()
     return TeacherForced(prompt, mean, tuple(np.asarray(nll, dtype=np.float64).tolist()), right)
 
 
-@torch.no_grad()
 def score_rows(
     model: nn.Module, rows: Sequence[Tokens], *, batch_size: int, vocab_rows: int | None = None, name: str = ""
 ) -> list[TeacherForced]:
     """Each rendered row's true answer, in the rows' order. `name`: of the progress bar, none without."""
-    device = next(model.parameters()).device
     quantities = (LogSumExp(), Nll(), Correct())
-    scores = [teacher_forced((), ())] * len(rows)
+    read = read_quantities(model, rows, quantities, batch_size=batch_size, vocab_rows=vocab_rows, name=name)
+    return [teacher_forced(*(of_row[quantity] for quantity in quantities)) for of_row in read]
+
+
+@torch.no_grad()
+def read_quantities(
+    model: nn.Module,
+    rows: Sequence[Tokens],
+    quantities: Sequence[Quantity],
+    *,
+    batch_size: int,
+    vocab_rows: int | None = None,
+    name: str = "",
+) -> list[dict[Quantity, NDArray[np.float32]]]:
+    """The quantities at the n positions that predict a row's true answer, [n] each, in the rows' order."""
+    device = next(model.parameters()).device
+    read: list[dict[Quantity, NDArray[np.float32]]] = [{} for _ in rows]
     batches = list(by_length([len(row.input_ids) for row in rows], batch_size))
     for indices in progress(batches, f"likelihoods, {name}", total=len(batches)) if name else batches:
         batch = pad_tokens([rows[index] for index in indices], pad_id=0).to(device)
         values = observe(model, {"forget": batch}, {"forget": quantities}, vocab_rows=vocab_rows)["forget"]
         ends = np.cumsum([rows[index].answer_length for index in indices])[:-1]
-        columns = (np.split(values[quantity].float().cpu().numpy(), ends) for quantity in quantities)
-        for index, logsumexp, nll, correct in zip(indices, *columns, strict=True):
-            scores[index] = teacher_forced(logsumexp, nll, correct)
-    return scores
+        for quantity in quantities:
+            columns = np.split(values[quantity].float().cpu().numpy(), ends)
+            for index, column in zip(indices, columns, strict=True):
+                read[index][quantity] = column
+    return read

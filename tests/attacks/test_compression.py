@@ -128,14 +128,14 @@ def test_the_rule_alone_decides_as_the_gate_does_and_goes_on_where_the_gate_turn
     between = at(gate, scores[5])
     guarded = GuardedModel(model, tokenizer, between)
     refused = [float(answer.refused) for answer in guarded.answer([row.prompt for row in rows])]
-    reading = refusals_without_check(guarded, model, between.rule, asked, {"change": "none"})
+    reading = refusals_without_check(tokenizer, model, between.rule, asked, {"change": "none"})
     assert list(reading.values) == refused
     assert sum(refused) == 4
     coarse = compressed(model, Quantisation(3, 32))
     with pytest.raises(GateError, match="not those the gate was calibrated on"):
         GuardedModel(coarse, tokenizer, between).answer([rows[0].prompt])
     everything = replace(between.rule, threshold=-1e9)
-    assert refusals_without_check(guarded, coarse, everything, asked, {}).mean == 1.0
+    assert refusals_without_check(tokenizer, coarse, everything, asked, {}).mean == 1.0
 
 
 def test_prompt_energies_are_those_of_the_last_prompt_position() -> None:

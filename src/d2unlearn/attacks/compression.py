@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from d2unlearn.attacks.reading import AskedRows, NotShownError, Reading, Setting, reading_of
@@ -25,7 +25,6 @@ from d2unlearn.errors import ConfigError
 from d2unlearn.gate.rule import GateRule
 from d2unlearn.gate.score import request_scores
 from d2unlearn.gate.traces import collect_traces
-from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.rounding import rounded_to_integers
 from d2unlearn.teacher_forcing import score_rows
 
@@ -147,7 +146,7 @@ def prompt_energy_reading(
 
 
 def refusals_without_check(
-    guarded: GuardedModel,
+    tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     rule: GateRule,
     asked: AskedRows,
@@ -163,7 +162,7 @@ def refusals_without_check(
     prompts = [[id_ for id_, own in zip(row.input_ids, row.answer_mask, strict=True) if not own] for row in asked.tokens]
     traces = collect_traces(
         model,
-        guarded.tokenizer,
+        tokenizer,
         prompts,
         max_new_tokens=rule.max_new_tokens,
         batch_size=batch_size,

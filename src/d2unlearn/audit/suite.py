@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from d2unlearn.audit.parts import AttackPlan
+from d2unlearn.audit.plans import compression, membership
 
-ATTACKS: dict[str, AttackPlan] = {}
+ATTACKS: dict[str, AttackPlan] = {plan.name: plan for plan in (compression.PLAN, membership.PLAN)}
 """In the order in which a page shows them."""

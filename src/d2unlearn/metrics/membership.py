@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import ks_2samp
 
-from d2unlearn.stats import finite
+from d2unlearn.schema import Interval
+from d2unlearn.stats import Floats, auroc, bootstrap_bounds, finite
 
 MIN_K_SHARE = 0.4
 """Share of an answer's tokens that Min-K% and Min-K%++ look at (MUSE, open-unlearning)."""
@@ -49,6 +51,29 @@ def min_k_plus_plus(nll: ArrayLike, entropy: ArrayLike, variance: ArrayLike, sha
     return -float(scores[: _count(len(scores), share)].mean()) if len(scores) else math.nan
 
 
+def membership_auc(
+    forget: ArrayLike,
+    never_seen: ArrayLike,
+    *,
+    groups: tuple[Sequence[Hashable], Sequence[Hashable]] | None = None,
+    seed: int = 0,
+) -> Interval:
+    """An attack's AUC from its scores of forgotten rows and of rows that were never seen, with a bootstrap interval.
+
+    Above 0.5: forgotten rows look like members; below: they look *less* known than what was never seen; at 0.5, and where a
+    never-knew model has it, nothing tells unlearned from never seen. groups: of each row of the two, drawn whole; None: rows.
+    `n` counts both sides; all NaN where one is empty. The two may be the same rows, scored by two models.
+    """
+    sides = [np.asarray(scores, dtype=np.float64) for scores in (forget, never_seen)]
+    labels = groups or (range(len(sides[0])), range(len(sides[1])))
+    n = [len(finite(side)) for side in sides]
+    if not all(n):
+        return Interval(math.nan, math.nan, math.nan, 0)
+    columns = (("forget", sides[0]), ("never seen", sides[1]))
+    bounds = bootstrap_bounds(_auroc_of, columns, {"forget": labels[0], "never seen": labels[1]}, seed=seed)
+    return Interval(auroc(*sides), *bounds, sum(n))
+
+
 def privleak(auc: float, reference_auc: float, *, epsilon: float = 0.0) -> float:
     """How far the chance of *not* telling members is from that of a model that never saw the forget set, in percent of it.
 
@@ -67,6 +92,10 @@ def forget_quality(ratios: ArrayLike, reference: ArrayLike, *, method: str = "au
     """
     ours, theirs = finite(ratios), finite(reference)
     return float(ks_2samp(ours, theirs, method=method).pvalue) if len(ours) and len(theirs) else math.nan
+
+
+def _auroc_of(sides: Sequence[Floats]) -> float:
+    return auroc(sides[0], sides[1])
 
 
 def _count(n: int, share: float) -> int:

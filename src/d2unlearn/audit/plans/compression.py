@@ -20,7 +20,8 @@ from d2unlearn.attacks.compression import (
 )
 from d2unlearn.attacks.reading import AskedRows, NotShownError, Reading, Setting
 from d2unlearn.attacks.scoring import probabilities
-from d2unlearn.audit.parts import FORGET, AttackPlan, AuditRows, Cost, Level, Part, Subject, asked_sets, drawn
+from d2unlearn.audit.claims import FORGET
+from d2unlearn.audit.parts import AttackPlan, AuditRows, Cost, Level, Part, Subject, asked_sets, drawn
 from d2unlearn.data.records import content_hash
 from d2unlearn.schema import Example
 
@@ -91,7 +92,7 @@ def _part(
 ) -> Part:
     def run() -> list[Reading]:
         changed = change(subject.model)
-        return [probabilities(changed, of_set, setting) for of_set in asked]
+        return [probabilities(changed, of_set, setting, batch_size=subject.batch_size) for of_set in asked]
 
     return Part(_name(setting), about, cost, run, "comes_back")
 
@@ -117,9 +118,12 @@ def _gated_parts(subject: Subject, rows: AuditRows, budget: CompressionBudget, s
         setting = {"change": "none"} if compression is None else compression.setting
 
         def run(compression: Compression | None = compression, setting: Mapping[str, Setting] = setting) -> list[Reading]:
-            changed = compressed(subject.model, compression)
-            energies = [prompt_energy_reading(changed, of_set, setting) for of_set in asked]
-            return energies + [refusals_without_check(subject.guarded, changed, rule, of_set, setting) for of_set in asked]
+            changed, size = compressed(subject.model, compression), subject.batch_size
+            energies = [prompt_energy_reading(changed, of_set, setting, batch_size=size) for of_set in asked]
+            return energies + [
+                refusals_without_check(subject.guarded.tokenizer, changed, rule, of_set, setting, batch_size=size)
+                for of_set in asked
+            ]
 
         about = [_hashes(*sets.values()), None if compression is None else asdict_of(compression)]
         cost = Cost(scored=n, answered=n)
@@ -139,4 +143,5 @@ PLAN = AttackPlan(
     title="Compression",
     shows="Whether forgotten answers come back when the weights are rounded, thinned or averaged with another fine-tune.",
     parts=compression_parts,
+    claims=("comes_back",),
 )
