@@ -11,7 +11,7 @@ from typing import Any
 
 from d2unlearn.benchmark.conventions import DIFFERENCES, OPEN_UNLEARNING, OURS
 from d2unlearn.benchmark.metrics import ForgetQuality, Membership, Metric, PrivLeak, Utility
-from d2unlearn.benchmark.suites import MUSE, TOFU, Suite
+from d2unlearn.benchmark.suites import LUME, MUSE, TOFU, YEARS, Suite
 from d2unlearn.runtime import read_json
 from d2unlearn.schema import GUARDED_PREFIX
 from tables import table
@@ -187,6 +187,8 @@ def evaluation_blocks(folder: Path) -> dict[str, str]:
     return {
         "tofu-metrics": suite_table(TOFU),
         "muse-metrics": suite_table(MUSE),
+        "lume-metrics": suite_table(LUME),
+        "years-metrics": suite_table(YEARS),
         "conventions": difference_table(),
         "conventions-measured": measured_table(folder),
     }

@@ -24,6 +24,7 @@ from d2unlearn.fields import (
     PORT,
     PROPER_SHARE,
     SEED,
+    SHARE,
     ZERO_OR_MORE,
     Default,
     Flag,
@@ -41,6 +42,7 @@ Settings = TypeVar("Settings")
 
 _FILE, _FOLDER, _JSONL, _NAMED_FILE = (Metavar(text) for text in ("FILE", "FOLDER", "FILE.jsonl", "NAME=FILE"))
 ITS_FOLDER = Default("its folder")
+BENCHMARKS = ("tofu", "muse", "wmdp", "lume", "years")
 BENCHMARK = Group("A benchmark of the field")
 TRAINING = Group("How all of them are trained")
 WHERE = Group("Where runs are done")
@@ -200,7 +202,7 @@ class BenchmarkSettings:
     """`d2unlearn evaluate --benchmark`: one of the field's benchmarks, counted as the convention says."""
 
     model: Annotated[str, MODEL, INCIDENTAL, "Model folder, GGUF file or hub name."]
-    benchmark: Annotated[str, one_of("tofu", "muse", "wmdp"), BENCHMARK, "tofu, muse or wmdp, instead of rows."]
+    benchmark: Annotated[str, one_of(*BENCHMARKS), BENCHMARK, f"One of {', '.join(BENCHMARKS)}, instead of rows."]
     output: Annotated[str, INCIDENTAL, "Folder for evaluation.json."]
     data: Annotated[str | None, INCIDENTAL, BENCHMARK, _FOLDER, Default("from the hub"), "Its files."] = None
     convention: Annotated[
@@ -233,6 +235,7 @@ class BenchmarkSettings:
     reference_model: Annotated[
         str | None, MODEL, INCIDENTAL, BENCHMARK, "Model of the same tokenizer for the reference attack."
     ] = None
+    mmlu: Annotated[float | None, SHARE, BENCHMARK, "LUME: the model's accuracy on MMLU, measured elsewhere."] = None
     system_prompt: Annotated[str | None, BENCHMARK, "Begins every conversation."] = None
     date_string: Annotated[str | None, BENCHMARK, "The date for chat templates that write one."] = None
     label: Annotated[str | None, ITS_FOLDER, "The model's name in tables."] = None

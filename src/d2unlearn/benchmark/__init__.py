@@ -1,1 +1,1 @@
-"""TOFU, MUSE and WMDP as their authors count them: suites, conventions, scoring and results."""
+"""TOFU, MUSE, WMDP, LUME and Years as their authors count them: suites, conventions, scoring and results."""

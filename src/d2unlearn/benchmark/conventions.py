@@ -46,6 +46,14 @@ OPEN_UNLEARNING = Convention(
     typed_special_tokens=True,
     rows_in_file_order=True,
 )
+SEMEVAL = Convention(
+    "semeval-2025-task-4",
+    stems_always=True,
+    cleans_up_spaces=True,
+    empty_is_zero=True,
+    typed_special_tokens=True,
+)
+"""The one convention of LUME. Source: `evaluate_generations.py`, which the task gave out with its data."""
 CONVENTIONS = {convention.name: convention for convention in (OURS, OPEN_UNLEARNING)}
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from d2unlearn.benchmark.suites import SetSpec, Suite
 from d2unlearn.config import BenchmarkSettings
+from d2unlearn.data.lume import read_lume
 from d2unlearn.data.muse import read_muse, with_shots
 from d2unlearn.data.tofu import paraphrased, read_tofu
+from d2unlearn.data.years import read_years
 from d2unlearn.errors import DataError
 from d2unlearn.runtime import say
 from d2unlearn.schema import Example
@@ -30,8 +32,8 @@ class LoadedSet:
 def load_sets(suite: Suite, settings: BenchmarkSettings) -> list[LoadedSet]:
     """Every set of the suite, at most `limit` rows of each.
 
-    The held-out rows, which only some data folders have, may be missing. Raises `DataError` for any other split that is, and
-    for a row without a column that the suite asks for.
+    The held-out rows, which only some data folders have, may be missing, and so may a kind of row in a file of several.
+    Raises `DataError` for any other split that is, and for a row without a column that the suite asks for.
     """
     return [_loaded(name, spec, settings) for name, spec in suite.sets.items()]
 
@@ -52,6 +54,8 @@ def _loaded(name: str, spec: SetSpec, settings: BenchmarkSettings) -> LoadedSet:
             raise
         say(f"no held-out rows, so no membership attacks: {error}")
         return LoadedSet(name, spec, (), f"there are no held-out rows ({split})")
+    if not examples:
+        return LoadedSet(name, spec, (), f"the folder has no rows of {split}")
     examples = _asked(spec, examples[: settings.limit], settings)
     if spec.shots:
         examples = with_shots(examples, read(spec.shots, settings))
@@ -83,4 +87,17 @@ def _muse(split: str, settings: BenchmarkSettings) -> list[Example]:
     return read_muse(part, name, corpus=settings.corpus, folder=None if settings.data is None else Path(settings.data))
 
 
-_READERS: Mapping[str, Callable[[str, BenchmarkSettings], list[Example]]] = {"tofu": _tofu, "muse": _muse}
+def _lume(split: str, settings: BenchmarkSettings) -> list[Example]:
+    return read_lume(split, settings.data)
+
+
+def _years(split: str, settings: BenchmarkSettings) -> list[Example]:
+    return read_years(split, settings.data)
+
+
+_READERS: Mapping[str, Callable[[str, BenchmarkSettings], list[Example]]] = {
+    "tofu": _tofu,
+    "muse": _muse,
+    "lume": _lume,
+    "years": _years,
+}

@@ -23,7 +23,7 @@ from d2unlearn.benchmark.guarded_answers import GuardedRequest, guarded_answers
 from d2unlearn.benchmark.lm_results import generated_answers, summary_of, task_samples, task_set, tasks_evaluation
 from d2unlearn.benchmark.suites import WMDP
 from d2unlearn.config import BenchmarkSettings
-from d2unlearn.data.wmdp import check_questions, task_file
+from d2unlearn.data.wmdp import read_questions, task_file
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.generation.guarded import Answer, GuardedModel
 from d2unlearn.runtime import (
@@ -98,7 +98,7 @@ def _files(tasks: Sequence[str], folder: str) -> dict[str, Path]:
         raise DataError(f"{folder} has no {', '.join(f'{task}.jsonl' for task in missing)}")
     files = {task: path for task, path in paths.items() if path is not None}
     for path in files.values():
-        check_questions(path)
+        read_questions(path)
     return files
 
 

@@ -96,13 +96,14 @@ class MetricInputs:
     """All that a suite's metrics are computed from.
 
     `retain_logs`: the retain model's results in open-unlearning's format, empty when none were given; `computed`: the values of
-    the metrics so far, by key.
+    the metrics so far, by key; `mmlu`: the model's accuracy there, measured elsewhere, NaN for none.
     """
 
     sets: Mapping[str, SetScores]
     convention: Convention
     retain_logs: Mapping[str, Any] = field(default_factory=dict)
     computed: Mapping[str, MetricValue] = field(default_factory=dict)
+    mmlu: float = math.nan
 
     def value(self, key: str) -> float:
         """A metric's number; NaN for one that is not there."""
@@ -132,6 +133,10 @@ class Metric(ABC):
     def sets(self) -> tuple[str, ...]:
         """The sets that it reads itself; none for one that reads other metrics alone."""
         return ()
+
+    def behind_gate(self, key: str) -> Mapping[str, Metric]:
+        """What it is of guarded answers, by key: itself if it reads `generated`; a likelihood knows no gate, and is nothing."""
+        return {}
 
     @abstractmethod
     def compute(self, inputs: MetricInputs) -> MetricValue:
@@ -174,7 +179,7 @@ class Probability(OfOneSet):
         losses = _losses(scored, self.column)
         probabilities = [[math.exp(-nll) for nll in some] for some in losses]
         records = [{"prob": _one_or_all(p), "avg_loss": _one_or_all(nll)} for p, nll in zip(probabilities, losses, strict=True)]
-        return _averaged(scored, [sum(p) / len(p) if p else math.nan for p in probabilities], records)
+        return averaged(scored, [sum(p) / len(p) if p else math.nan for p in probabilities], records)
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,7 @@ class OptionProbability(OfOneSet):
         scored, epsilon = inputs.sets[self.on], inputs.convention.epsilon
         pairs = _pairs(scored, TRUE_ANSWER, self.wrong)
         values = [option_probability(right, wrong, epsilon=epsilon) for right, wrong in pairs]
-        return _averaged(scored, values, [{"prob": value} for value in values])
+        return averaged(scored, values, [{"prob": value} for value in values])
 
 
 @dataclass(frozen=True)
@@ -209,7 +214,7 @@ class TruthRatio(OfOneSet):
         scored, epsilon = inputs.sets[self.on], inputs.convention.epsilon
         ratios = [truth_ratio(right, wrong, epsilon=epsilon) for right, wrong in _pairs(scored, self.right, self.wrong)]
         values = [TRUTH_AGGREGATORS[self.aggregator](ratio, epsilon=epsilon) for ratio in ratios]
-        return _averaged(scored, values, [{"score": ratio} for ratio in ratios])
+        return averaged(scored, values, [{"score": ratio} for ratio in ratios])
 
 
 @dataclass(frozen=True)
@@ -219,13 +224,16 @@ class RougeScore(OfOneSet):
     statistic: str
     meaning = "how much of the true answer, word by word, the model's own answer tells"
 
+    def behind_gate(self, key: str) -> Mapping[str, Metric]:
+        return {key: self}
+
     def compute(self, inputs: MetricInputs) -> MetricValue:
         scored = inputs.sets[self.on]
         records = [
             {**answer.rouge._asdict(), "input": answer.question, "ground_truth": answer.truth, "generation": answer.text}
             for answer in scored.generated
         ]
-        return _averaged(scored, [getattr(answer.rouge, self.statistic) for answer in scored.generated], records)
+        return averaged(scored, [getattr(answer.rouge, self.statistic) for answer in scored.generated], records)
 
 
 @dataclass(frozen=True)
@@ -247,7 +255,7 @@ class OfTrueAnswer(OfOneSet):
         scored = inputs.sets[self.on]
         zero = self.zero_if_empty and inputs.convention.empty_is_zero
         values = [_number(getattr(true, self.score), zero) for true in scored.true]
-        return _averaged(scored, values, [{"score": value} for value in values])
+        return averaged(scored, values, [{"score": value} for value in values])
 
 
 @dataclass(frozen=True)
@@ -271,7 +279,7 @@ class Membership(Metric):
         parts = {}
         for side, scored in sides.items():
             scores = ATTACKS[self.attack](scored, inputs.convention)
-            parts[side] = _averaged(scored, scores, [{"score": score} for score in scores])
+            parts[side] = averaged(scored, scores, [{"score": score} for score in scores])
         reason = next((part.reason for part in parts.values() if part.reason), "")
         if reason:
             return MetricValue(parts=parts, reason=reason)
@@ -331,6 +339,9 @@ class Utility(Metric):
     keys: tuple[str, ...]
     meaning = "harmonic mean of nine: probability, ROUGE and truth ratio on the three sets to keep"
 
+    def behind_gate(self, key: str) -> Mapping[str, Metric]:
+        return {key: self}
+
     def compute(self, inputs: MetricInputs) -> MetricValue:
         values = [inputs.computed[key] for key in self.keys]
         reason = next((value.reason for value in values if value.reason), "")
@@ -362,7 +373,8 @@ def _auc(both: Sequence[Floats]) -> float:
     return auroc(both[0], both[1])
 
 
-def _averaged(scored: SetScores, values: ArrayLike, records: Sequence[Mapping[str, Any]]) -> MetricValue:
+def averaged(scored: SetScores, values: ArrayLike, records: Sequence[Mapping[str, Any]] = ()) -> MetricValue:
+    """A metric that is the mean of one value an example; with the reason where there is no value."""
     array = np.asarray(values, dtype=np.float64)
     if not len(array):
         return MetricValue(reason=scored.missing or f"{scored.name} has nothing to score")

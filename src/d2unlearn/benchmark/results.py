@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from d2unlearn.benchmark.metrics import MetricInputs, MetricValue, RougeScore, SetScores, Utility
+from d2unlearn.benchmark.metrics import MetricInputs, MetricValue, SetScores
 from d2unlearn.benchmark.suites import Suite
 from d2unlearn.benchmark.warnings import suite_warnings
 from d2unlearn.config import BenchmarkSettings
@@ -30,9 +30,12 @@ def benchmark_evaluation(
     seed = settings.seed
     groups = {name: groups_of(scored.examples) for name, scored in inputs.sets.items()}
     sets = [evaluated_set(suite, inputs, scored, seed) for scored in inputs.sets.values() if scored.examples]
-    separation = separation_of_sets(sets, seed, groups)
-    behind = behind_gate(suite, inputs)
-    guarded = [replace(suite_metric(key, suite, behind, seed), name=f"{GUARDED_PREFIX}{key}") for key in behind.computed]
+    by_name = {evaluated.name: evaluated for evaluated in sets}
+    pairs = [[by_name[name] for name in pair if name in by_name] for pair in suite.compared] or [sets]
+    separation = [metric for pair in pairs for metric in separation_of_sets(pair, seed, groups)]
+    told = guarded_suite(suite)
+    behind = behind_gate(told, inputs)
+    guarded = [replace(suite_metric(key, told, behind, seed), name=f"{GUARDED_PREFIX}{key}") for key in behind.computed]
     return replace(
         evaluation_record(settings, gate, sets, separation),
         benchmark=settings.benchmark,
@@ -42,18 +45,20 @@ def benchmark_evaluation(
     )
 
 
-def behind_gate(suite: Suite, inputs: MetricInputs) -> MetricInputs:
-    """What the suite says of guarded answers: its ROUGE, and utility with that ROUGE; nothing without a gate.
+def guarded_suite(suite: Suite) -> Suite:
+    """The suite's metrics that a gate has a say in, as they are of guarded answers. Metrics of likelihoods alone are none."""
+    metrics = {name: behind for key, metric in suite.metrics.items() for name, behind in metric.behind_gate(key).items()}
+    return replace(suite, metrics=metrics)
 
-    A gate has no say in likelihoods, so metrics of those alone have no guarded counterpart; in the utility they are raw.
-    """
+
+def behind_gate(suite: Suite, inputs: MetricInputs) -> MetricInputs:
+    """What the suite of `guarded_suite` says of guarded answers; nothing without a gate. In its means likelihoods are raw."""
     if not any(scored.guarded for scored in inputs.sets.values()):
         return replace(inputs, computed={})
     sets = {name: replace(scored, generated=scored.guarded or scored.generated) for name, scored in inputs.sets.items()}
     computed = dict[str, MetricValue]()
     for key, metric in suite.metrics.items():
-        if isinstance(metric, RougeScore | Utility):
-            computed[key] = metric.compute(replace(inputs, sets=sets, computed={**inputs.computed, **computed}))
+        computed[key] = metric.compute(replace(inputs, sets=sets, computed={**inputs.computed, **computed}))
     return replace(inputs, sets=sets, computed=computed)
 
 

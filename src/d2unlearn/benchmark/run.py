@@ -6,6 +6,7 @@ inputs (weights, gate, rows, code version, convention) is not computed again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from d2unlearn.artifact import is_done, new_result
 from d2unlearn.benchmark.cache import ResultCache
-from d2unlearn.benchmark.conventions import convention_named
+from d2unlearn.benchmark.conventions import OURS, Convention, convention_named
 from d2unlearn.benchmark.datasets import LoadedSet, load_sets
 from d2unlearn.benchmark.metrics import MetricInputs
 from d2unlearn.benchmark.open_unlearning import (
@@ -30,6 +31,7 @@ from d2unlearn.benchmark.scoring import Scorer, render_example, score_set, takes
 from d2unlearn.benchmark.suites import SUITES, Suite, attacked_sets, chosen
 from d2unlearn.config import BenchmarkSettings, identity
 from d2unlearn.data.records import content_hash
+from d2unlearn.errors import ConfigError
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.models import load_model, weights_name
 from d2unlearn.runtime import check_writable, fingerprint, say, torch_dtype
@@ -46,11 +48,12 @@ def run_benchmark(settings: BenchmarkSettings) -> Path:
     output = Path(settings.output)
     check_writable(output)
     suite = suite_of(settings)
+    convention = convention_of(settings, suite)
     retain_logs = {} if settings.retain_logs is None else read_logs(settings.retain_logs, suite)
     sets = load_sets(suite, settings)
     guarded = GuardedModel.from_pretrained(settings.model, dtype=torch_dtype(settings.dtype), raw=True, use_gate=True)
     chat = ChatFormat(settings.system_prompt, settings.date_string)
-    renderer = Renderer(guarded.tokenizer, convention_named(settings.convention), chat)
+    renderer = Renderer(guarded.tokenizer, convention, chat)
     context = fingerprint([__version__, guarded.fingerprint, renderer.fingerprint, str(guarded.model.dtype)])
     key = _key(settings, context, sets, retain_logs)
     if is_done(output, key, settings):
@@ -60,7 +63,8 @@ def run_benchmark(settings: BenchmarkSettings) -> Path:
             say(f"going on: {len(cache)} results are there already")
         scorer = scorer_of(settings, suite, guarded, renderer, cache, sets)
         scored = {loaded.name: score_set(scorer, loaded) for loaded in sets}
-    inputs = with_metrics(suite, MetricInputs(scored, renderer.convention, retain_logs))
+    mmlu = math.nan if settings.mmlu is None else settings.mmlu
+    inputs = with_metrics(suite, MetricInputs(scored, renderer.convention, retain_logs, mmlu=mmlu))
     with new_result(output, "evaluate", key, settings) as staged:
         write_evaluation(staged / EVALUATION_FILE, benchmark_evaluation(settings, suite, inputs, guarded.gate))
         write_entries(staged / eval_file(suite), eval_entries(suite, inputs.computed, inputs.convention))
@@ -74,6 +78,14 @@ def suite_of(settings: BenchmarkSettings) -> Suite:
     left_out = [] if settings.gradient_norm else ["mia_gradnorm"]
     left_out += [] if settings.reference_model is not None else ["mia_reference"]
     return chosen(SUITES[settings.benchmark], parts=settings.parts, left_out=left_out)
+
+
+def convention_of(settings: BenchmarkSettings, suite: Suite) -> Convention:
+    """The suite's own convention, else the one asked for. Raises `ConfigError` for another than a suite's own."""
+    asked = convention_named(settings.convention)
+    if suite.convention is not None and asked != OURS:
+        raise ConfigError([f"{suite.name} is counted in one way only, {suite.convention.name}; leave --convention away"])
+    return suite.convention or asked
 
 
 def scorer_of(
@@ -90,13 +102,13 @@ def scorer_of(
     """
     attackable = all(loaded.examples for loaded in sets if loaded.name in attacked_sets(suite))
     reference = None
-    if settings.reference_model is not None and attackable:
+    if settings.reference_model is not None and "mia_reference" in suite.metrics and attackable:
         reference = load_model(settings.reference_model, dtype=guarded.model.dtype)
         reference.to(guarded.model.device)  # type: ignore[arg-type]
     first = next(((loaded.spec, loaded.examples[0]) for loaded in sets if loaded.spec.others and loaded.examples), None)
     answers = () if first is None else render_example(renderer, *first).rows.values()
     trees = takes_trees(guarded.model, [row for rows in answers for row in rows])
-    gradients = settings.gradient_norm and attackable
+    gradients = "mia_gradnorm" in suite.metrics and attackable
     return Scorer(guarded, renderer, cache, suite, settings.batch_size, gradients, reference, trees)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from d2unlearn.benchmark.choices import ChoiceAccuracy
+from d2unlearn.benchmark.conventions import SEMEVAL, Convention
 from d2unlearn.benchmark.metrics import (
     ATTACKS,
     TRUE_ANSWER,
@@ -23,7 +25,10 @@ from d2unlearn.benchmark.metrics import (
     TruthRatio,
     Utility,
 )
-from d2unlearn.schema import Kind
+from d2unlearn.benchmark.semeval import ExactMatch, FinalScore, MembershipScore, TaskAggregate
+from d2unlearn.data.lume import ASKED, CONTINUED, TASKS
+from d2unlearn.data.years import WRONG_CHOICES
+from d2unlearn.schema import Better, Kind
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,9 @@ class SetSpec:
 class Suite:
     """A benchmark. `name` begins its files' names; `summary`: the keys of its summary; `own`: keys that open-unlearning lacks.
 
-    `stems`: whether ROUGE stems words in our convention. `kept`: the key that says whether the model is of use still.
+    `stems`: whether ROUGE stems words in our convention. `kept`: the key that says whether the model is of use still, "" for
+    none. `convention`: the only way it is counted, where it has one of its own. `compared`: the forget and retained sets whose
+    energies are held against each other, each with each unless said.
     """
 
     name: str
@@ -61,6 +68,8 @@ class Suite:
     stems: bool
     kept: str
     own: tuple[str, ...] = ()
+    convention: Convention | None = None
+    compared: tuple[tuple[str, str], ...] = ()
 
 
 PERTURBED = ("paraphrased_answer", "perturbed_answer")
@@ -172,7 +181,62 @@ MUSE = Suite(
     own=tuple(f"{fold}_Prob" for fold in FOLDS),
 )
 
-SUITES = {"tofu": TOFU, "muse": MUSE}
+LUME_KINDS: tuple[Kind, ...] = ("forget", "retain")
+
+
+def _lume_sets(kind: Kind, task: str) -> dict[str, SetSpec]:
+    """A task's passages to continue and its questions, both without a chat around them."""
+    name = f"{kind}_{task.lower()}"
+    return {
+        f"{name}_passages": SetSpec(kind, f"{kind}/{task}/{CONTINUED}", limit=256, style="text"),
+        f"{name}_questions": SetSpec(kind, f"{kind}/{task}/{ASKED}", limit=256, style="text"),
+    }
+
+
+def _lume_metrics(kind: Kind, task: str) -> dict[str, Metric]:
+    name = f"{kind}_{task.lower()}"
+    better: Better = "lower" if kind == "forget" else "higher"
+    return {
+        f"{name}_regurgitation": RougeScore(f"{name}_passages", "rougeL_recall", better=better),
+        f"{name}_knowledge": ExactMatch(f"{name}_questions", better=better),
+    }
+
+
+_LUME_SETS = {kind: {k: s for task in TASKS for k, s in _lume_sets(kind, task).items()} for kind in LUME_KINDS}
+_SIX = {kind: tuple(key for task in TASKS for key in _lume_metrics(kind, task)) for kind in LUME_KINDS}
+
+LUME = Suite(
+    name="LUME",
+    sets={
+        **{name: spec for kind in LUME_KINDS for name, spec in _LUME_SETS[kind].items()},
+        "members": SetSpec("forget", "member", style="text"),
+        "others": SetSpec("retain", "nonmember", style="text"),
+    },
+    metrics={
+        **{key: metric for kind in LUME_KINDS for task in TASKS for key, metric in _lume_metrics(kind, task).items()},
+        "retain_harmonic_mean": TaskAggregate((), _SIX["retain"], better="higher"),
+        "task_aggregate": TaskAggregate(_SIX["forget"], _SIX["retain"], better="higher"),
+        "mia_loss": Membership("loss", "members", "others"),
+        "mia_score": MembershipScore("mia_loss", better="higher"),
+        "final_score": FinalScore("task_aggregate", "mia_score", better="higher"),
+    },
+    summary=(*_SIX["forget"], *_SIX["retain"], "task_aggregate", "mia_loss", "mia_score", "final_score"),
+    stems=True,
+    kept="retain_harmonic_mean",
+    convention=SEMEVAL,
+    compared=tuple(zip(*(_LUME_SETS[kind] for kind in LUME_KINDS), strict=True)),
+)
+
+YEARS = Suite(
+    name="YEARS",
+    sets={part: SetSpec("forget", part, (WRONG_CHOICES,), limit=16) for part in ("T", "V")},
+    metrics={f"{part}_accuracy": ChoiceAccuracy(part, WRONG_CHOICES, better="lower") for part in ("T", "V")},
+    summary=("T_accuracy", "V_accuracy"),
+    stems=True,
+    kept="",
+)
+
+SUITES = {"tofu": TOFU, "muse": MUSE, "lume": LUME, "years": YEARS}
 
 WMDP = ("wmdp_bio", "wmdp_cyber", "wmdp_chem")
 """Tasks of lm-eval, which scores them by likelihood: of three sets of questions with four options."""

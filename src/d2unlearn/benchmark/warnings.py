@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from d2unlearn.benchmark.choices import ChoiceAccuracy, at_chance
 from d2unlearn.benchmark.metrics import Membership, MetricInputs, RougeScore, mean_of_columns
 from d2unlearn.benchmark.open_unlearning import logged_convention
 from d2unlearn.benchmark.suites import Suite
@@ -34,6 +35,7 @@ def suite_warnings(suite: Suite, inputs: MetricInputs, sets: Sequence[EvaluatedS
     """What a reader has to know before trusting the numbers, the gravest first. inputs: with the suite's metrics computed."""
     return (
         *_use(suite, inputs),
+        *_chance(suite, inputs),
         *_language(suite, inputs, sets),
         *_conspicuous(suite, inputs),
         *_refusals(sets),
@@ -48,6 +50,19 @@ def _use(suite: Suite, inputs: MetricInputs) -> Iterator[str]:
     if value < floor:
         beside = "" if math.isnan(retain_value) else f", the retain model's {retain_value:.3f}"
         yield f"utility is gone: {suite.kept} is {value:.3f}{beside}. What looks forgotten may be a model that is broken"
+
+
+def _chance(suite: Suite, inputs: MetricInputs) -> Iterator[str]:
+    for key, metric in suite.metrics.items():
+        if not isinstance(metric, ChoiceAccuracy) or not inputs.sets[metric.on].examples:
+            continue
+        others = inputs.sets[metric.on].others[metric.wrong]
+        chance = float(np.mean([1 / (1 + len(wrong)) for wrong in others]))
+        if at_chance(inputs.value(key), len(others), chance):
+            yield (
+                f"{key} {inputs.value(key):.3f} is not above chance, {chance:.2f}: forgotten, or never known; the same "
+                "benchmark on the model before unlearning says which"
+            )
 
 
 def _language(suite: Suite, inputs: MetricInputs, sets: Sequence[EvaluatedSet]) -> Iterator[str]:

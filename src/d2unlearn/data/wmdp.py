@@ -7,7 +7,9 @@ serves any multiple-choice task of lm-eval, MMLU's among them, under the task's 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from d2unlearn.data.records import file_of, read_columns
 from d2unlearn.errors import DataError
@@ -18,14 +20,14 @@ def task_file(task: str, folder: str | Path) -> Path | None:
     return file_of(folder, task) or file_of(folder, task.replace("_", "-"))
 
 
-def check_questions(path: Path) -> int:
-    """How many questions a file holds. Raises `DataError` for rows that are none, all of them named."""
+def read_questions(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """(FILE:LINE, columns) of a file's questions. Raises `DataError` for rows that are none, all of them named."""
     rows = read_columns(path, ("question",))
     wrong = [where for where, row in rows if not _has_options(row.get("choices"), row.get("answer"))]
     if wrong:
         named = ", ".join(wrong[:10])
         raise DataError(f"{named}: should have choices, a list of texts, and answer, the right one's place counted from 0")
-    return len(rows)
+    return rows
 
 
 def _has_options(choices: object, answer: object) -> bool:

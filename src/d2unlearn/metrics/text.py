@@ -50,6 +50,11 @@ def rouge_l_recall(answer: str, generated: str) -> float:
     return rouge(answer, generated).rougeL_recall
 
 
+def exact_match(answer: str, generated: str) -> float:
+    """1 when an answer is the truth to the letter, letter case and outer white space aside, else 0."""
+    return float(answer.strip().lower() == generated.strip().lower())
+
+
 def token_entropy(generated: str) -> float:
     """Entropy of the answer's words over its largest possible value: 1 for all different, near 0 for one word repeated.
 
