@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from d2unlearn.audit.parts import AttackPlan
-from d2unlearn.audit.plans import compression, membership
+from d2unlearn.audit.plans import compression, layers, membership, storage
 
-ATTACKS: dict[str, AttackPlan] = {plan.name: plan for plan in (compression.PLAN, membership.PLAN)}
+ATTACKS: dict[str, AttackPlan] = {plan.name: plan for plan in (layers.PLAN, storage.PLAN, compression.PLAN, membership.PLAN)}
 """In the order in which a page shows them."""
