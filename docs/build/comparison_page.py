@@ -32,7 +32,7 @@ DIGEST = {
         "forget_paraphrased.leak_rate",
         "suite.model_utility",
         "retain.extraction_strength",
-        RELEARNED,
+        *RELEARNED,
         "cost.time",
     ),
     "Behind the guard": (
@@ -106,7 +106,7 @@ def comparison_section(results: Path) -> str:
         rows = [row for row in table.rows if row.seeds]
         parts += [f"### {table.split}\n", f"{seeds_text(rows)}\n"]
         for title, keys in DIGEST.items():
-            section = TableSection(title, tuple(columns[key] for key in keys))
+            section = TableSection(title, tuple(columns[key] for key in keys if key in columns))
             parts += [f"#### {title}\n", f"{section_table(section, rows)}\n"]
         parts += ["#### EUA against the others\n", f"{outcome_table(table.outcomes)}\n"]
     return "\n".join(parts)

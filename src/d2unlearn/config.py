@@ -363,7 +363,9 @@ class CompareSettings:
     test_rows: Annotated[int, COUNT, "Retained rows that only test, at most a quarter."] = 400
     max_new_tokens: Annotated[int, COUNT, "Longest answer."] = 96
     eval_batch_size: Annotated[int, COUNT, "Rows at once when nothing is trained."] = 32
-    attack_learning_rate: Annotated[float, ABOVE_ZERO, "Of relearning; this suits millions of parameters."] = 5e-4
+    attack_learning_rate: Annotated[
+        float, ABOVE_ZERO, "Of relearning, for millions of parameters; a fiftieth, a fifth and twice of it are tried too."
+    ] = 5e-4
     keep_artifacts: Annotated[bool, "Keep the trained models too."] = False
     backend: Annotated[
         str,

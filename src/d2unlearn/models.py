@@ -127,6 +127,24 @@ def generate_plainly(
     return generate_of(model)(**{**given, **plain, "disable_compile": True, **options})
 
 
+def low_rank_config(rank: int) -> Any:
+    """What `peft` is told of adapters at all linear layers, as LoRA is trained here."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def with_fresh_adapter(model: torch.nn.Module, peft_config: Any) -> torch.nn.Module:
+    """`peft.get_peft_model` without the warnings that peft itself causes: in newer transformers, and at GPT-2's layers."""
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
+        adapted_model: torch.nn.Module = get_peft_model(model, peft_config)
+    return adapted_model
+
+
 def context_length(model: PreTrainedModel) -> int | None:
     """How many tokens the model takes, prompt and answer together; None where its configuration does not say."""
     length = getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -152,12 +152,16 @@ class Evaluation:
 class RelearningResult:
     """What relearning brought back (`d2unlearn.attacks.relearning`). choice: which rows were relearned; `relearned`: how many.
 
-    probability: answer probability on the rows that were not, by steps taken ("0": before the first).
+    probability: answer probability on the rows that were not, by steps taken ("0": before the first), at the learning rate that
+    was worst. `learning_rates`: those that were tried; `worst`: which one that was, by steps. Both are empty in older results:
+    `choice` is `first` (the first rows of the file) or `spread` there, and there was one rate.
     """
 
     choice: str
     relearned: int
     probability: Mapping[str, MetricResult]
+    learning_rates: tuple[float, ...] = ()
+    worst: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

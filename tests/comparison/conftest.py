@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from d2unlearn.comparison import evaluating
 from d2unlearn.comparison.run import run_compare
 from d2unlearn.config import CompareSettings
 
@@ -19,6 +21,15 @@ class Compared(NamedTuple):
     settings: CompareSettings
     output: Path
     said: list[str]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def little_relearning() -> Iterator[None]:
+    """Two of the choices of rows at one of the rates: what is compared needs no more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluating, "RELEARNED_ROWS", ("spread over groups", "one row"))
+        patch.setattr(evaluating, "TWO_DECADES", (1.0,))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -25,15 +25,22 @@ def set_result(name: str, kind: Kind, strength: list[float], refused: list[float
     return SetResult(name, kind, len(strength), tuple(metrics), GROUPS, values)
 
 
+def at_worst(choice: str, value: float) -> RelearningResult:
+    """One choice of rows, relearned for 80 steps with two learning rates."""
+    return RelearningResult(choice, 1, {"0": metric("p", 0.01), "80": metric("p", value)}, (1e-4, 5e-4), {"80": 1e-4})
+
+
 def run_result(entry: str, seed: int, forget: list[float], retain: list[float], **changes: Any) -> RunResult:
     """One run. `refused`: (forget, retain) refusals; `rouge`: overlap of all answers with the truth, by metric.
 
-    `returned`: what 20 steps of relearning bring back; `seconds`, `bytes`.
+    `returned`: what 20 steps of relearning bring back, as older results say it; `worst`: what comes back at the worst learning
+    rate, by choice of rows; `seconds`, `bytes`.
     """
     kinds: dict[str, Any] = {"original": "as_is", "oracle": "as_is", "input_classifier": "guard"}
     refused, rouge = changes.get("refused", (None, None)), changes.get("rouge", {})
     returned, seconds = changes.get("returned"), changes.get("seconds")
     at = {} if returned is None else {"0": metric("p", 0.01), "20": metric("p", returned)}
+    older = (RelearningResult("first", 1, at),) if at else ()
     return RunResult(
         key=f"ten/{entry}/seed-{seed}",
         identity="same",
@@ -52,7 +59,7 @@ def run_result(entry: str, seed: int, forget: list[float], retain: list[float], 
         score_name="window-4" if refused[0] is not None else None,
         threshold=-3.0 if refused[0] is not None else None,
         gate_reason=changes.get("gate_reason", ""),
-        comebacks=(RelearningResult("first", 1, at),) if at else (),
+        comebacks=(*older, *(at_worst(choice, value) for choice, value in changes.get("worst", {}).items())),
         cost=NO_COST if seconds is None else TrainingCost(9 * seconds, seconds, changes.get("bytes", math.nan), "cpu"),
         machine="made up",
         versions={"d2unlearn": "0"},

@@ -178,8 +178,9 @@ def test_the_original_knows_and_methods_forget(results: dict[str, Any]) -> None:
     assert min(strength("original/seed-0", "retain"), strength("oracle/seed-0", "retain")) > 0.9
     assert strength("gradient_difference/seed-0", "forget") < 0.5 < strength("gradient_difference/seed-0", "retain")
     back = {attack.choice: attack.probability for attack in results["original/seed-0"].comebacks}
-    assert set(back) == {"first", "spread"}
-    assert list(back["first"]) == ["0", "5", "20"]
+    assert set(back) == {"spread over groups", "one row"}
+    assert list(back["one row"]) == ["0", "80"]
+    assert {attack.learning_rates for attack in results["original/seed-0"].comebacks} == {(5e-4,)}
 
 
 def test_a_guard_refuses_behind_untouched_weights(results: dict[str, Any]) -> None:

@@ -22,7 +22,8 @@ from d2unlearn.comparison.markdown import (
     section_table,
     seeds_text,
 )
-from d2unlearn.comparison.outcomes import MetricOutcome, difference_of, outcomes_of, result_of
+from d2unlearn.comparison.outcomes import MetricOutcome, difference_of, outcomes_of, relearned_in, result_of
+from d2unlearn.comparison.records import RunResult
 from d2unlearn.comparison.table import FORGET_QUALITY, SeedMean, SplitTable, TableColumn, p_interval, seed_interval, split_table
 
 from .made_up import run_result, tuning_result
@@ -200,6 +201,50 @@ def test_a_guard_gives_back_what_the_original_s_weights_do() -> None:
     ]
     back = next(outcome for outcome in outcomes_of(runs, ["input_classifier"]) if outcome.theme == "comeback")
     assert (back.difference, back.result) == (pytest.approx(0.585), "win")
+
+
+def runs_at_worst(**changes: float) -> list[RunResult]:
+    """Two seeds of eua and of npo, what comes back of either at the worst learning rate."""
+    return [
+        run_result(
+            name, seed, [0.0] * 4, [1.0] * 4, worst={"spread over groups": value + 0.01 * seed, "one row": 0.3}, **changes
+        )
+        for name, value in {"eua": 0.8, "npo": 0.5}.items()
+        for seed in (0, 1)
+    ]
+
+
+def sections_with(table: SplitTable, beginning: str) -> dict[str, list[str]]:
+    """The titles that begin so, and the labels of their columns."""
+    return {
+        section.title: [column.label for column in section.columns]
+        for section in table.sections
+        if section.title.startswith(beginning)
+    }
+
+
+def test_what_comes_back_is_said_at_the_worst_learning_rate() -> None:
+    table = split_table("ten", runs_at_worst(), [], {})
+    assert sections_with(table, "After") == {
+        "After relearning for 80 steps at the worst learning rate: answer probability on the other rows": [
+            *("at rest", "spread over groups", "one row")
+        ]
+    }
+    assert cell(table, "eua", "comeback.spread over groups.80").value == pytest.approx(0.805)
+    back = outcome(table, "npo", "comeback.spread over groups.80")
+    assert (back.difference, back.result) == (pytest.approx(-0.3), "loss")
+    assert outcome_counts([back]) == {"relearned: spread over groups, 80 steps": [0, 0, 1], "all": [0, 0, 1]}
+
+
+def test_older_results_of_relearning_stand_in_a_section_of_their_own() -> None:
+    old = split_table("ten", RUNS, [], {})
+    older = "After relearning a tenth: answer probability on the rest"
+    assert list(sections_with(old, "After")) == [older]
+    assert sections_with(old, "After")[older][1:3] == ["whole authors, 5 steps", "whole authors, 20 steps"]
+    both = split_table("ten", [*runs_at_worst(), RUNS[0]], [], {})
+    assert [*sections_with(both, "After")][1:] == [older]
+    assert relearned_in(RUNS) == "comeback.first.20"
+    assert relearned_in([*runs_at_worst(), RUNS[0]]) == "comeback.spread over groups.80"
 
 
 def test_questions_of_one_group_stand_for_themselves() -> None:

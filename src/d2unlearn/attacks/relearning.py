@@ -1,24 +1,32 @@
-"""How much comes back: fine-tune an unlearned model on a few of the forgotten rows, then ask for all the others.
+"""Relearning: fine-tune on a few of the forgotten rows, then ask for all the others. How much comes back?
 
-A model that never knew has nothing to bring back: its numbers under the same attack are what the others are to be held against.
+A model that never knew has nothing to bring back: its numbers under the same attack say what the attack itself teaches, and are
+what the others are to be held against. What suits one model is weak on another, so the attack is made with several learning
+rates, looked at after few steps and many, and the worst counts.
+
+Source: Deeb and Roger (2410.08827) for facts relearned and others asked; UNDO (2506.06278) for the worst of several learning
+rates; Hu et al. (2406.13356) for benign rows.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
+from d2unlearn.attacks.reading import AskedRows, NotShownError, Reading, Setting
+from d2unlearn.attacks.relearned_rows import Division, RowChoice
+from d2unlearn.attacks.scoring import probabilities
 from d2unlearn.data.batching import pad_tokens
 from d2unlearn.errors import ConfigError
 from d2unlearn.metrics.memorization import answer_probability
+from d2unlearn.models import low_rank_config, with_fresh_adapter
 from d2unlearn.observation import observe
 from d2unlearn.quantities import Nll
 from d2unlearn.runtime import drawing_from
@@ -26,74 +34,140 @@ from d2unlearn.schema import MetricResult, RelearningResult, Tokens
 from d2unlearn.stats import bootstrap_interval
 from d2unlearn.teacher_forcing import score_rows
 
-Choice = Literal["first", "spread"]
-"""Which rows are relearned: the first of the file (a few authors in full), or a few of every group."""
-CHOICES: tuple[Choice, ...] = ("first", "spread")
+TWO_DECADES = (0.02, 0.2, 1.0, 2.0)
+"""Learning rates of a grid, as factors of one at which few steps bring much back, and more begin to destroy (`suited_rate`)."""
+SUITED = 5 / 3
+"""That rate, as a factor of the one that unlearning takes (`training.recipe`): 5e-4 for 4.2 million parameters."""
 
 
 @dataclass(frozen=True)
 class Relearning:
-    """An attack. Defaults: a tenth of the rows (40 of 400), AdamW at 5e-4 with batches of 8, looked at after 5 and 20 steps.
+    """One attack: AdamW on the mean NLL of batches of answers, looked at after some numbers of steps.
 
-    `learning_rate` is for models of a few million parameters. `seed` draws the rows and their order.
+    Batches are no larger than there are rows. `lora_rank`: of low-rank adapters that are trained in the weights' stead; None:
+    all weights are. `seed` draws the rows' order.
     """
 
-    share: float = 0.1
-    steps: tuple[int, ...] = (5, 20)
     learning_rate: float = 5e-4
+    steps: tuple[int, ...] = (1, 5, 20, 80, 200)
     batch_size: int = 8
     seed: int = 0
+    lora_rank: int | None = None
 
     def __post_init__(self) -> None:
-        mistakes = [] if 0 < self.share < 1 else [f"share must lie between 0 and 1, not {self.share}"]
-        mistakes += [] if self.steps and min(self.steps) >= 1 else ["steps should be counts of at least 1"]
+        mistakes = [] if self.steps and min(self.steps) >= 1 else ["steps should be counts of at least 1"]
         mistakes += [] if self.learning_rate > 0 and self.batch_size >= 1 else ["learning_rate and batch_size must be positive"]
+        mistakes += [] if self.lora_rank is None or self.lora_rank >= 1 else ["lora_rank must be at least 1"]
         if mistakes:
             raise ConfigError(mistakes)
+
+
+@dataclass(frozen=True)
+class RelearningGrid:
+    """How much of the attack is made: several choices of rows, each with several learning rates.
+
+    rates: of each choice, as factors of the rate that suits the model; share: of the rows that the first two choices relearn.
+    asked: at most so many rows of a set, drawn; None: all. draws: how often rows are drawn anew. lora: with how many choices of
+    rows, those that brought most back, low-rank adapters are trained too, at `lora_factor` times the rate that did.
+    """
+
+    rates: Mapping[RowChoice, tuple[float, ...]]
+    steps: tuple[int, ...] = (1, 5, 20, 80, 200)
+    share: float = 0.1
+    batch_size: int = 8
+    asked: int | None = None
+    draws: int = 1
+    lora: int = 0
+    lora_rank: int = 16
+    lora_factor: float = 10.0
+
+    def __post_init__(self) -> None:
+        counts = {
+            "asked": 1 if self.asked is None else self.asked,
+            "draws": self.draws,
+            "lora_rank": self.lora_rank,
+            "batch_size": self.batch_size,
+        }
+        mistakes = [] if 0 < self.share < 1 else [f"share must lie between 0 and 1, not {self.share}"]
+        mistakes += [] if self.rates and all(self.rates.values()) else ["rates should name choices of rows, and rates for each"]
+        mistakes += [] if self.steps and min(self.steps) >= 1 else ["steps should be counts of at least 1"]
+        mistakes += [f"{name} must be at least 1, not {count}" for name, count in counts.items() if count < 1]
+        if mistakes:
+            raise ConfigError(mistakes)
+
+
+def grid_rate(suited: float, factor: float) -> float:
+    """A learning rate of a grid, rounded to two digits. suited: the rate that suits the model."""
+    return float(f"{suited * factor:.1e}")
+
+
+def relearned(model: PreTrainedModel, rows: Sequence[Tokens], attack: Relearning) -> Iterator[tuple[int, nn.Module]]:
+    """(steps taken, the attacked copy in evaluation mode), for each number of steps asked for.
+
+    The copy is in memory, in float32; the model is left as it is. Raises `NotShownError` where it takes no adapters.
+    """
+    attacked = _copy_to_train(model, attack)
+    optimizer = torch.optim.AdamW([p for p in attacked.parameters() if p.requires_grad], lr=attack.learning_rate)
+    size = min(attack.batch_size, len(rows))
+    batches = batch_order(len(rows), steps=max(attack.steps), batch_size=size, seed=attack.seed)
+    for step, indices in enumerate(batches, start=1):
+        with drawing_from(attack.seed + step, model.device), torch.enable_grad():  # dropout
+            _step(attacked.train(), [rows[index] for index in indices], optimizer)
+        if step in attack.steps:
+            yield step, attacked.eval()
+
+
+def ask_after_relearning(
+    model: PreTrainedModel,
+    rows: Sequence[Tokens],
+    asked: Sequence[AskedRows],
+    attack: Relearning,
+    setting: Mapping[str, Setting],
+    *,
+    batch_size: int = 32,
+) -> list[Reading]:
+    """The answer probability of the asked rows, set by set, at each number of steps. setting: what else tells the readings."""
+    about = {**setting, "trained": "all weights" if attack.lora_rank is None else "LoRA", "learning rate": attack.learning_rate}
+    return [
+        probabilities(attacked, of_set, {**about, "steps": steps}, batch_size=batch_size)
+        for steps, attacked in relearned(model, rows, attack)
+        for of_set in asked
+    ]
 
 
 def relearn(
     model: PreTrainedModel,
     rows: Sequence[Tokens],
     groups: Sequence[str] | None,
-    choice: Choice,
-    attack: Relearning,
+    choice: RowChoice,
+    division: Division,
+    attacks: Sequence[Relearning],
     *,
     judged: Collection[int] | None = None,
     eval_batch_size: int = 32,
 ) -> RelearningResult:
-    """Attack a copy of the model, in memory; the model is left as it is and nothing is written.
+    """The worst of several attacks, which differ in their learning rate, at each number of steps; before the first, at rest.
 
-    `groups`: of each row, for the interval's bootstrap and for `spread`; None: every row by itself. `judged`: indices of the
-    rows that may be asked for, where they were not relearned; None: all. Raises `ConfigError` when there are too few rows for
-    some to be relearned and some to be asked for.
+    `groups`: of each row, for the interval's bootstrap; None: every row by itself. `judged`: indices of the rows that may be
+    asked for, where they were not relearned; None: all. Raises `NotShownError` where none is left to ask for.
     """
-    chosen = attacked_rows(len(rows), groups, choice, share=attack.share, seed=attack.seed)
-    asked = [index for index in range(len(rows)) if index not in set(chosen) and (judged is None or index in judged)]
-    if not chosen or not asked:
-        raise ConfigError([f"{len(rows)} rows are too few to relearn a share of {attack.share:g} and to ask for the rest"])
+    asked = [index for index in division.asked if judged is None or index in judged]
+    if not asked:
+        raise NotShownError(f"{len(rows)} rows are too few to relearn some ({choice}) and to ask for others")
     labels = None if groups is None else [groups[index] for index in asked]
-    probability: dict[str, MetricResult] = {}
-    for steps, attacked in _attacked(model, [rows[index] for index in chosen], attack):
-        others = [rows[index] for index in asked]
-        scores = score_rows(attacked, others, batch_size=eval_batch_size, name="rows not relearned")
-        interval = bootstrap_interval([answer_probability(row.nll) for row in scores], groups=labels, seed=attack.seed)
-        probability[str(steps)] = MetricResult("answer_probability", *interval, len(asked) - interval.n, "lower")
-    return RelearningResult(choice, len(chosen), probability)
 
+    def asked_of(attacked: nn.Module) -> MetricResult:
+        scores = score_rows(attacked, [rows[index] for index in asked], batch_size=eval_batch_size, name="rows not relearned")
+        interval = bootstrap_interval([answer_probability(row.nll) for row in scores], groups=labels, seed=attacks[0].seed)
+        return MetricResult("answer_probability", *interval, len(asked) - interval.n, "lower")
 
-def attacked_rows(n: int, groups: Sequence[str] | None, choice: Choice, *, share: float, seed: int) -> list[int]:
-    """Indices of the rows to relearn, `share` of n: the first, or drawn so that all groups give as many, give or take one."""
-    count = round(share * n)
-    if choice == "first":
-        return list(range(count))
-    rng = np.random.default_rng(seed)
-    labels = [str(index) for index in range(n)] if groups is None else groups
-    turns, drawn = Counter[str](), list[tuple[int, int]]()
-    for index in rng.permutation(n).tolist():
-        turns[labels[index]] += 1
-        drawn.append((turns[labels[index]], index))
-    return sorted(index for _, index in sorted(drawn, key=lambda pair: pair[0])[:count])
+    probability, rates = {"0": asked_of(model)}, dict[str, float]()
+    for attack in attacks:
+        for steps, attacked in relearned(model, [rows[index] for index in division.relearned], attack):
+            found, key = asked_of(attacked), str(steps)
+            if key not in probability or math.isnan(probability[key].value) or found.value > probability[key].value:
+                probability[key], rates[key] = found, attack.learning_rate
+    return RelearningResult(choice, len(division.relearned), probability, tuple(each.learning_rate for each in attacks), rates)
 
 
 def batch_order(n: int, *, steps: int, batch_size: int, seed: int) -> Iterator[list[int]]:
@@ -104,22 +178,24 @@ def batch_order(n: int, *, steps: int, batch_size: int, seed: int) -> Iterator[l
     yield from order[: steps * batch_size].reshape(steps, batch_size).tolist()
 
 
-def _attacked(model: PreTrainedModel, rows: Sequence[Tokens], attack: Relearning) -> Iterator[tuple[int, PreTrainedModel]]:
-    """(steps taken, the attacked copy in evaluation mode) before the first step and after each number of steps asked for."""
-    attacked = copy.deepcopy(model).float()  # type: ignore[no-untyped-call]
-    attacked.requires_grad_(True)
-    optimizer = torch.optim.AdamW(attacked.parameters(), lr=attack.learning_rate)
-    yield 0, attacked.eval()
-    batches = batch_order(len(rows), steps=max(attack.steps), batch_size=attack.batch_size, seed=attack.seed)
-    for step, indices in enumerate(batches, start=1):
-        with drawing_from(attack.seed + step, model.device), torch.enable_grad():  # dropout
-            _step(attacked.train(), [rows[index] for index in indices], optimizer)
-        if step in attack.steps:
-            yield step, attacked.eval()
+def at_rates(attack: Relearning, rates: Sequence[float]) -> list[Relearning]:
+    """The attack with each of these learning rates."""
+    return [replace(attack, learning_rate=rate) for rate in rates]
 
 
-def _step(model: PreTrainedModel, rows: Sequence[Tokens], optimizer: torch.optim.Optimizer) -> None:
-    batch = pad_tokens(rows, pad_id=0).to(model.device)
+def _copy_to_train(model: PreTrainedModel, attack: Relearning) -> nn.Module:
+    attacked: PreTrainedModel = copy.deepcopy(model).float()  # type: ignore[no-untyped-call]
+    if attack.lora_rank is None:
+        return attacked.requires_grad_(True)
+    with drawing_from(attack.seed, model.device):
+        try:
+            return with_fresh_adapter(attacked, low_rank_config(attack.lora_rank))
+        except ValueError as error:
+            raise NotShownError(f"low-rank adapters cannot be put into this model ({error})") from error
+
+
+def _step(model: nn.Module, rows: Sequence[Tokens], optimizer: torch.optim.Optimizer) -> None:
+    batch = pad_tokens(rows, pad_id=0).to(next(model.parameters()).device)
     loss = observe(model, {"forget": batch}, {"forget": (Nll(),)})["forget"][Nll()].mean()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from d2unlearn.audit.parts import AttackPlan
-from d2unlearn.audit.plans import compression, layers, membership, storage
+from d2unlearn.audit.plans import compression, layers, membership, relearning, storage
 
-ATTACKS: dict[str, AttackPlan] = {plan.name: plan for plan in (layers.PLAN, storage.PLAN, compression.PLAN, membership.PLAN)}
+ATTACKS: dict[str, AttackPlan] = {
+    plan.name: plan for plan in (relearning.PLAN, layers.PLAN, storage.PLAN, compression.PLAN, membership.PLAN)
+}
 """In the order in which a page shows them."""

@@ -10,12 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from d2unlearn.artifact import first_rank, read_manifest, versions
-from d2unlearn.attacks.relearning import CHOICES, Relearning, relearn
+from d2unlearn.attacks.reading import NotShownError, group_labels
+from d2unlearn.attacks.relearned_rows import divided, without_copies
+from d2unlearn.attacks.relearning import TWO_DECADES, Relearning, at_rates, grid_rate, relearn
 from d2unlearn.benchmark.run import run_benchmark
 from d2unlearn.comparison.context import RunContext
 from d2unlearn.comparison.cost import machine, metered
 from d2unlearn.comparison.entries import base_rate, behind, load_raw, unlearn_settings
 from d2unlearn.comparison.logs import keep_logs
+from d2unlearn.comparison.outcomes import ATTACK_STEPS, RELEARNED_ROWS
 from d2unlearn.comparison.plan import reads_logs
 from d2unlearn.comparison.records import NO_COST, RETAIN_MODEL, RunResult, SetResult, TrainingCost
 from d2unlearn.config import BenchmarkSettings, CalibrateSettings, EvaluateSettings
@@ -32,6 +35,8 @@ GUARDED_VALUES = ("extraction_strength", "guarded_rouge_l_recall", "guarded_refu
 BARE_VALUES = ("extraction_strength", "rouge_l_recall")
 """What is kept question by question, so that entries can be compared on the same questions: behind a guard, and without."""
 DIGITS = 5
+RELEARNED_SHARE = 0.1
+"""Of the forget rows, for the choices of rows that take a share."""
 
 
 def evaluate_run(context: RunContext) -> RunResult | None:
@@ -145,7 +150,7 @@ def _suite(context: RunContext, folder: str) -> tuple[MetricResult, ...]:
 
 
 def _relearning_results(context: RunContext, folder: str) -> tuple[RelearningResult, ...]:
-    """Relearning attacks on the forget rows; what comes back is asked of test questions."""
+    """Each choice of forget rows relearned, at the worst learning rate; what comes back is asked of test questions."""
     forget = context.questions.forget
     made = load_raw(folder, context.settings.dtype)
     template = Template(made.tokenizer)
@@ -153,9 +158,17 @@ def _relearning_results(context: RunContext, folder: str) -> tuple[RelearningRes
     groups = None if any(row.group is None for row in forget) else [str(row.group) for row in forget]
     chosen_by = {row.example_id for row in context.questions.validation}
     tested = {index for index, row in enumerate(forget) if row.example_id not in chosen_by}
-    attack = Relearning(learning_rate=context.settings.attack_learning_rate, seed=context.seed)
-    size = context.settings.eval_batch_size
-    return tuple(relearn(made.model, rows, groups, choice, attack, judged=tested, eval_batch_size=size) for choice in CHOICES)
+    rates = [grid_rate(context.settings.attack_learning_rate, factor) for factor in TWO_DECADES]
+    attacks = at_rates(Relearning(steps=(ATTACK_STEPS,), seed=context.seed), rates)
+    size, labels, results = context.settings.eval_batch_size, group_labels(forget), list[RelearningResult]()
+    for choice in RELEARNED_ROWS:
+        try:
+            division = divided(choice, labels, share=RELEARNED_SHARE, seed=context.seed)
+            division = without_copies(division, [row.input_ids for row in rows])
+            results.append(relearn(made.model, rows, groups, choice, division, attacks, judged=tested, eval_batch_size=size))
+        except NotShownError as error:
+            say(f"{context.run.key}: not relearned, {choice}: {error}")
+    return tuple(results)
 
 
 def _keep_answers(context: RunContext, artifact: Path | None) -> None:

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from d2unlearn.attacks.relearned_rows import RowChoice
 from d2unlearn.comparison.records import ORIGINAL, PROPOSED_METHOD, RETAIN_MODEL, RunResult, SetResult
 from d2unlearn.schema import Better, Kind
 from d2unlearn.stats import Floats, crossed_test, holm
@@ -27,9 +28,12 @@ METRICS: dict[Kind, tuple[tuple[str, Better], ...]] = {
 """What is compared question by question: what is left in the weights, what is still told, what is refused."""
 UNGUARDED = {GUARDED_ROUGE: "rouge_l_recall"}
 """What stands for a guarded number where there is no guard."""
-ATTACKED = ("first", "20")
-"""What comes back is compared seed by seed: after relearning whole authors for 20 steps."""
-RELEARNED = f"comeback.{'.'.join(ATTACKED)}"
+RELEARNED_ROWS: tuple[RowChoice, ...] = ("whole groups", "spread over groups", "one row", "half of each group")
+ATTACK_STEPS = 80
+"""Which rows are relearned, and for how many steps, each at the learning rate at which most comes back."""
+COMEBACK = "comeback"
+RELEARNED = (f"{COMEBACK}.spread over groups.{ATTACK_STEPS}", f"{COMEBACK}.first.20")
+"""What is compared seed by seed, of what comes back. The second is of older results, at one learning rate."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,13 @@ def outcomes_of(
             skipped = refuses_in_text if metric == REFUSAL_RATE else ()
             compared = {pair.entry: _by_question(pair, questions, metric, floor) for pair in pairs if pair.entry not in skipped}
             outcomes += _outcomes(f"{questions.name}.{metric}", f"{questions.kind}.{metric}", better, compared)
-    return outcomes + _outcomes(RELEARNED, "comeback", "lower", {pair.entry: _by_seed(pair) for pair in pairs})
+    metric = relearned_in([run for pair in pairs for run in (*pair.base, *pair.rival)])
+    return outcomes + _outcomes(metric, COMEBACK, "lower", {pair.entry: _by_seed(pair, metric) for pair in pairs})
+
+
+def relearned_in(runs: Sequence[RunResult]) -> str:
+    """The one of `RELEARNED` that most of these runs have; of equals the first."""
+    return max(RELEARNED, key=lambda metric: sum(_returned(run, metric) is not None for run in runs))
 
 
 def difference_of(base: Floats, rival: Floats, groups: Sequence[str], floor: Floats | None = None) -> PairedDifference:
@@ -150,18 +160,21 @@ def _by_question(pair: _Pair, questions: SetResult, metric: str, floor: Floats |
     return difference_of(sides[0][:, known], sides[1][:, known], groups, None if floor is None else floor[known])
 
 
-def _by_seed(pair: _Pair) -> PairedDifference | None:
+def _by_seed(pair: _Pair, metric: str) -> PairedDifference | None:
     """What relearning brings back, in two seeds or more."""
-    returned = [(_returned(ours), _returned(theirs)) for ours, theirs in zip(pair.base, pair.rival, strict=True)]
+    returned = [
+        (_returned(ours, metric), _returned(theirs, metric)) for ours, theirs in zip(pair.base, pair.rival, strict=True)
+    ]
     differences = np.array([[theirs - ours] for ours, theirs in returned if ours is not None and theirs is not None])
     if len(differences) < 2:
         return None
     return PairedDifference(*crossed_test(differences, ["all"]), len(differences))
 
 
-def _returned(run: RunResult) -> float | None:
-    choice, steps = ATTACKED
-    return next((attack.probability[steps].value for attack in run.comebacks if attack.choice == choice), None)
+def _returned(run: RunResult, metric: str) -> float | None:
+    _, choice, steps = metric.split(".")
+    found = [attack.probability.get(steps) for attack in run.comebacks if attack.choice == choice]
+    return found[0].value if found and found[0] is not None else None
 
 
 def _floor(retain_model: RunResult | None, questions: SetResult, metric: str, better: Better) -> Floats | None:

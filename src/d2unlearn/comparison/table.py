@@ -9,12 +9,22 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import t as student
 
-from d2unlearn.comparison.outcomes import ATTACKED, GUARDED_ROUGE, REFUSAL_RATE, RELEARNED, STRENGTH, MetricOutcome, outcomes_of
+from d2unlearn.comparison.outcomes import (
+    ATTACK_STEPS,
+    COMEBACK,
+    GUARDED_ROUGE,
+    REFUSAL_RATE,
+    RELEARNED_ROWS,
+    STRENGTH,
+    MetricOutcome,
+    outcomes_of,
+)
 from d2unlearn.comparison.records import ORIGINAL, PROPOSED_METHOD, RETAIN_MODEL, EntryKind, RunResult, SetResult, TuningResult
 from d2unlearn.report.notation import readable
 from d2unlearn.schema import Better
@@ -33,6 +43,8 @@ LABELS = {
     GUARDED_ROUGE: "told: {}",
 }
 """What a metric is called, by its name without the set's."""
+OLDER_ROWS = {"first": "whole authors", "spread": "rows of all authors"}
+"""What was relearned in older results, at one learning rate."""
 FORGET_QUALITY = "suite.forget_quality"
 """A p-value: it spans orders of magnitude, so its mean over seeds is that of logarithms."""
 
@@ -126,7 +138,7 @@ def split_table(
     return SplitTable(
         split,
         {name: questions.n for name, questions in sets.items()},
-        sections_of(sets, any(run.suite for run in runs)),
+        sections_of(sets, any(run.suite for run in runs), {attack.choice for run in runs for attack in run.comebacks}),
         tuple(rows),
         tuple(outcomes_of(runs, names, refuses_in_text=refuses_in_text)),
         tuple(_tuning(tuning) for tuning in sorted(tunings, key=lambda tuning: rank[tuning.contestant])),
@@ -146,7 +158,7 @@ def numbers_of(run: RunResult, base: tuple[float, float] = (math.nan, math.nan))
     numbers |= {f"suite.{metric.name}": metric.value for metric in run.suite}
     numbers |= {f"separation.{metric.name}": metric.value for metric in run.separation}
     for attack in run.comebacks:
-        numbers |= {f"comeback.{attack.choice}.{steps}": metric.value for steps, metric in attack.probability.items()}
+        numbers |= {f"{COMEBACK}.{attack.choice}.{steps}": metric.value for steps, metric in attack.probability.items()}
     time, memory = _mean_cost([run])
     return numbers | {"cost.seconds": time, "cost.time": _ratio(time, base[0]), "cost.memory": _ratio(memory, base[1])}
 
@@ -170,8 +182,10 @@ def seed_interval(values: Sequence[float]) -> SeedMean:
     return SeedMean(mean, mean - half, mean + half, len(known))
 
 
-def sections_of(sets: Mapping[str, SetResult], suite: bool) -> tuple[TableSection, ...]:
-    """What is shown, from the sets that there are."""
+def sections_of(
+    sets: Mapping[str, SetResult], suite: bool, relearned: AbstractSet[str] = frozenset()
+) -> tuple[TableSection, ...]:
+    """What is shown, from the sets that there are. relearned: the choices of rows that some run relearned."""
     forget = [name for name, questions in sets.items() if questions.kind == "forget"]
     retain = [name for name, questions in sets.items() if questions.kind == "retain"]
     others = [name for name in forget if name != "forget"]
@@ -196,31 +210,41 @@ def sections_of(sets: Mapping[str, SetResult], suite: bool) -> tuple[TableSectio
         _column("retain", GUARDED_ROUGE, "higher"),
         TableColumn("separation.auroc_gate_forget_vs_retain", "AUROC of the guard's score", "higher"),
     ]
-    back = [
-        TableColumn(f"comeback.{choice}.{steps}", f"{words}, {steps} steps", "lower")
-        for choice, words in (("first", "whole authors"), ("spread", "rows of all authors"))
-        for steps in (5, 20)
-    ]
     cost = (
         TableColumn("cost.seconds", "seconds of training", "lower"),
         TableColumn("cost.time", f"time / {PROPOSED_METHOD}", "lower"),
         TableColumn("cost.memory", f"memory / {PROPOSED_METHOD}", "lower"),
     )
-    relearned = "After relearning a tenth: answer probability on the rest"
     return (
         TableSection("Raw weights", (*raw[:2], *(own if suite else []), *raw[2:])),
         TableSection("Behind the guard", tuple(guarded)),
-        TableSection(relearned, (TableColumn("comeback.first.0", "at rest", "lower"), *back)),
+        *_relearning_sections(relearned),
         TableSection("Cost of training", cost),
     )
 
 
 def metric_label(metric: str) -> str:
     """What an outcome's `SET.METRIC` is called, as in the columns; what comes back is named after the attack."""
-    if metric == RELEARNED:
-        return f"relearned: whole authors, {ATTACKED[1]} steps"
+    if metric.startswith(f"{COMEBACK}."):
+        _, choice, steps = metric.split(".")
+        return f"relearned: {OLDER_ROWS.get(choice, choice)}, {steps} steps"
     name, kind = metric.rsplit(".", 1)
     return LABELS[kind].format(readable(name))
+
+
+def _relearning_sections(relearned: AbstractSet[str]) -> list[TableSection]:
+    """What came back; of older results, by learning rate and steps, in a section of their own."""
+    new: list[str] = [choice for choice in RELEARNED_ROWS if choice in relearned]
+    sections = []
+    if new:
+        columns = [(f"{COMEBACK}.{choice}.{ATTACK_STEPS}", choice) for choice in new]
+        title = f"After relearning for {ATTACK_STEPS} steps at the worst learning rate: answer probability on the other rows"
+        sections.append((title, [(f"{COMEBACK}.{new[0]}.0", "at rest"), *columns]))
+    if not new or not relearned.isdisjoint(OLDER_ROWS):
+        columns = [(f"{COMEBACK}.{name}.{n}", f"{words}, {n} steps") for name, words in OLDER_ROWS.items() for n in (5, 20)]
+        title = "After relearning a tenth: answer probability on the rest"
+        sections.append((title, [(f"{COMEBACK}.first.0", "at rest"), *columns]))
+    return [TableSection(title, tuple(TableColumn(key, label, "lower") for key, label in each)) for title, each in sections]
 
 
 def _column(name: str, kind: str, better: Better) -> TableColumn:

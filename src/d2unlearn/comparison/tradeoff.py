@@ -21,10 +21,10 @@ from d2unlearn.report.notation import readable
 
 _KEPT = "retain.extraction_strength"
 _LEFT = (
-    ("forget.extraction_strength", "left of the forgotten answers: extraction strength at rest"),
+    (("forget.extraction_strength",), "left of the forgotten answers: extraction strength at rest"),
     (RELEARNED, "come back: answer probability after relearning"),
 )
-"""What stands on the horizontal axis of either panel."""
+"""What stands on the horizontal axis of either panel: the one that most entries have."""
 _GAP = 0.055
 """Between two labels, as a share of the height."""
 _Mark = tuple[str, str, float]
@@ -55,7 +55,7 @@ def tradeoff(table: SplitTable, key: str = "tradeoff", everybody: Sequence[str] 
 
     everybody: the entries of all splits, so that each looks the same in all figures; the table's own unless given.
     """
-    panels = [(label, points_of(table.rows, left)) for left, label in _LEFT]
+    panels = [(label, max((points_of(table.rows, metric) for metric in left), key=len)) for left, label in _LEFT]
     panels = [(label, points) for label, points in panels if points]
     if not panels:
         return None

@@ -9,13 +9,13 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from d2unlearn.comparison.outcomes import ATTACKED, GUARDED_ROUGE, REFUSAL_RATE, RELEARNED, STRENGTH, MetricOutcome, Result
+from d2unlearn.comparison.outcomes import COMEBACK, GUARDED_ROUGE, REFUSAL_RATE, STRENGTH, MetricOutcome, Result
 from d2unlearn.comparison.records import PROPOSED_METHOD
 from d2unlearn.comparison.table import SplitTable
 from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, STYLE, Drawing, svg_of
 from d2unlearn.report.notation import readable
 
-GROUPS = {STRENGTH: "in the weights", GUARDED_ROUGE: "told", REFUSAL_RATE: "gate refuses", RELEARNED: "relearned"}
+GROUPS = {STRENGTH: "in the weights", GUARDED_ROUGE: "told", REFUSAL_RATE: "gate refuses", COMEBACK: "relearned"}
 """What the columns are of, by metric; within a group a column a set of questions."""
 CELL = 0.36
 """Width and height of a cell, inches."""
@@ -75,7 +75,7 @@ def area_of(difference: float) -> float:
 
 
 def _group(metric: str) -> str:
-    return RELEARNED if metric == RELEARNED else metric.rpartition(".")[2]
+    return COMEBACK if metric.startswith(f"{COMEBACK}.") else metric.rpartition(".")[2]
 
 
 def _mark(axes: Axes, x: float, y: float, result: Result, area: float) -> None:
@@ -101,7 +101,8 @@ def _frame(axes: Axes, columns: Sequence[str], names: Sequence[str]) -> None:
     for y in range(len(names)):
         axes.axhline(y, color=AXIS, linewidth=0.5, alpha=0.25, zorder=1)
     for x, metric in enumerate(columns):
-        label = f"{ATTACKED[1]} steps" if metric == RELEARNED else readable(metric.partition(".")[0])
+        relearned = _group(metric) == COMEBACK
+        label = f"{metric.rpartition('.')[2]} steps" if relearned else readable(metric.partition(".")[0])
         axes.text(x - 0.15, -0.75, label, rotation=45, ha="left", va="bottom", fontsize=10.5, color=INK)
     groups = [_group(metric) for metric in columns]
     for group in dict.fromkeys(groups):

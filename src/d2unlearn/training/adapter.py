@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import warnings
 from typing import Any
 
 from torch import nn
 
 from d2unlearn.errors import ConfigError
 from d2unlearn.methods import Method
+from d2unlearn.models import with_fresh_adapter
 from d2unlearn.observation import causal_model
 from d2unlearn.runtime import say
 
@@ -46,16 +46,6 @@ def train_only_named(model: nn.Module, method: Method) -> nn.Module:
     if not _trains(model):
         raise ConfigError([f"{type(method).__name__} names no parameter that is trained here (see trainable_params_regex)"])
     return model
-
-
-def with_fresh_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
-    """`peft.get_peft_model` without the warning that peft itself causes in newer transformers."""
-    from peft import get_peft_model
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        adapted_model: nn.Module = get_peft_model(model, peft_config)
-    return adapted_model
 
 
 def _trains(model: nn.Module) -> bool:

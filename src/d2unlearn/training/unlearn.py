@@ -21,7 +21,7 @@ from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.fields import typed
 from d2unlearn.methods import METHODS, Method
-from d2unlearn.models import context_length, load_model, load_tokenizer, state_hash
+from d2unlearn.models import context_length, load_model, load_tokenizer, low_rank_config, state_hash
 from d2unlearn.runtime import fingerprint, pick_device, remove, say, seed_everything, torch_dtype, write_json
 from d2unlearn.schema import MANIFEST_FILE, Example, Role
 from d2unlearn.training.alternates import read_alternates
@@ -104,7 +104,7 @@ def _train_and_publish(run: _Run, pace: Pace, key: str, workspace: Path, output:
         run.retain.train,
         {"forget": run.forget, "retain": validation or run.retain.train},
         processing_class=run.tokenizer,
-        peft_config=_adapter(settings.lora_rank) if settings.lora else None,
+        peft_config=low_rank_config(settings.lora_rank) if settings.lora else None,
         alternate_dataset=run.alternates.get("alternate"),
         retain_alternate_dataset=run.alternates.get("retain_alternate"),
     )
@@ -269,12 +269,6 @@ def _arguments(settings: UnlearnSettings, model: PreTrainedModel, workspace: Pat
         report_to=settings.report_to,
         disable_tqdm=not sys.stderr.isatty(),
     )
-
-
-def _adapter(rank: int) -> Any:
-    from peft import LoraConfig
-
-    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def _save(model: Any, run: _Run, folder: Path) -> None:
