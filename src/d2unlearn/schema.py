@@ -19,6 +19,7 @@ GATE_FILE = "d2_gate.json"
 EVALUATION_FILE = "evaluation.json"
 ANALYSIS_FILE = "analysis.json"
 AUDIT_FILE = "audit.json"
+AUDIT_PAGE = "audit.html"
 
 GUARDED_PREFIX = "guarded_"
 """Begins the name of a metric that is taken of guarded answers."""

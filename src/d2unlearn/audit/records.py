@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from d2unlearn.attacks.reading import Setting
+from d2unlearn.attacks.reading import Measure, Setting
 from d2unlearn.errors import ArtifactError, DataError
 from d2unlearn.runtime import read_json
 from d2unlearn.schema import ClaimResult, MetricResult, Verdict
@@ -24,7 +24,7 @@ class SettingResult:
     """
 
     setting: Mapping[str, Setting]
-    measure: str
+    measure: Measure
     rows: str
     values: Mapping[str, MetricResult]
     difference: float
@@ -85,7 +85,8 @@ class Audit:
     """The result file of `d2unlearn audit` (`audit.json`).
 
     control: what the artifact is held against: `oracle`, `never_seen` or `none`. `left_out`: attacks that were not made, with
-    the reason. `judging`: hash of the wordings that judged. Readings row by row are in `attacks/NAME.json` beside it.
+    the reason. `judging`: hash of the wordings that judged. `redacted`: no texts were kept, so there are no
+    examples. Readings row by row are in `attacks/NAME.json` beside it.
     """
 
     label: str
@@ -102,6 +103,7 @@ class Audit:
     left_out: Mapping[str, str]
     seed: int
     warnings: tuple[str, ...] = ()
+    redacted: bool = False
     version: int = _VERSION
 
 

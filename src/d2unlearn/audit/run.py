@@ -14,6 +14,7 @@ from d2unlearn.audit.claims import CLAIMS, NEVER_SEEN
 from d2unlearn.audit.judging import judging_hash
 from d2unlearn.audit.kept import KeptParts
 from d2unlearn.audit.making import Making
+from d2unlearn.audit.page import write_audit_page
 from d2unlearn.audit.parts import LEVELS, AttackPlan, AuditRows, Level, Subject, SubjectName
 from d2unlearn.audit.records import Audit, AuditedModel, AuditedRows
 from d2unlearn.audit.suite import ATTACKS
@@ -36,7 +37,7 @@ READINGS = "attacks"
 
 
 def run_audit(settings: AuditSettings) -> Path:
-    """Audit and write `OUTPUT/audit.json` with a manifest; at once when it is there already.
+    """Audit and write `OUTPUT/audit.json` with a manifest, at once when it is there already, and its page; the record's path.
 
     Raises `ConfigError` for an attack that there is not, `ModelError` and `DataError` for what cannot be read.
     """
@@ -55,6 +56,7 @@ def run_audit(settings: AuditSettings) -> Path:
             with new_result(output, "audit", key, settings) as staged:
                 _write(staged, record, readings)
         remove(workspace)
+    write_audit_page(output / AUDIT_FILE)
     return output / AUDIT_FILE
 
 
@@ -157,6 +159,7 @@ def _record(making: Making, readings: Sequence[Readings], weights: Mapping[Subje
         examples=() if settings.redact else tuple(worst_told(readings, {row.example_id: row for row in rows.forget})),
         left_out=dict(making.left_out),
         seed=settings.seed,
+        redacted=settings.redact,
         warnings=("the artifact has no gate: nothing is refused, and nothing about refusals is shown",) if gate is None else (),
     )
 

@@ -6,6 +6,7 @@ import typer
 
 from d2unlearn.cli.options import takes
 from d2unlearn.config import AuditSettings
+from d2unlearn.schema import AUDIT_PAGE
 
 
 @takes(AuditSettings)
@@ -23,3 +24,4 @@ def audit(settings: AuditSettings) -> None:
     for claim in read_audit(path).claims:
         typer.echo(claim.why)
     typer.echo(path)
+    typer.echo(path.with_name(AUDIT_PAGE))
