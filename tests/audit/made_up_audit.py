@@ -99,19 +99,17 @@ def restoring() -> AttackResult:
     return attack("storage", settings, claim="gone", verdict="holds", deciding=1)
 
 
+def unbounded(value: float) -> MetricResult:
+    """A number that is no share, with an interval of 1 on either side."""
+    return MetricResult("score", value, value - 1, value + 1, 100, 0, "lower")
+
+
 def scores() -> AttackResult:
     """Numbers that are no shares and judge nothing."""
     values = {"energy": -3.5, "entropy": 2.25, "min-k": -8.0}
-    numbers = [setting({"number": name}, value, measure="score", compared=False) for name, value in values.items()]
     settings = tuple(
-        SettingResult(
-            one.setting,
-            "score",
-            "forget",
-            {"artifact": MetricResult("score", v, v - 1, v + 1, 100, 0, "lower")},
-            *(math.nan,) * 3,
-        )
-        for one, v in zip(numbers, values.values(), strict=True)
+        SettingResult({"number": name}, "score", "forget", {"artifact": unbounded(value)}, math.nan, math.nan, math.nan)
+        for name, value in values.items()
     )
     return attack("membership", settings)
 

@@ -108,7 +108,7 @@ def test_an_audit_of_nothing_still_says_so(audit: Audit) -> None:
 
 def test_a_claim_s_number_is_the_difference_that_decides_beside_its_margin(audit: Audit) -> None:
     card = claim_card(audit.claims[1], audit)
-    assert (card.value, card.detail) == ("+0.270", "above the model that never knew; 1% is allowed")
+    assert (card.value, card.detail) == ("+0.270", "above the model that never knew; 0.01 is allowed")
     assert card.attack == ("Wordings", "attack-wordings")
     assert claim_card(audit.claims[4], audit).value == "–"
 

@@ -9,17 +9,22 @@ from pathlib import Path
 
 from d2unlearn.audit.claims import CLAIMS, NEVER_SEEN
 from d2unlearn.audit.page_figures import curve_figure
-from d2unlearn.audit.page_pictures import ROW_WORDS, SERIES, Picture, measure_title, pictures
+from d2unlearn.audit.page_pictures import MARKED, ROW_WORDS, Picture, measure_title, pictures
 from d2unlearn.audit.records import AttackResult, Audit, SettingResult, ToldExample, read_audit
 from d2unlearn.audit.summary import NO_CONTROL, in_words
 from d2unlearn.audit.verdict import Margins
 from d2unlearn.report.figures import Panel
 from d2unlearn.report.html import RunSection, run_sections, template
-from d2unlearn.report.notation import NOT_SCORED, fixed, folder_name, readable, stated
+from d2unlearn.report.notation import NOT_SCORED, fixed, folder_name, readable
 from d2unlearn.runtime import atomic_write
 from d2unlearn.schema import AUDIT_PAGE, ClaimResult, Verdict
 
 STATES: Mapping[Verdict, str] = {"holds": "good", "does not hold": "bad", "not shown": "unknown"}
+COUNTED: tuple[tuple[Verdict, str, str], ...] = (
+    ("holds", "holds", "hold"),
+    ("does not hold", "does not", "do not"),
+    ("not shown", "is not shown", "are not shown"),
+)
 CONTROLS = {
     "oracle": "a model that never knew",
     NEVER_SEEN: "facts of the same kind that the artifact was never shown",
@@ -63,7 +68,7 @@ class DrawnPicture:
 
 @dataclass(frozen=True)
 class NumberRow:
-    """One setting in the table of numbers, as written. numbers: artifact, control, original, difference; each with an interval."""
+    """One setting in the table of numbers, as written. numbers: artifact, control, original, difference, with intervals."""
 
     setting: str
     measure: str
@@ -102,7 +107,7 @@ def audit_page(audit: Audit) -> str:
         cautions=cautions(audit),
         cards=[claim_card(claim, audit) for claim in audit.claims],
         attacks=attack_sections(audit),
-        series=SERIES,
+        series=MARKED,
         left_out=[(readable(name), reason) for name, reason in audit.left_out.items()],
         examples=[(example, title_of(example, audit)) for example in audit.examples],
         no_examples=no_examples(audit),
@@ -117,18 +122,10 @@ def claims_headline(claims: Sequence[ClaimResult]) -> str:
     """How many claims hold, in one sentence."""
     if not claims:
         return "No claim was judged."
-    counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in STATES}
-    if counts["holds"] == len(claims):
+    counts = [(sum(claim.verdict == verdict for claim in claims), one, several) for verdict, one, several in COUNTED]
+    if counts[0][0] == len(claims):
         return "Every claim holds."
-    said = [
-        text
-        for verdict, text in (
-            ("holds", f"{counts['holds']} hold{'s' * (counts['holds'] == 1)}"),
-            ("does not hold", f"{counts['does not hold']} do{'es' * (counts['does not hold'] == 1)} not"),
-            ("not shown", f"{counts['not shown']} {'is' if counts['not shown'] == 1 else 'are'} not shown"),
-        )
-        if counts[verdict]  # type: ignore[index]
-    ]
+    said = [f"{count} {one if count == 1 else several}" for count, one, several in counts if count]
     return f"Of {len(claims)} claims, {', '.join(said)}."
 
 
@@ -159,7 +156,7 @@ def cautions(audit: Audit) -> list[tuple[str, str]]:
 
 def claim_card(claim: ClaimResult, audit: Audit) -> ClaimCard:
     """A claim with the number that decides it, looked up in the attack that it names."""
-    text = CLAIMS[claim.name].measured if claim.name in CLAIMS else ""  # type: ignore[index]
+    text = next((text.measured for name, text in CLAIMS.items() if name == claim.name), "")
     found = _deciding(claim, audit)
     if found is None:
         return ClaimCard(claim, STATES[claim.verdict], text, NOT_SCORED, "no number decides", ("", ""))
@@ -167,9 +164,7 @@ def claim_card(claim: ClaimResult, audit: Audit) -> ClaimCard:
     above = {"oracle": "above the model that never knew", NEVER_SEEN: "above facts never seen"}
     control = next((above[name] for name in above if name in one.values), "above what is promised")
     margin = Margins(**audit.margins).of(one.measure)
-    allowed = (
-        "" if margin is None else f"; {stated(margin) if one.measure != 'answer_probability' else f'{margin:g}'} is allowed"
-    )
+    allowed = "" if margin is None else f"; {margin:g} is allowed"
     value = f"{'+' * (one.difference > 0)}{fixed(one.difference)}"
     return ClaimCard(claim, STATES[claim.verdict], text, value, f"{control}{allowed}", (result.title, anchor_of(result.name)))
 

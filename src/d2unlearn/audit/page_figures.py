@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from d2unlearn.audit.page_pictures import SERIES, CurvePanel, Line
+from d2unlearn.audit.page_pictures import MARKED, CurvePanel, Line
 from d2unlearn.report import figures
 from d2unlearn.report.figures import Panel, plain_axes, svg_of
 from d2unlearn.report.notation import fixed
@@ -39,7 +39,7 @@ def curve_figure(panel: CurvePanel, scale: tuple[float, float], key: str) -> Pan
         axes = figure.add_axes((0.125, 0.19, 0.85, 0.77))
         plain_axes(axes)
         for line in sorted(panel.lines, key=lambda line: line.bold):
-            for name in reversed(SERIES) if line.bold else ("artifact", "guarded"):
+            for name in reversed(MARKED) if line.bold else ("artifact", "guarded"):
                 _draw(axes, line, name, places)
         _number_axis(axes, numbers, panel.along)
         axes.set_ylim(scale)
@@ -77,7 +77,7 @@ def _said(panel: CurvePanel) -> str:
     """The worst line's numbers in words."""
     worst = next(line for line in panel.lines if line.bold)
     told = []
-    for name, words in SERIES.items():
+    for name, words in MARKED.items():
         numbers = [f"{x:g}: {fixed(each.values[name].value)}" for x, each in worst.points if name in each.values]
         told += [f"{words} {', '.join(numbers)}"] if numbers else []
     return f"{'; '.join(told)}."

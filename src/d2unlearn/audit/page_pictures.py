@@ -1,8 +1,8 @@
 """What the page of an audit draws of an attack: its settings, put together by their shape. Pure: records in, places out.
 
-Settings with the same keys, one of which runs through at least three numbers, are curves over that number: a panel for each choice
-of their words, a line for each choice of their other numbers. All other settings are rows of marks on one scale; of settings
-that name a family, the worst stands for it. No attack is known by its name here.
+Settings with the same keys, one of which runs through at least three numbers, are curves over that number: a panel for each
+choice of their words, a line for each choice of their other numbers. All other settings are rows of marks on one scale; of
+settings that name a family, the worst stands for it. No attack is known by its name here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from d2unlearn.audit.verdict import Margins
 from d2unlearn.report.notation import fixed, readable
 from d2unlearn.schema import MetricResult
 
-SERIES = {
+MARKED = {
     "artifact": "artifact",
     "guarded": "artifact, through its gate",
     "oracle": "model that never knew",
@@ -165,7 +165,7 @@ def _picture(measure: Measure, rows: str, settings: Sequence[DrawnSetting]) -> P
     panels, others = _curves(settings)
     shown = _representative(others)
     scale = _scale(settings)
-    series = tuple(name for name in SERIES if any(name in each.values for each in settings))
+    series = tuple(name for name in MARKED if any(name in each.values for each in settings))
     return Picture(
         measure_title(measure, rows),
         any(each.judged for each in settings),
@@ -247,7 +247,7 @@ def _row(each: DrawnSetting, scale: tuple[float, float]) -> MarkRow:
     return MarkRow(
         whole if family is None else readable(str(family)),
         "" if family is None or rest == family else readable(rest),
-        tuple(_mark(name, each.values[name], scale) for name in reversed(SERIES) if _scored(each.values.get(name))),
+        tuple(_mark(name, each.values[name], scale) for name in reversed(MARKED) if _scored(each.values.get(name))),
         None if math.isnan(each.limit) else _place(each.limit, scale),
         fixed(math.nan if own is None else own.value),
         "" if control is None else fixed(control.value),

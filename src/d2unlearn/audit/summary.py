@@ -249,8 +249,8 @@ def _numbers(attack: _Attack, key: SettingKey, difference: Excess, allowed: floa
     words = {"oracle": "in the model that never knew", NEVER_SEEN: "on facts that it never saw"}
     theirs = "" if beside is None else f", {_mean_of(attack.shown[key][beside]):.3f} {words[beside]}"
     return (
-        f"{MEASURE_WORDS[key.measure]} {ours:.3f}{theirs}; difference {difference.value:.3f}, at least {difference.low:.3f} and "
-        f"at most {difference.high:.3f} (each 95 %, one-sided; n = {difference.n}), {allowed:g} is allowed"
+        f"{MEASURE_WORDS[key.measure]} {ours:.3f}{theirs}; difference {difference.value:.3f}, at least {difference.low:.3f} "
+        f"and at most {difference.high:.3f} (each 95 %, one-sided; n = {difference.n}), {allowed:g} is allowed"
     )
 
 
