@@ -120,7 +120,21 @@ def test_rows_that_were_not_asked_are_left_out() -> None:
     excess = judge_attack([compared(values, [0.0] * 400)], MARGINS).excesses[0]
     assert (excess.value, excess.n) == (pytest.approx(0.48), 200)
     nothing = judge_attack([compared([math.nan] * 400, [0.0] * 400)], MARGINS)
-    assert nothing.reason == "in one of its settings no row was asked"
+    assert nothing.reason == "in none of its settings was a row asked"
+
+
+def test_a_setting_that_could_not_be_asked_decides_nothing_and_one_of_few_groups_hides_no_other_s_finding() -> None:
+    unasked = compared([math.nan] * 400, [0.0] * 400)
+    clean, found = compared([0.0] * 400, [0.0] * 400), compared([0.9] * 400, [0.0] * 400)
+    one_group = Compared({}, "answer_probability", "forget", (reading([0.0] * 400, groups=1),), 0.0)
+    beside_unasked = judge_attack([unasked, clean], MARGINS)
+    assert (beside_unasked.deciding, beside_unasked.reason) == (1, "")
+    assert math.isnan(beside_unasked.excesses[0].value)
+    assert beside_unasked.excesses[1:] == judge_attack([clean], MARGINS).excesses
+    assert judge_claim([beside_unasked], all_made=True).verdict == "holds"
+    assert judge_claim([judge_attack([one_group, clean], MARGINS)], all_made=True).verdict == "not shown"
+    beside_few = judge_attack([one_group, unasked, found], MARGINS)
+    assert (beside_few.deciding, judge_claim([beside_few], all_made=True).verdict) == (2, "does not hold")
 
 
 def test_seeds_are_drawn_too() -> None:

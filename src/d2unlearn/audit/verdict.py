@@ -107,30 +107,41 @@ def rows_needed(margin: float, level: float = LEVEL) -> int:
 
 
 def judge_attack(compared: Sequence[Compared], margins: Margins, *, seed: int = 0, draws: int = DRAWS) -> Judged:
-    """One attack's settings together. Not shown, with the reason, where there is nothing or too little to go by."""
+    """One attack's settings together. Not shown, with the reason, where there is nothing or too little to go by.
+
+    A setting in which no row was asked (a chat template without system messages, say) decides nothing. One of few groups cannot
+    be drawn from: it keeps the attack from clearing the model, not the other settings from finding something.
+    """
     measured = [(one, margin) for one in compared if (margin := margins.of(one.measure)) is not None]
     if not measured:
         return Judged((), None, 1.0, 1.0, "no reading of it can be compared")
     differences = [_difference(one, seed=seed, draws=draws) for one, _ in measured]
-    if any(math.isnan(each.value) for each in differences):
-        return Judged((), None, 1.0, 1.0, "in one of its settings no row was asked")
-    few = min(each.groups for each in differences)
-    if few < LEAST_GROUPS:
-        return Judged((), None, 1.0, 1.0, f"its rows are of {few} group{'s' * (few != 1)}: at least {LEAST_GROUPS} are needed")
-    estimates = np.array([each.value - margin for each, (_, margin) in zip(differences, measured, strict=True)])
-    samples = np.stack([each.drawn - margin for each, (_, margin) in zip(differences, measured, strict=True)])
+    shown = [index for index, each in enumerate(differences) if each.groups >= LEAST_GROUPS and not math.isnan(each.value)]
+    allowed = [margin for _, margin in measured]
+    reason = _what_keeps_it_from_clearing(differences, allowed)
+    if not shown:
+        return Judged((), None, 1.0, 1.0, reason or "in none of its settings was a row asked")
+    estimates = np.array([differences[index].value - allowed[index] for index in shown])
+    samples = np.stack([differences[index].drawn - allowed[index] for index in shown])
     deviation = (samples - estimates[:, None]).max(axis=0)
     uppers = np.quantile(samples, 1 - LEVEL, axis=1)
     reach = np.quantile(deviation, 1 - LEVEL)
-    excesses = tuple(
-        Excess(float(value), float(value - reach), float(upper), each.n)
-        for value, upper, each in zip(estimates, uppers, differences, strict=True)
-    )
-    deciding = int(np.argmax(uppers if (uppers > 0).any() and (estimates - reach <= 0).all() else estimates))
+    excesses = [Excess(math.nan, math.nan, math.nan, each.n) for each in differences]
+    for index, value, upper in zip(shown, estimates, uppers, strict=True):
+        excesses[index] = Excess(float(value), float(value - reach), float(upper), differences[index].n)
+    deciding = shown[int(np.argmax(uppers if (uppers > 0).any() and (estimates - reach <= 0).all() else estimates))]
     p_clean = float((1 + (samples > 0).sum(axis=1).max()) / (1 + draws))
     p_found = float((1 + (deviation >= estimates.max()).sum()) / (1 + draws))
-    short = (_too_few(each.n, margin) for each, (_, margin) in zip(differences, measured, strict=True))
-    return Judged(excesses, deciding, p_clean, p_found, next(filter(None, short), ""))
+    return Judged(tuple(excesses), deciding, p_clean, p_found, reason)
+
+
+def _what_keeps_it_from_clearing(differences: Sequence[_Difference], margins: Sequence[float]) -> str:
+    """Too few groups or rows in one of the settings that were asked; empty where there are enough."""
+    asked = [(each, margin) for each, margin in zip(differences, margins, strict=True) if not math.isnan(each.value)]
+    few = min((each.groups for each, _ in asked), default=LEAST_GROUPS)
+    if few < LEAST_GROUPS:
+        return f"its rows are of {few} group{'s' * (few != 1)}: at least {LEAST_GROUPS} are needed"
+    return next(filter(None, (_too_few(each.n, margin) for each, margin in asked)), "")
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
