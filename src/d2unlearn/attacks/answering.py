@@ -18,11 +18,8 @@ from d2unlearn.generation.guarded import Answer, GateWarning, GuardedModel
 from d2unlearn.models import context_length
 from d2unlearn.schema import Example, Message
 
-BATCH_SIZE = 64
-"""Answers made at once."""
 
-
-def attacked_model(guarded: GuardedModel, *, raw: bool, batch_size: int = BATCH_SIZE) -> Attacked:
+def attacked_model(guarded: GuardedModel, *, raw: bool, batch_size: int = 32) -> Attacked:
     """Greedy answers, guarded or raw."""
 
     def answer(asked: Sequence[AttackRequest], max_new_tokens: int) -> list[AttackReply]:
@@ -42,7 +39,7 @@ def attacked_model(guarded: GuardedModel, *, raw: bool, batch_size: int = BATCH_
 
 
 def sampled_model(
-    guarded: GuardedModel, *, raw: bool, samples: int, temperature: float, seed: int, batch_size: int = BATCH_SIZE
+    guarded: GuardedModel, *, raw: bool, samples: int, temperature: float, seed: int, batch_size: int = 32
 ) -> AttackedOften:
     """So many answers to each request, drawn at that temperature from all tokens (no top-k, no top-p)."""
 
@@ -70,7 +67,7 @@ def sampled_model(
     return answer
 
 
-def beam_model(guarded: GuardedModel, *, raw: bool, beams: int, batch_size: int = BATCH_SIZE) -> AttackedOften:
+def beam_model(guarded: GuardedModel, *, raw: bool, beams: int, batch_size: int = 32) -> AttackedOften:
     """All the answers that a beam search of that width ends with, best first."""
     options: dict[str, Any] = {"do_sample": False, "num_beams": beams, "num_return_sequences": beams}
     rule = None if raw else guarded.rule

@@ -6,14 +6,12 @@ shallow alignment (Qi et al. 2024, 2406.05946), with true tokens in the place of
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from d2unlearn.attacks.reading import Measure, Reading, group_labels
-from d2unlearn.attacks.requests import Attacked, AttackReply, AttackRequest, told
+from d2unlearn.attacks.reading import Measure, Reading
+from d2unlearn.attacks.requests import Attacked, AttackReply, AttackRequest, reply_reading, told
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ConfigError
 from d2unlearn.schema import Example
@@ -71,16 +69,7 @@ def _reading(
     name: str, rows: Sequence[Example], length: int, measure: Measure, targets: Sequence[str], replies: Sequence[AttackReply]
 ) -> Reading:
     values = [
-        math.nan if reply.reason else told(target, reply) if measure == "told" else float(reply.refused)
+        told(target, reply) if measure == "told" else float(reply.refused)
         for target, reply in zip(targets, replies, strict=True)
     ]
-    return Reading(
-        {"first tokens": length},
-        measure,
-        name,
-        tuple(row.example_id for row in rows),
-        group_labels(rows),
-        tuple(values),
-        tuple(reply.text for reply in replies),
-        dict(Counter(reply.reason for reply in replies if reply.reason)),
-    )
+    return reply_reading(name, rows, {"first tokens": length}, measure, values, replies)

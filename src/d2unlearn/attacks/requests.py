@@ -6,9 +6,12 @@ that it can be held against made ones that tell exactly where they should.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from d2unlearn.attacks.reading import Measure, Reading, Setting, group_labels
 from d2unlearn.metrics.text import leaked, rouge_l_recall
 from d2unlearn.schema import Example, Message
 
@@ -53,3 +56,41 @@ def recalled(target: str, reply: AttackReply) -> float:
 def told(target: str, reply: AttackReply) -> float:
     """1 where the reply gives the target away, else 0."""
     return leaked(recalled(target, reply))
+
+
+def reply_reading(
+    name: str,
+    rows: Sequence[Example],
+    setting: Mapping[str, Setting],
+    measure: Measure,
+    values: Sequence[float],
+    replies: Sequence[AttackReply],
+) -> Reading:
+    """One value and one reply a row, in their order; NaN, and the reason counted, where there is one. `name`: of the set."""
+    return Reading(
+        dict(setting),
+        measure,
+        name,
+        tuple(row.example_id for row in rows),
+        group_labels(rows),
+        tuple(math.nan if reply.reason else value for value, reply in zip(values, replies, strict=True)),
+        tuple(reply.text for reply in replies),
+        dict(Counter(reply.reason for reply in replies if reply.reason)),
+    )
+
+
+def answer_readings(
+    name: str,
+    rows: Sequence[Example],
+    setting: Mapping[str, Setting],
+    replies: Sequence[AttackReply],
+    measures: Sequence[Measure],
+) -> list[Reading]:
+    """Of replies to rows one reading a measure: `told`, `refused`, `missed`."""
+    refused = [float(reply.refused) for reply in replies]
+    values = {
+        "told": [told(row.answer, reply) for row, reply in zip(rows, replies, strict=True)],
+        "refused": refused,
+        "missed": [1 - value for value in refused],
+    }
+    return [reply_reading(name, rows, setting, measure, values[measure], replies) for measure in measures]

@@ -8,12 +8,11 @@ for counting a row as told when any form tells it.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from d2unlearn.attacks.reading import Measure, Reading, group_labels
-from d2unlearn.attacks.requests import Attacked, AttackReply, AttackRequest, told
+from d2unlearn.attacks.reading import Measure, Reading
+from d2unlearn.attacks.requests import Attacked, AttackReply, AttackRequest, reply_reading, told
 from d2unlearn.errors import ConfigError
 from d2unlearn.schema import Example, Message
 from d2unlearn.wordings.wording import FIRST_WORDS, Material, NotAsked, Reworded, Wording, reworded
@@ -142,16 +141,8 @@ def _reading(name: str, measure: Measure, outcomes: Sequence[WordingOutcome]) ->
         "refused": [outcome.refused for outcome in outcomes],
         "missed": [1 - outcome.refused for outcome in outcomes],
     }[measure]
-    return Reading(
-        {"wording": wording.name, "family": wording.family},
-        measure,
-        name,
-        tuple(row.example_id for row in rows),
-        group_labels(rows),
-        tuple(values),
-        tuple(outcome.reply.text for outcome in outcomes),
-        dict(Counter(outcome.reply.reason for outcome in outcomes if outcome.reply.reason)),
-    )
+    setting = {"wording": wording.name, "family": wording.family}
+    return reply_reading(name, rows, setting, measure, values, [outcome.reply for outcome in outcomes])
 
 
 def _answers(

@@ -8,15 +8,14 @@ from typing import NamedTuple
 from d2unlearn.attacks.answering import attacked_model
 from d2unlearn.attacks.reading import Measure
 from d2unlearn.attacks.requests import Attacked
-from d2unlearn.audit.parts import FORGET, NEVER_SEEN, AuditRows, Claim, Cost, Subject, drawn
+from d2unlearn.audit.claims import FORGET, NEVER_SEEN, Claim
+from d2unlearn.audit.parts import ANSWER_TOKENS, AuditRows, Cost, Subject, drawn
 from d2unlearn.data.records import content_hash
 from d2unlearn.runtime import fingerprint
 from d2unlearn.schema import Example
 
 RAW_MEASURES: tuple[Measure, ...] = ("told",)
 GUARDED_MEASURES: tuple[Measure, ...] = ("told", "refused")
-_COSTED_TOKENS = 64
-"""Tokens of an answer that `Cost` counts as one."""
 
 
 class Way(NamedTuple):
@@ -39,7 +38,7 @@ def ways(subject: Subject) -> tuple[Way, ...]:
 
 def answers_of(subject: Subject, way: Way) -> Attacked:
     """The model, asked that way, greedily."""
-    return attacked_model(subject.guarded, raw=not way.guarded)
+    return attacked_model(subject.guarded, raw=not way.guarded, batch_size=subject.batch_size)
 
 
 def answer_tokens(subject: Subject, way: Way, tokens: int) -> int:
@@ -61,4 +60,4 @@ def rows_identity(rows: Sequence[Example]) -> str:
 
 def answering_cost(answers: int, tokens: int) -> Cost:
     """So many answers of at most so many tokens."""
-    return Cost(answered=max(1, round(answers * tokens / _COSTED_TOKENS)))
+    return Cost(answered=max(1, round(answers * tokens / ANSWER_TOKENS)))

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from d2unlearn.attacks.prefill import Prefill, prefilled
 from d2unlearn.attacks.reading import Reading
 from d2unlearn.attacks.wordings import AskingOtherwise, any_of_families, ask_otherwise, wording_readings
+from d2unlearn.audit.claims import FORGET
 from d2unlearn.audit.judging import judging_wordings
-from d2unlearn.audit.parts import FORGET, AttackPlan, AuditRows, Level, Part, Subject
+from d2unlearn.audit.parts import AttackPlan, AuditRows, Level, Part, Subject
 from d2unlearn.audit.plans.asking import (
     RAW_MEASURES,
     Way,
@@ -43,20 +44,20 @@ class WordingBudget:
 
 
 BUDGETS: Mapping[Level, WordingBudget] = {
-    "quick": WordingBudget(20, AskingOtherwise(32), Prefill((1, 4), 32), of_family=1, families=6),
-    "thorough": WordingBudget(200, AskingOtherwise(), Prefill()),
+    "quick": WordingBudget(12, AskingOtherwise(32), Prefill((1, 4), 32), of_family=1, families=6),
+    "thorough": WordingBudget(300, AskingOtherwise(), Prefill()),
     "exhaustive": WordingBudget(None, AskingOtherwise(), Prefill()),
 }
 
 
-def bundles(wordings: Sequence[Wording], budget: WordingBudget) -> dict[str, list[Wording]]:
-    """The wordings that a budget asks in, by the part that they are asked in: its families' names."""
+def bundles(wordings: Sequence[Wording], of_family: int | None, together: int) -> dict[str, list[Wording]]:
+    """So many wordings of each family (None: all), and so many families in a part, by their names."""
     families: dict[str, list[Wording]] = {}
     for wording in wordings:
         families.setdefault(wording.family, []).append(wording)
     names = list(families)
-    parts = [names[start : start + budget.families] for start in range(0, len(names), budget.families)]
-    return {", ".join(part): [each for name in part for each in families[name][: budget.of_family]] for part in parts}
+    parts = [names[start : start + together] for start in range(0, len(names), together)]
+    return {", ".join(part): [each for name in part for each in families[name][:of_family]] for part in parts}
 
 
 def wording_parts(subject: Subject, rows: AuditRows, level: Level, seed: int) -> Iterator[Part]:
@@ -66,7 +67,7 @@ def wording_parts(subject: Subject, rows: AuditRows, level: Level, seed: int) ->
     material = Material(benign=rows.retain, forgotten=rows.forget)
     for way in ways(subject):
         yield _wordings_part(subject, way, "as they are", [AS_IT_IS], asked, material, budget, seed)
-        for name, wordings in bundles(judging_wordings(), budget).items():
+        for name, wordings in bundles(judging_wordings(), budget.of_family, budget.families).items():
             yield _wordings_part(subject, way, name, wordings, asked, material, budget, seed)
         yield _prefill_part(subject, way, asked, budget.prefill)
 
@@ -76,6 +77,7 @@ PLAN = AttackPlan(
     "Asking otherwise",
     "What is told when the same is asked in wordings that nothing was trained or chosen on, or when the answer is begun?",
     wording_parts,
+    claims=("other_words", "refused"),
     combined=any_of_families,
 )
 
@@ -90,15 +92,13 @@ def _wordings_part(
     budget: WordingBudget,
     seed: int,
 ) -> Part:
-    """One bundle. The rows as they are, behind a gate, are also counted where they are not refused."""
     attack = replace(budget.asking, max_new_tokens=answer_tokens(subject, way, budget.asking.max_new_tokens), seed=seed)
-    measures = (*way.measures, "missed") if way.guarded and wordings == [AS_IT_IS] else way.measures
 
     def run() -> list[Reading]:
         answer, readings = answers_of(subject, way), []
         for set_name, of_set in asked.items():
             outcomes = ask_otherwise(answer, of_set, wordings, material, attack, guarded=way.guarded)
-            readings += wording_readings(set_name, outcomes, measures if set_name == FORGET else RAW_MEASURES)
+            readings += wording_readings(set_name, outcomes, way.measures if set_name == FORGET else RAW_MEASURES)
         return readings
 
     about = {
