@@ -12,7 +12,7 @@ import numpy as np
 from d2unlearn.attacks.reading import Measure, Reading, Setting
 from d2unlearn.audit.claims import CLAIMS, FORGET, NEVER_SEEN, Claim
 from d2unlearn.audit.records import AttackResult, SettingResult, ToldExample
-from d2unlearn.audit.verdict import Compared, Excess, Judged, Margins, judge_attack, judge_claim
+from d2unlearn.audit.verdict import Compared, Excess, Judged, Margins, judge_attack, judge_claim, row_means
 from d2unlearn.schema import ClaimResult, Example, MetricResult, Verdict
 from d2unlearn.stats import bootstrap_interval
 
@@ -206,7 +206,7 @@ def _setting_result(
 
 def _metric(measure: str, readings: Sequence[Reading], seed: int) -> MetricResult:
     """The mean over rows (and over seeds of each) with its two-sided interval over groups."""
-    values = np.stack([np.array(reading.values, dtype=np.float64) for reading in readings]).mean(axis=0)
+    values = row_means(readings)
     interval = bootstrap_interval(values, groups=readings[0].groups, seed=seed)
     reason = "; ".join(dict.fromkeys(why for reading in readings for why in reading.not_asked))
     return MetricResult(measure, *interval, len(values) - interval.n, "lower", reason=reason if not interval.n else "")

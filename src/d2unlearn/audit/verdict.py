@@ -195,6 +195,13 @@ def _too_few(n: int, margin: float) -> str:
     return f"{n} rows cannot bound a share by {margin:.2g}: {needed} are needed" if n < needed else ""
 
 
+def row_means(repeats: Sequence[Reading]) -> _Floats:
+    """Of each row, over the repeats that asked it: [rows]; NaN where none did."""
+    values = np.stack([np.array(reading.values, dtype=np.float64) for reading in repeats])
+    counts = (~np.isnan(values)).sum(axis=0)
+    return np.asarray(np.where(counts > 0, np.nansum(values, axis=0) / np.maximum(counts, 1), np.nan), dtype=np.float64)
+
+
 class _Difference(NamedTuple):
     """Artifact minus control, and the same in the draws [draws]; rows compared, and their groups."""
 
@@ -210,8 +217,7 @@ def _difference(one: Compared, *, seed: int, draws: int) -> _Difference:
         sample = _Sample.of(one.artifact, ours - one.control)
         means = sample.means(seed, draws)
     elif one.control[0].row_ids == one.artifact[0].row_ids:
-        theirs = np.stack([np.array(reading.values) for reading in one.control]).mean(axis=0)
-        sample = _Sample.of(one.artifact, ours - theirs)
+        sample = _Sample.of(one.artifact, ours - row_means(one.control))
         means = sample.means(seed, draws)
     else:
         sample = _Sample.of(one.artifact, ours)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import NamedTuple, cast
 
-from d2unlearn.attacks.reading import NotShownError, Reading, group_labels
+from d2unlearn.attacks.reading import NotShownError, Reading, Setting, group_labels
 from d2unlearn.attacks.relearned_rows import RowChoice, divided, named_halves, without_copies
 from d2unlearn.attacks.relearning import (
     SUITED,
@@ -32,7 +33,7 @@ BUDGETS: Mapping[Level, RelearningGrid] = {
         steps=(5, 20),
         asked=40,
     ),
-    "thorough": RelearningGrid({**_ALL, "retained rows": (1.0,)}, asked=120, lora=1),
+    "thorough": RelearningGrid({**_ALL, "retained rows": (1.0,)}, asked=150, lora=1),
     "exhaustive": RelearningGrid({**_ALL, "retained rows": TWO_DECADES}, draws=3, lora=len(_ALL) + 1),
 }
 TRAINED_RETAINED = 400
@@ -40,11 +41,12 @@ TRAINED_RETAINED = 400
 
 
 class _Chosen(NamedTuple):
-    """The rows of one attack. never_seen: asked beside the others, where there are any."""
+    """The rows of one attack. never_seen: asked beside the others, where there are any; `left`: how many could be asked."""
 
     taught: list[Example]
     asked: list[Example]
     never_seen: list[Example]
+    left: int
 
 
 def suited_rate(subject: Subject) -> float:
@@ -80,7 +82,7 @@ def relearning_parts(subject: Subject, rows: AuditRows, level: Level, seed: int)
         for choice, chosen in _possible(rows, grid, draw):
             for factor in grid.rates[choice]:
                 attack = Relearning(grid_rate(suited, factor), grid.steps, grid.batch_size, draw)
-                yield _part(subject, choice, chosen, attack)
+                yield _part(subject, rows.forget, choice, chosen, attack)
 
 
 def low_rank_parts(subject: Subject, rows: AuditRows, level: Level, seed: int, readings: Sequence[Reading]) -> Iterator[Part]:
@@ -89,7 +91,7 @@ def low_rank_parts(subject: Subject, rows: AuditRows, level: Level, seed: int, r
     for choice, rate in worst_attacks(readings)[: grid.lora]:
         for draw in range(seed, seed + grid.draws):
             attack = Relearning(grid_rate(rate, grid.lora_factor), grid.steps, grid.batch_size, draw, grid.lora_rank)
-            yield _part(subject, choice, _chosen(rows, grid, choice, draw), attack)
+            yield _part(subject, rows.forget, choice, _chosen(rows, grid, choice, draw), attack)
 
 
 PLAN = AttackPlan(
@@ -113,20 +115,36 @@ def _at_rest(subject: Subject, rows: AuditRows, grid: RelearningGrid, seed: int)
     return Part("at rest", _hashes(*asked), Cost(scored=sum(map(len, asked))), run)
 
 
-def _part(subject: Subject, choice: RowChoice, chosen: _Chosen, attack: Relearning) -> Part:
+def _part(subject: Subject, forget: Sequence[Example], choice: RowChoice, chosen: _Chosen, attack: Relearning) -> Part:
+    """One attack. Readings are of all forget rows, so that rows have the same places in all of them."""
     adapters = "" if attack.lora_rank is None else ", LoRA"
-    name = f"{choice}{adapters}, learning rate {attack.learning_rate:g}, draw {attack.seed}"
+    name = f"{choice}{adapters}, learning rate {attack.learning_rate:g}, seed {attack.seed}"
 
     def run() -> list[Reading]:
         taught = subject.rendered("taught", chosen.taught).tokens
         asked = [(FORGET, chosen.asked), (NEVER_SEEN, chosen.never_seen)]
         sets = [subject.rendered(set_name, of_set) for set_name, of_set in asked if of_set]
-        about = {"relearned": choice, "draw": attack.seed}
-        return ask_after_relearning(subject.model, taught, sets, attack, about, batch_size=subject.batch_size)
+        about: dict[str, Setting] = {"relearned": choice, "seed": attack.seed}
+        readings = ask_after_relearning(subject.model, taught, sets, attack, about, batch_size=subject.batch_size)
+        return [_of_all(reading, forget, chosen) if reading.rows == FORGET else reading for reading in readings]
 
     trained = max(attack.steps) * min(attack.batch_size, len(chosen.taught))
     cost = Cost(trained=trained, scored=len(attack.steps) * (len(chosen.asked) + len(chosen.never_seen)))
-    return Part(name, [asdict(attack), choice, _hashes(*chosen)], cost, run, "comes_back")
+    about = [asdict(attack), choice, _hashes(forget, chosen.taught, chosen.asked, chosen.never_seen)]
+    return Part(name, about, cost, run, "comes_back")
+
+
+def _of_all(reading: Reading, forget: Sequence[Example], chosen: _Chosen) -> Reading:
+    """The reading with NaN for the rows that were not asked."""
+    values = dict(zip(reading.row_ids, reading.values, strict=True))
+    reasons = {"relearned, or as one relearned": len(forget) - chosen.left, "not drawn": chosen.left - len(chosen.asked)}
+    return replace(
+        reading,
+        row_ids=tuple(row.example_id for row in forget),
+        groups=group_labels(forget),
+        values=tuple(values.get(row.example_id, math.nan) for row in forget),
+        not_asked={reason: count for reason, count in reasons.items() if count},
+    )
 
 
 def _possible(rows: AuditRows, grid: RelearningGrid, draw: int) -> list[tuple[RowChoice, _Chosen]]:
@@ -153,7 +171,7 @@ def _chosen(rows: AuditRows, grid: RelearningGrid, choice: RowChoice, draw: int)
     asked = drawn([rows.forget[index] for index in division.asked], grid.asked, draw)
     if not taught or not asked:
         raise NotShownError("no row is left to relearn, or none to ask for that does not hold the same")
-    return _Chosen(taught, asked, drawn(rows.never_seen, grid.asked, draw))
+    return _Chosen(taught, asked, drawn(rows.never_seen, grid.asked, draw), len(division.asked))
 
 
 def _hashes(*sets: Sequence[Example]) -> list[list[str]]:
