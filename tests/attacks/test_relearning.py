@@ -84,7 +84,7 @@ def test_every_set_is_asked_at_each_number_of_steps() -> None:
         *(("forget", 1), ("never_seen", 1)),
         *(("forget", 3), ("never_seen", 3)),
     ]
-    assert found[0].setting == {"draw": 0, "trained": "all weights", "learning rate": 5e-3, "steps": 1}
+    assert found[0].setting == {"draw": 0, "learning rate": 5e-3, "steps": 1}
     assert found[0].row_ids == tuple(ROWS[index].example_id for index in SPREAD.asked)
     for reading, steps in zip(found, (1, 1, 3, 3), strict=True):
         assert reading.values == pytest.approx(expected[steps][: len(reading.values)], rel=1e-4)

@@ -79,7 +79,7 @@ class RelearningGrid:
     draws: int = 1
     lora: int = 0
     lora_rank: int = 16
-    lora_factor: float = 10.0
+    lora_factor: float = 4.0
 
     def __post_init__(self) -> None:
         counts = {
@@ -127,7 +127,8 @@ def ask_after_relearning(
     batch_size: int = 32,
 ) -> list[Reading]:
     """The answer probability of the asked rows, set by set, at each number of steps. setting: what else tells the readings."""
-    about = {**setting, "trained": "all weights" if attack.lora_rank is None else "LoRA", "learning rate": attack.learning_rate}
+    adapters = {} if attack.lora_rank is None else {"trained": "LoRA"}
+    about = {**setting, **adapters, "learning rate": attack.learning_rate}
     return [
         probabilities(attacked, of_set, {**about, "steps": steps}, batch_size=batch_size)
         for steps, attacked in relearned(model, rows, attack)

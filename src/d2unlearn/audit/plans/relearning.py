@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import NamedTuple, cast
 
-from d2unlearn.attacks.reading import NotShownError, Reading, Setting, group_labels
+from d2unlearn.attacks.reading import AskedRows, NotShownError, Reading, Setting, group_labels
 from d2unlearn.attacks.relearned_rows import RowChoice, divided, named_halves, without_copies
 from d2unlearn.attacks.relearning import (
     SUITED,
@@ -19,7 +19,7 @@ from d2unlearn.attacks.relearning import (
 )
 from d2unlearn.attacks.scoring import probabilities
 from d2unlearn.audit.claims import FORGET, NEVER_SEEN
-from d2unlearn.audit.parts import AttackPlan, AuditRows, Cost, Level, Part, Subject, asked_sets, drawn
+from d2unlearn.audit.parts import AttackPlan, AuditRows, Cost, Level, Part, Subject, drawn
 from d2unlearn.data.records import content_hash
 from d2unlearn.schema import Example
 from d2unlearn.training.recipe import automatic_learning_rate
@@ -106,27 +106,30 @@ PLAN = AttackPlan(
 
 def _at_rest(subject: Subject, rows: AuditRows, grid: RelearningGrid, seed: int) -> Part:
     """What the rows say before anything is relearned: where the curves begin."""
-    asked = [drawn(of_set, grid.asked, seed) for of_set in (rows.forget, rows.never_seen)]
+    asked, never_seen = (drawn(of_set, grid.asked, seed) for of_set in (rows.forget, rows.never_seen))
+    unasked = {"not drawn": len(rows.forget) - len(asked)}
 
     def run() -> list[Reading]:
-        sets, size = asked_sets(subject, rows, grid.asked, seed), subject.batch_size
-        return [probabilities(subject.model, of_set, {"steps": 0}, batch_size=size) for of_set in sets]
+        sets, size = _rendered(subject, asked, never_seen), subject.batch_size
+        readings = [probabilities(subject.model, of_set, {"steps": 0}, batch_size=size) for of_set in sets]
+        return [_of_all(reading, rows.forget, unasked) for reading in readings]
 
-    return Part("at rest", _hashes(*asked), Cost(scored=sum(map(len, asked))), run)
+    about = _hashes(rows.forget, asked, never_seen)
+    return Part("at rest", about, Cost(scored=len(asked) + len(never_seen)), run, "comes_back")
 
 
 def _part(subject: Subject, forget: Sequence[Example], choice: RowChoice, chosen: _Chosen, attack: Relearning) -> Part:
     """One attack. Readings are of all forget rows, so that rows have the same places in all of them."""
     adapters = "" if attack.lora_rank is None else ", LoRA"
+    unasked = {"relearned, or as one relearned": len(forget) - chosen.left, "not drawn": chosen.left - len(chosen.asked)}
     name = f"{choice}{adapters}, learning rate {attack.learning_rate:g}, seed {attack.seed}"
 
     def run() -> list[Reading]:
         taught = subject.rendered("taught", chosen.taught).tokens
-        asked = [(FORGET, chosen.asked), (NEVER_SEEN, chosen.never_seen)]
-        sets = [subject.rendered(set_name, of_set) for set_name, of_set in asked if of_set]
+        sets = _rendered(subject, chosen.asked, chosen.never_seen)
         about: dict[str, Setting] = {"relearned": choice, "seed": attack.seed}
         readings = ask_after_relearning(subject.model, taught, sets, attack, about, batch_size=subject.batch_size)
-        return [_of_all(reading, forget, chosen) if reading.rows == FORGET else reading for reading in readings]
+        return [_of_all(reading, forget, unasked) for reading in readings]
 
     trained = max(attack.steps) * min(attack.batch_size, len(chosen.taught))
     cost = Cost(trained=trained, scored=len(attack.steps) * (len(chosen.asked) + len(chosen.never_seen)))
@@ -134,16 +137,21 @@ def _part(subject: Subject, forget: Sequence[Example], choice: RowChoice, chosen
     return Part(name, about, cost, run, "comes_back")
 
 
-def _of_all(reading: Reading, forget: Sequence[Example], chosen: _Chosen) -> Reading:
-    """The reading with NaN for the rows that were not asked."""
+def _rendered(subject: Subject, asked: Sequence[Example], never_seen: Sequence[Example]) -> list[AskedRows]:
+    return [subject.rendered(name, of_set) for name, of_set in ((FORGET, asked), (NEVER_SEEN, never_seen)) if of_set]
+
+
+def _of_all(reading: Reading, forget: Sequence[Example], unasked: Mapping[str, int]) -> Reading:
+    """A reading of forget rows with NaN for those that were not asked; others are as they are. unasked: how many, by reason."""
+    if reading.rows != FORGET:
+        return reading
     values = dict(zip(reading.row_ids, reading.values, strict=True))
-    reasons = {"relearned, or as one relearned": len(forget) - chosen.left, "not drawn": chosen.left - len(chosen.asked)}
     return replace(
         reading,
         row_ids=tuple(row.example_id for row in forget),
         groups=group_labels(forget),
         values=tuple(values.get(row.example_id, math.nan) for row in forget),
-        not_asked={reason: count for reason, count in reasons.items() if count},
+        not_asked={reason: count for reason, count in unasked.items() if count},
     )
 
 
