@@ -13,7 +13,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from d2unlearn.errors import ArtifactError, DataError
 from d2unlearn.runtime import read_json, write_json
@@ -131,7 +131,7 @@ def _decode(value: Any, kind: Any, where: str) -> Any:
         return {k: _decode(item, get_args(kind)[1], f"{where}.{k}") for k, item in entries.items()}
     if kind is object:
         return value
-    if isinstance(kind, UnionType):
+    if isinstance(kind, UnionType) or get_origin(kind) is Union:  # `Literal[...] | None` is the latter
         return _decode_union(value, kind, where)
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
@@ -171,7 +171,7 @@ def _require(value: Any, kind: type[_R], said: str, where: str) -> _R:
     return value
 
 
-def _decode_union(value: Any, kind: UnionType, where: str) -> Any:
+def _decode_union(value: Any, kind: Any, where: str) -> Any:
     """Of an optional field, or one of several plain types."""
     if NoneType in get_args(kind):
         return None if value is None else _decode(value, next(part for part in get_args(kind) if part is not NoneType), where)

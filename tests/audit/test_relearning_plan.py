@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from d2unlearn.attacks.reading import NotShownError, Reading
 from d2unlearn.attacks.relearning import RelearningGrid
+from d2unlearn.audit.claims import Claim
+from d2unlearn.audit.kept import KeptParts, PlannedPart
 from d2unlearn.audit.parts import LEVELS, AuditRows, Level, Part, Subject
 from d2unlearn.audit.plans.relearning import BUDGETS, PLAN, suited_rate, worst_attacks
 from d2unlearn.generation.guarded import GuardedModel
@@ -157,3 +160,15 @@ def test_of_more_rows_than_are_asked_some_are_drawn(subject: Subject, monkeypatc
     monkeypatch.setitem(BUDGETS, "quick", replace(SMALL, asked=5))  # type: ignore[arg-type]
     made = next(part for part in parts_of(subject) if part.name.startswith("one row")).run()[0]
     assert (len(asked(made)), made.not_asked) == (5, {"relearned, or as one relearned": 1, "not drawn": 6})
+
+
+@pytest.mark.parametrize("claim", ["comes_back", None])
+def test_what_is_kept_of_a_part_comes_back_as_it_was(
+    subject: Subject, small: None, tmp_path: Path, claim: Claim | None
+) -> None:
+    kept = KeptParts(tmp_path, "", "float32", 0, texts=False)
+    planned = PlannedPart(PLAN, subject, replace(parts_of(subject)[1], claim=claim))
+    assert kept.read(planned) is None
+    made = kept.keep(planned, planned.part.run())
+    assert repr(kept.read(planned)) == repr(made)
+    assert made.claim == claim

@@ -171,7 +171,7 @@ def _described(rows: Sequence[Example]) -> AuditedRows:
 
 def _write(folder: Path, record: Audit, readings: Sequence[Readings]) -> None:
     """The record, and beside it the readings of each attack without texts, which the record's examples show."""
-    (folder / READINGS).mkdir()
+    (folder / READINGS).mkdir(parents=True)
     for attack in dict.fromkeys(each.attack for each in readings):
         of_attack = [_without_texts(each) for each in readings if each.attack == attack]
         content = {"readings": [record_to_json(each, "readings") for each in of_attack]}
