@@ -11,7 +11,7 @@ import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from d2unlearn.attacks.reading import NotShownError, Reading
-from d2unlearn.attacks.relearning import RelearningGrid
+from d2unlearn.attacks.relearning import SUITED, RelearningGrid
 from d2unlearn.audit.claims import Claim
 from d2unlearn.audit.kept import KeptParts, PlannedPart
 from d2unlearn.audit.parts import LEVELS, AuditRows, Level, Part, Subject
@@ -19,6 +19,7 @@ from d2unlearn.audit.plans.relearning import BUDGETS, PLAN, suited_rate, worst_a
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.models import state_hash
 from d2unlearn.schema import Example
+from d2unlearn.training.recipe import automatic_learning_rate
 from gate import tiny
 from gate.conftest import model, tokenizer
 
@@ -66,9 +67,10 @@ def test_every_part_is_told_from_the_others(subject: Subject, level: Level) -> N
     assert {part.claim for part in parts} == {"comes_back"}
 
 
-def test_the_small_tofu_model_is_relearned_at_the_rates_that_were_measured(subject: Subject) -> None:
-    """Its 4.2 million parameters are unlearned at 3e-4."""
-    assert suited_rate(subject) == pytest.approx(5e-4 * 5 / 3)  # of a million and less
+def test_rates_go_with_the_size_of_the_model(subject: Subject) -> None:
+    """The small TOFU model, of 4.2 million parameters, is unlearned at 3e-4; one of a million and less at 5e-4."""
+    assert automatic_learning_rate(4_212_992, lora=False) * SUITED == pytest.approx(5e-4)
+    assert suited_rate(subject) == pytest.approx(5e-4 * 5 / 3)
     thorough = [part for part in parts_of(subject, level="thorough") if part.name.startswith("one row")]
     assert [part.name for part in thorough] == [
         f"one row, learning rate {rate}, seed 0" for rate in ("1.7e-05", "0.00017", "0.00083", "0.0017")
