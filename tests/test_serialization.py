@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from d2unlearn.errors import DataError
-from d2unlearn.serialization import evaluation_from_json, evaluation_to_json, read_evaluation, write_evaluation
+from d2unlearn.serialization import (
+    evaluation_from_json,
+    evaluation_to_json,
+    read_evaluation,
+    record_from_json,
+    record_to_json,
+    write_evaluation,
+)
 from report.synthetic import evaluated, evaluation, example, metric, synthetic
 
 
@@ -112,3 +120,18 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.json", tmp_path):
         with pytest.raises(DataError, match=str(path)):
             read_evaluation(path)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A record with a choice that may be absent."""
+
+    choice: Literal["one", "other"] | None
+
+
+@pytest.mark.parametrize("choice", ["one", None])
+def test_a_choice_that_may_be_absent_comes_back(choice: Literal["one", "other"] | None) -> None:
+    stored = record_to_json(_Chosen(choice), "record")
+    assert record_from_json(_Chosen, stored, "some.json", "a record", "make it again") == _Chosen(choice)
+    with pytest.raises(DataError, match=r"record\.choice should be one of one, other, not 'third'"):
+        record_from_json(_Chosen, {"choice": "third"}, "some.json", "a record", "make it again")

@@ -399,6 +399,7 @@ class ReportSettings:
     before: Annotated[str, "evaluation.json (or its folder) of the original model."]
     after: Annotated[str, "evaluation.json (or its folder) of the unlearned model."]
     artifact: Annotated[str | None, "The artifact: its gate and manifest are shown."] = None
+    audit: Annotated[str | None, "audit.json (or its folder) of the artifact: what may be claimed is shown and linked."] = None
     output: Annotated[str, "Where the page goes."] = "report.html"
 
 

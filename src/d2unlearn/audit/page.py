@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,12 +14,11 @@ from d2unlearn.audit.records import AttackResult, Audit, SettingResult, ToldExam
 from d2unlearn.audit.summary import NO_CONTROL, in_words
 from d2unlearn.audit.verdict import Margins
 from d2unlearn.report.figures import Panel
-from d2unlearn.report.html import RunSection, run_sections, template
+from d2unlearn.report.html import VERDICT_STATES, RunSection, run_sections, template
 from d2unlearn.report.notation import NOT_SCORED, fixed, folder_name, readable
 from d2unlearn.runtime import atomic_write
 from d2unlearn.schema import AUDIT_PAGE, ClaimResult, Verdict
 
-STATES: Mapping[Verdict, str] = {"holds": "good", "does not hold": "bad", "not shown": "unknown"}
 COUNTED: tuple[tuple[Verdict, str, str], ...] = (
     ("holds", "holds", "hold"),
     ("does not hold", "does not", "do not"),
@@ -157,16 +156,16 @@ def cautions(audit: Audit) -> list[tuple[str, str]]:
 def claim_card(claim: ClaimResult, audit: Audit) -> ClaimCard:
     """A claim with the number that decides it, looked up in the attack that it names."""
     text = next((text.measured for name, text in CLAIMS.items() if name == claim.name), "")
-    found = _deciding(claim, audit)
+    state, found = VERDICT_STATES[claim.verdict], _deciding(claim, audit)
     if found is None:
-        return ClaimCard(claim, STATES[claim.verdict], text, NOT_SCORED, "no number decides", ("", ""))
+        return ClaimCard(claim, state, text, NOT_SCORED, "no number decides", ("", ""))
     result, one = found
     above = {"oracle": "above the model that never knew", NEVER_SEEN: "above facts never seen"}
     control = next((above[name] for name in above if name in one.values), "above what is promised")
     margin = Margins(**audit.margins).of(one.measure)
     allowed = "" if margin is None else f"; {margin:g} is allowed"
     value = f"{'+' * (one.difference > 0)}{fixed(one.difference)}"
-    return ClaimCard(claim, STATES[claim.verdict], text, value, f"{control}{allowed}", (result.title, anchor_of(result.name)))
+    return ClaimCard(claim, state, text, value, f"{control}{allowed}", (result.title, anchor_of(result.name)))
 
 
 def _deciding(claim: ClaimResult, audit: Audit) -> tuple[AttackResult, SettingResult] | None:
@@ -222,7 +221,7 @@ def _drawn(picture: Picture, key: str) -> DrawnPicture:
 def _verdict_line(result: AttackResult) -> VerdictLine:
     claim = next((text.title for name, text in CLAIMS.items() if name == result.claim), result.claim)
     reason = f"{result.reason[:1].upper()}{result.reason[1:]}." if result.reason else ""
-    return VerdictLine(STATES[result.verdict], result.verdict, claim, _way(result), reason)
+    return VerdictLine(VERDICT_STATES[result.verdict], result.verdict, claim, _way(result), reason)
 
 
 def _way(result: AttackResult) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from d2unlearn.report.notation import fixed, label_in_text, metric_words, percent, readable, split_name, stated
-from d2unlearn.schema import EvaluatedSet, Evaluation, GateSummary, Kind, MetricResult, ScoredExample
+from d2unlearn.schema import ClaimResult, EvaluatedSet, Evaluation, GateSummary, Kind, MetricResult, ScoredExample
 
 Level = Literal["bad", "warn", "note"]
 
@@ -44,11 +44,12 @@ class Concern:
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """The two evaluations and the gate, with the questions that the rules ask of them."""
+    """The two evaluations, the gate and an audit's claims, with the questions that the rules ask of them."""
 
     before: Evaluation
     after: Evaluation
     gate: GateSummary | None
+    claims: tuple[ClaimResult, ...] = ()
 
     def pairs(self, kind: Kind) -> list[tuple[EvaluatedSet | None, EvaluatedSet]]:
         """The sets of that kind after, each with the set of the same name before, if there is one."""
@@ -223,6 +224,13 @@ def not_comparable(c: BeforeAfter) -> Found:
             yield "warn", f"{said}: do not compare them."
 
 
+def attacked(c: BeforeAfter) -> Found:
+    """Claims that an audit's attacks refute."""
+    refuted = [claim.claim for claim in c.claims if claim.verdict == "does not hold"]
+    if refuted:
+        yield "warn", f"Under attack this does not hold: {'; '.join(refuted)}."
+
+
 RULES: dict[str, Callable[[BeforeAfter], Found]] = {
     "extractable": extractable,
     "retain_lost": retain_lost,
@@ -230,6 +238,7 @@ RULES: dict[str, Callable[[BeforeAfter], Found]] = {
     "missed": passed_gate,
     "leaks": leaked_answers,
     "entropy_collapsed": entropy_collapsed,
+    "attacked": attacked,
     "no_gate": no_gate,
     "poor_separation": poor_separation,
     "unscored": unscored,

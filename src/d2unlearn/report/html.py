@@ -15,10 +15,13 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Te
 from markupsafe import Markup
 
 from d2unlearn.report import figures, notation, samples, summary, tables
+from d2unlearn.report.audited import AuditSummary
 from d2unlearn.report.concerns import BeforeAfter
-from d2unlearn.schema import Evaluation, GateSummary, Interval
+from d2unlearn.schema import Evaluation, GateSummary, Interval, Verdict
 
 LEVEL_WORDS = {"bad": "Problem", "warn": "Caution", "note": "Note"}
+VERDICT_STATES: Mapping[Verdict, str] = {"holds": "good", "does not hold": "bad", "not shown": "unknown"}
+SIGNS = {"good": "✓", "warn": "!", "bad": "✕", "unknown": "?"}
 STATE_WORDS = {"good": "good", "warn": "with reservations", "bad": "a problem", "unknown": "not known"}
 FALLBACK_SECTION = "run"
 
@@ -33,13 +36,19 @@ class RunSection:
     rows: tuple[tuple[str, ...], ...] = ()
 
 
-def build(before: Evaluation, after: Evaluation, gate: GateSummary | None, run: Mapping[str, object]) -> str:
+def build(
+    before: Evaluation,
+    after: Evaluation,
+    gate: GateSummary | None,
+    run: Mapping[str, object],
+    audit: AuditSummary | None = None,
+) -> str:
     """The report as one HTML document, to be written to a file as it is.
 
     `before` and `after` are evaluations of the original and of the unlearned model, `gate` what was calibrated, and
     `run` what was done: a mapping (of mappings, of lists of mappings) of plain values, shown in its order. `run["seed"]`,
-    when it is a whole number, also chooses the random samples. The same input gives the same text; everything that
-    comes from outside is escaped. Numbers that were not scored are shown as a dash.
+    when it is a whole number, also chooses the random samples. `audit`: what attacks showed. The same input gives the same
+    text; everything that comes from outside is escaped. Numbers that were not scored are shown as a dash.
     """
     seed = run.get("seed")
     return template("report", "page.html.j2").render(
@@ -47,7 +56,8 @@ def build(before: Evaluation, after: Evaluation, gate: GateSummary | None, run: 
         after=after,
         gate=gate,
         gate_entries=gate_entries(gate),
-        summary=summary.summarize(BeforeAfter(before, after, gate)),
+        audit=audit,
+        summary=summary.summarize(BeforeAfter(before, after, gate, () if audit is None else audit.claims)),
         panels=figures.energy_panels(before, after),
         ridges=figures.gate_ridges(after, gate),
         score_name=score_name(after, gate),
@@ -166,5 +176,5 @@ def template(package: str, name: str) -> Template:
         shorten=notation.shorten,
         percent=notation.percent,
     )
-    environment.globals.update(level_words=LEVEL_WORDS, state_words=STATE_WORDS)
+    environment.globals.update(level_words=LEVEL_WORDS, state_words=STATE_WORDS, signs=SIGNS, verdict_states=VERDICT_STATES)
     return environment.get_template(name)

@@ -8,18 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from d2unlearn.errors import DataError
+from d2unlearn.report.audited import read_audit_summary
 from d2unlearn.report.gate import read_gate_summary
 from d2unlearn.report.html import build
-from d2unlearn.runtime import atomic_write, hash_file, read_json, write_json
-from d2unlearn.schema import EVALUATION_FILE, MANIFEST_FILE, Evaluation, GateSummary
+from d2unlearn.runtime import atomic_write, fingerprint, hash_file, read_json, write_json
+from d2unlearn.schema import EVALUATION_FILE, GATE_FILE, MANIFEST_FILE, Evaluation, GateSummary
 from d2unlearn.serialization import read_evaluation
 from d2unlearn.version import __version__
 
 
-def run_report(before: str | Path, after: str | Path, artifact: str | Path | None, output: str | Path) -> Path:
+def run_report(
+    before: str | Path,
+    after: str | Path,
+    artifact: str | Path | None,
+    output: str | Path,
+    audit: str | Path | None = None,
+) -> Path:
     """Write the page, with a manifest beside it, and return its path.
 
-    Raises `DataError` for files that are no evaluations, and for one of another gate than the artifact's.
+    Raises `DataError` for files that are no evaluations or no audit, and for those of another gate than the artifact's.
     """
     path = Path(output)
     files = {"before": _file(before), "after": _file(after)}
@@ -27,9 +34,11 @@ def run_report(before: str | Path, after: str | Path, artifact: str | Path | Non
     folder = None if artifact is None else Path(artifact)
     gate = None if folder is None else read_gate_summary(folder)
     _check_gate(second, gate, files["after"])
-    atomic_write(path, build(first, second, gate, {} if folder is None else _facts(folder)))
+    audited = None if audit is None else read_audit_summary(audit, path, _gate_fingerprint(folder))
+    atomic_write(path, build(first, second, gate, {} if folder is None else _facts(folder), audited))
     made_of = {name: {"source": str(file), "sha256": hash_file(file)} for name, file in files.items()}
     note = {"command": "report", "version": __version__, **made_of, "artifact": None if folder is None else str(folder)}
+    note |= {} if audit is None else {"audit": str(audit)}
     write_json(path.with_name(f"{path.name}.manifest.json"), note)
     return path.resolve()
 
@@ -43,6 +52,12 @@ def _check_gate(after: Evaluation, gate: GateSummary | None, file: Path) -> None
             f"{file} was evaluated behind another gate ({after.score_name}, threshold {after.threshold:.4g}) than the artifact "
             f"has now ({gate.score_name}, {gate.threshold:.4g}); run `d2unlearn evaluate` on it again"
         )
+
+
+def _gate_fingerprint(artifact: Path | None) -> str:
+    """As the gate's own (`EnergyGate.fingerprint`); empty where there is none."""
+    path = None if artifact is None else artifact / GATE_FILE
+    return "" if path is None or not path.is_file() else fingerprint(read_json(path))
 
 
 def _file(source: str | Path) -> Path:
