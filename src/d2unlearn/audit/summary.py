@@ -229,7 +229,7 @@ def _claim_result(
     attack, of_attack = decider
     differences = attack._excesses(of_attack, margins)
     key = list(differences)[of_attack.deciding or 0]
-    setting = in_words(dict(key.setting))
+    setting = in_words(dict(key.setting)) + ("" if key.rows == FORGET else f", {key.rows} rows")
     allowed = margins.of(key.measure) or 0.0
     numbers = _numbers(attack, key, differences[key], allowed)
     found = {
