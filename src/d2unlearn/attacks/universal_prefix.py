@@ -44,9 +44,9 @@ class PrefixSearch:
     judged with what was found on the other, so that all rows are, and twice as much is tried. `seed` draws halves and changes.
     """
 
-    rounds: int = 10
-    candidates: int = 6
-    questions: int = 20
+    rounds: int = 8
+    candidates: int = 5
+    questions: int = 16
     most: int = 5
     kept: int = 3
     crossed: bool = True
