@@ -45,6 +45,13 @@ def settings(artifact: Path, retain: Path, seed: int | None = None) -> Calibrate
     return CalibrateSettings(str(artifact), str(retain), max_false_refusal=0.2, max_new_tokens=2, seed=seed)
 
 
+def test_rows_set_aside_are_found_in_a_file_that_was_saved_anew(artifact: Path, retain: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in retain.read_text().splitlines()]
+    anew = tmp_path / "anew.jsonl"
+    anew.write_text("".join(json.dumps({**row, "answer": f"{row['answer']} \r"}) + "\n" for row in rows))
+    assert next(iter(run_calibrate(settings(artifact, anew)))) == f"30 rows of {anew} that unlearn set aside"
+
+
 @pytest.mark.parametrize(("given", "used"), [(None, UNLEARN_SEED), (0, 0)])
 def test_the_rows_set_aside_are_split_by_the_seed_of_unlearn_unless_another_is_given(
     given: int | None,

@@ -276,6 +276,11 @@ def test_rows_on_both_sides_are_named(fresh: UnlearnSettings, tmp_path: Path) ->
     both.write_text(Path(fresh.retain).read_text() + "".join(Path(fresh.forget).read_text().splitlines(keepends=True)[2:4]))
     with pytest.raises(DataError, match=r"2 rows are both in .*\(forget.jsonl:3, forget.jsonl:4"):
         run_unlearn(replace(fresh, retain=str(both)))
+    rows = [json.loads(line) for line in Path(fresh.forget).read_text().splitlines()[:1]]
+    anew = [{**row, "question": f" {row['question'].upper()}", "answer": f"{row['answer']}\r"} for row in rows]
+    both.write_text(Path(fresh.retain).read_text() + "".join(json.dumps(row) + "\n" for row in anew))
+    with pytest.raises(DataError, match=r"1 rows are both in .*\(forget.jsonl:1"):
+        run_unlearn(replace(fresh, retain=str(both)))
 
 
 def test_a_rate_that_destroys_the_model_at_every_evaluation_publishes_nothing(

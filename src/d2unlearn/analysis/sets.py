@@ -11,7 +11,8 @@ from d2unlearn.analysis.roc import BootstrapWeights
 from d2unlearn.artifact import read_manifest
 from d2unlearn.config import AnalyzeSettings, EvaluateSettings
 from d2unlearn.data.holdout import split_validation
-from d2unlearn.data.records import content_hash, read_examples
+from d2unlearn.data.identity import folded_key, is_among
+from d2unlearn.data.records import read_examples
 from d2unlearn.errors import DataError
 from d2unlearn.evaluation.runner import NamedSet, read_sets
 from d2unlearn.metrics.summary import groups_of
@@ -74,8 +75,8 @@ def read_analysis_sets(settings: AnalyzeSettings) -> AnalysisSets:
         judged[at] = NamedSet(judged[at].name, "retain", kept)
     else:
         rows = read_examples(settings.calibration, group_size=settings.group_size)
-        asked = {content_hash(row) for named in judged for row in named.examples}
-        rest = [row for row in rows if row.prompt and content_hash(row) not in asked]
+        asked = {folded_key(row) for named in judged for row in named.examples}
+        rest = [row for row in rows if row.prompt and folded_key(row) not in asked]
         calibration = _set_aside(rest, Path(settings.model), settings.calibration)[: settings.limit]
     for named in judged:
         if not named.examples:
@@ -89,6 +90,6 @@ def read_analysis_sets(settings: AnalyzeSettings) -> AnalysisSets:
 def _set_aside(rows: Sequence[Example], model: Path, source: str) -> list[Example]:
     """The rows that `unlearn` set aside for the model, where its manifest lists some of them; else all."""
     held_out = set(((read_manifest(model) if model.is_dir() else None) or {}).get("held_out", ()))
-    chosen = [row for row in rows if content_hash(row) in held_out] or list(rows)
+    chosen = [row for row in rows if is_among(row, held_out)] or list(rows)
     say(f"{len(chosen)} calibration rows of {source}{' that unlearn set aside' if len(chosen) < len(rows) else ''}")
     return chosen

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from d2unlearn.data.holdout import hold_out, split_validation
-from d2unlearn.data.records import content_hash
+from d2unlearn.data.identity import row_key
 from d2unlearn.errors import DataError
 from d2unlearn.evaluation.runner import NamedSet
 from d2unlearn.runtime import fingerprint
@@ -51,7 +51,7 @@ def divide(
     validation = [row for index, row in enumerate(forget) if index in chosen]
     tested = [row for index, row in enumerate(forget) if index not in chosen]
     drawn = _drawn(retain, min(test_rows, round(_LARGEST_TEST_SHARE * len(retain))), seed)
-    kept_back = [row for row in retain if content_hash(row) in drawn]
+    kept_back = [row for row in retain if row_key(row) in drawn]
     validation_answers = {row.answer for row in validation}
     sets: dict[str, tuple[Kind, Sequence[Example]]] = {"forget": ("forget", tested), "retain": ("retain", kept_back), **further}
     tests = tuple(
@@ -63,9 +63,7 @@ def divide(
         raise DataError(
             f"too few rows to tell validation from test questions: none are left for {', '.join(empty) or 'the former'}"
         )
-    return SplitQuestions(
-        tuple(forget), tuple(validation), tuple(row for row in retain if content_hash(row) not in drawn), tests
-    )
+    return SplitQuestions(tuple(forget), tuple(validation), tuple(row for row in retain if row_key(row) not in drawn), tests)
 
 
 @dataclass(frozen=True)
@@ -102,6 +100,6 @@ def _validation_rows(forget: Sequence[Example], seed: int) -> set[int]:
 
 
 def _drawn(rows: Sequence[Example], count: int, seed: int) -> set[str]:
-    """Content hashes of `count` distinct rows, drawn by seed and content alone."""
-    distinct = {content_hash(row) for row in rows}
+    """Keys of `count` distinct rows, drawn by seed and content alone."""
+    distinct = {row_key(row) for row in rows}
     return set(sorted(distinct, key=lambda content: fingerprint(["test", seed, content]))[:count])

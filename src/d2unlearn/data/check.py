@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from d2unlearn.data.records import content_hash
+from d2unlearn.data.identity import folded, folded_key
 from d2unlearn.data.template import Template
 from d2unlearn.schema import Example, Tokens
 
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What was read of one data set. `duplicates`: (first place, later place) of equal rows."""
+    """What was read of one data set. `duplicates`: (first place, later place) of rows equal but for case and spacing."""
 
     rows: int
     groups: int
@@ -27,7 +27,7 @@ def inspect(examples: Sequence[Example], template: Template | None) -> DataSumma
     first: dict[str, str] = {}
     duplicates = []
     for example in examples:
-        earlier = first.setdefault(content_hash(example), example.source)
+        earlier = first.setdefault(folded_key(example), example.source)
         if earlier != example.source:
             duplicates.append((earlier, example.source))
     tokens = [template.tokens(example) for example in examples] if template else None
@@ -55,5 +55,4 @@ def marked(tokens: Tokens, template: Template) -> str:
 
 
 def _key(example: Example) -> str:
-    text = example.question or example.answer
-    return " ".join(text.casefold().split())
+    return folded(example.question or example.answer)

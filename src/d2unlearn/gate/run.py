@@ -10,6 +10,7 @@ from typing import Any
 from d2unlearn.artifact import DONE, read_manifest
 from d2unlearn.artifact import manifest as new_manifest
 from d2unlearn.config import CalibrateSettings, identity
+from d2unlearn.data.identity import is_among
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import GateError
 from d2unlearn.gate.export import is_carried
@@ -79,7 +80,7 @@ def _unseen(examples: Sequence[Example], held_out: set[str] | None, source: str)
         return list(
             examples
         ), f"unlearn made no note beside the model: all {len(examples)} rows of {source} are taken as unseen"
-    chosen = [example for example in examples if content_hash(example) in held_out]
+    chosen = [example for example in examples if is_among(example, held_out)]
     if chosen:
         return chosen, f"{len(chosen)} rows of {source} that unlearn set aside"
     return list(examples), f"none of the rows that unlearn set aside are in {source}: all {len(examples)} are taken as unseen"

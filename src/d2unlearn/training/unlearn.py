@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from d2unlearn.artifact import CHECKPOINTS, STAGED, clear, is_done, manifest, publish, workspace_of
 from d2unlearn.config import UnlearnSettings, identity
 from d2unlearn.data.holdout import HeldOut, hold_out, split_validation
+from d2unlearn.data.identity import folded_key, row_key
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.fields import typed
@@ -198,9 +199,9 @@ def _loaded(settings: UnlearnSettings) -> _Run:
 
 
 def _check_apart(forget: list[Example], retain: HeldOut, settings: UnlearnSettings) -> None:
-    """Raises `DataError` for rows that are to be forgotten and to be kept."""
-    kept = {content_hash(row) for row in (*retain.train, *retain.held_out)}
-    shared = [row.source for row in forget if content_hash(row) in kept]
+    """Raises `DataError` for rows that are to be forgotten and to be kept, letter case and spacing aside."""
+    kept = {folded_key(row) for row in (*retain.train, *retain.held_out)}
+    shared = [row.source for row in forget if folded_key(row) in kept]
     if shared:
         raise DataError(
             f"{len(shared)} rows are both in {settings.forget} and in {settings.retain} ({', '.join(shared[:3])}, ...); "
@@ -304,7 +305,7 @@ def _manifest(run: _Run, pace: Pace, key: str, trainer: UnlearnTrainer, seconds:
             },
             **{role: _described(settings.alternate, rows) for role, rows in run.alternates.items()},
         },
-        held_out=[content_hash(row) for row in run.retain.held_out],
+        held_out=[row_key(row) for row in run.retain.held_out],
         training={
             "seconds": round(seconds, 1),
             "processes": _processes(),
