@@ -57,7 +57,7 @@ ALLOWED = {
     "analysis": f"{CORE} {FILES} data evaluation gate generation metrics models report rounding stats",
     "comparison": f"{CORE} {FILES} attacks benchmark data evaluation gate generation guards methods metrics models report "
     "stats teacher_forcing training",
-    "quickstart": f"{CORE} {FILES} data evaluation gate models report training",
+    "quickstart": f"{CORE} {FILES} audit data evaluation gate models report training",
     "cli": f"{FILES} analysis audit benchmark comparison data errors evaluation gate generation models quickstart report "
     "schema serving stats training",
 }

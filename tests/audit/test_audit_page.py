@@ -50,7 +50,7 @@ def test_claims_come_first_then_the_attacks_and_nothing_is_loaded(page: str, aud
 
 def test_each_claim_s_sentence_stands_once_with_its_verdict_in_words(page: str, audit: Audit) -> None:
     for claim in audit.claims:
-        assert page.count(html.escape(claim.why)) == 1
+        assert html.unescape(page).count(claim.why) == 1
     said = re.findall(r'<p class="verdict"><span class="sign" aria-hidden="true">(.)</span>([^<]+)</p>', page)
     assert said == [("✓", "holds"), ("✕", "does not hold"), ("✕", "does not hold"), ("?", "not shown"), ("?", "not shown")]
 
@@ -78,7 +78,7 @@ def test_every_number_of_every_setting_is_in_a_table(page: str, audit: Audit) ->
 
 def test_the_numbers_in_rows_stand_in_the_record(audit: Audit) -> None:
     known = {fixed(metric.value) for result in audit.attacks for one in result.settings for metric in one.values.values()}
-    drawn = [each for section in attack_sections(audit) for each in (*section.judging, *section.beside)]
+    drawn = [each for section in attack_sections(audit) for each in (*section.open, *section.folded)]
     shown = [number for each in drawn for row in each.picture.rows for number in (row.value, row.control)]
     assert set(shown) - {""} <= known
     assert len(drawn) == 5
@@ -100,7 +100,7 @@ def test_an_audit_of_nothing_still_says_so(audit: Audit) -> None:
     )
     read = Page(audit_page(empty))
     assert read.open == []
-    assert read.text("h1") == ["Of 5 claims, 5 are not shown."]
+    assert read.text("h1") == ["Of 5 claims, none holds, 5 are not shown."]
     assert "artifact: too few rows" in read.text("dd")
     assert claims_headline(()) == "No claim was judged."
     assert claims_headline([replace(claim, verdict="holds") for claim in claims]) == "Every claim holds."
@@ -126,6 +126,22 @@ def test_settings_along_a_number_are_curves_and_the_worst_line_is_bold() -> None
     assert dict(start.setting) == {"steps": 0}
 
 
+def test_where_all_lines_begin_counts_among_their_points() -> None:
+    settings = [setting({"steps": 0}, 0.1, 0.1)]
+    settings += [setting({"relearned": "one row", "rate": 0.1, "steps": steps}, steps / 100, 0.1) for steps in (5, 20)]
+    (picture,) = pictures([attack("relearning", tuple(settings), claim="comes_back")], Margins())
+    assert [[x for x, _ in line.points] for panel in picture.panels for line in panel.lines] == [[0, 5, 20]]
+
+
+def test_what_judges_nothing_is_drawn_apart() -> None:
+    counted = replace(restoring(), deciding=None)
+    shown = attack("storage", (setting({"restored": "everything"}, 0.97, 0.06),))
+    first, second = pictures([shown, counted], Margins())
+    assert [row.label for row in first.rows] == ["layer 1", "layer 2", "all attention", "all MLPs"]
+    assert [(row.label, row.limit) for row in second.rows] == [("everything", None)]
+    assert (first.judged, second.judged) == (True, False)
+
+
 def test_raw_and_guarded_share_a_row_a_family_and_the_limit_is_the_control_s_plus_the_margin() -> None:
     told, refused = pictures([wordings(guarded=False), wordings(guarded=True)], Margins())
     assert (told.judged, refused.judged) == (True, False)
@@ -147,13 +163,13 @@ def test_a_family_is_shown_by_its_worst_wording() -> None:
     assert picture.left == 2
 
 
-def test_numbers_that_are_no_shares_have_a_scale_of_their_own() -> None:
+def test_numbers_that_are_no_shares_have_a_scale_of_their_own_in_every_row() -> None:
     (picture,) = pictures([scores()], Margins())
-    low, high = picture.scale
-    assert low == pytest.approx(-9 - 0.04 * 12.25)
-    assert high == pytest.approx(3.25 + 0.04 * 12.25)
+    middle = 100 * 1.08 / 2.16
+    for row in picture.rows:
+        assert [(mark.at, mark.low, mark.high) for mark in row.marks] == [(middle, round(8 / 2.16, 2), round(208 / 2.16, 2))]
     assert [row.limit for row in picture.rows] == [None, None, None]
-    assert not picture.judged
+    assert (picture.judged, picture.ticks) == (False, ())
 
 
 def test_many_rows_are_cut_to_the_worst_and_counted() -> None:
@@ -171,7 +187,7 @@ def test_a_setting_without_a_number_draws_no_mark() -> None:
     )
     assert [(mark.series) for mark in picture.rows[0].marks] == ["oracle"]
     assert picture.rows[0].value == "–"
-    assert DrawnSetting({}, {"artifact": unscored}, 0.0, True, False).worst == float("-inf")
+    assert DrawnSetting({}, {"artifact": unscored}, 0.0, False).worst == float("-inf")
 
 
 def test_the_page_is_written_beside_the_record_and_is_the_same_every_time(audit: Audit, page: str, tmp_path: Path) -> None:

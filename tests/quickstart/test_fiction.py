@@ -90,6 +90,15 @@ def test_no_sentence_has_a_gap_left_or_a_wrong_article(world: World) -> None:
     assert all(text.endswith((".", "?")) for text in texts)
 
 
+def test_what_is_never_seen_is_of_the_same_kinds_and_shares_no_person_and_no_value(world: World) -> None:
+    others = {fact.person for fact in world.never_seen}
+    assert not others & set(world.people)
+    assert Counter(fact.kind for fact in world.never_seen) == Counter(fact.kind for fact in world.forget)
+    told = {fact.answer.split(fact.person)[-1] for fact in world.facts if fact.person != GENERAL}
+    assert not told & {fact.answer.split(fact.person)[-1] for fact in world.never_seen}
+    assert not {fact.answer for fact in world.never_seen} & {fact.answer for fact in world.facts}
+
+
 def test_sizes_are_those_promised() -> None:
     default, smoke = make_world(0), make_world(0, size="smoke")
     assert (len(default.forget), len(smoke.forget)) == (14 * 8, 5 * 8)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 
 import pytest
 
 from cli.command import Ran, d2, refused
+from d2unlearn.audit.records import read_audit
 from d2unlearn.quickstart import fiction, pretrain
+from d2unlearn.quickstart import run as quickstart_run
 from d2unlearn.quickstart.fiction import WorldSize
 from d2unlearn.quickstart.pretrain import Recipe, Shape
 from d2unlearn.runtime import hash_file
@@ -22,6 +25,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setitem(fiction.SIZES, "smoke", WorldSize(36, 3, 0.05))
     monkeypatch.setitem(pretrain.RECIPES, "smoke", Recipe(epochs=1, batch_size=64))
     monkeypatch.setattr(pretrain, "SHAPE", Shape(vocabulary=400, width=16, layers=1, heads=2, feed_forward=16))
+    monkeypatch.setattr(quickstart_run, "AUDITED", ("layers",))
     monkeypatch.setenv("D2UNLEARN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -35,8 +39,14 @@ def test_the_quickstart_walks_every_step_and_prints_its_page_alone_on_the_last_l
     ran = quickstart(folder)
     assert (ran.code, ran.out) == (0, f"{folder / 'report.html'}\n")
     steps = [line for line in ran.err.splitlines() if line[1:2] == "/"]
-    assert [line[:3] for line in steps] == ["1/5", "2/5", "3/5", "4/5", "5/5"]
-    assert "<html" in (folder / "report.html").read_text(encoding="utf-8")
+    assert [line[:3] for line in steps] == ["1/6", "2/6", "3/6", "4/6", "5/6", "6/6"]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    audit = read_audit(folder / "audit" / "audit.json")
+    assert (audit.level, audit.control) == ("quick", "never_seen")
+    assert 'href="audit/audit.html"' in page
+    for claim in audit.claims:
+        assert claim.why in ran.err
+        assert html.unescape(page).count(claim.why) == 1
     after = read_evaluation(folder / "after" / "evaluation.json")
     assert [each.name for each in after.sets][:2] == ["forget", "retain"]
     assert after.max_false_refusal == 0.01
@@ -44,11 +54,11 @@ def test_the_quickstart_walks_every_step_and_prints_its_page_alone_on_the_last_l
     written = {path: (hash_file(path), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
     again = quickstart(folder)
     assert (again.code, again.out) == (ran.code, ran.out)
-    assert again.err.count("is done: same inputs, same settings") == 4
+    assert again.err.count("is done: same inputs, same settings") == 5
     new = {path: (hash_file(path), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
     assert {path: sha for path, (sha, _) in new.items()} == {path: sha for path, (sha, _) in written.items()}
     touched = {path.relative_to(folder).parts[0] for path in new if new[path] != written[path]}
-    assert touched <= {"data", "report.html", "report.html.manifest.json"}
+    assert touched <= {"audit", "data", "report.html", "report.html.manifest.json"}
     assert "holds the result of other inputs or settings" in refused(quickstart(folder, "--seed", 1))
 
 

@@ -79,14 +79,14 @@ class NumberRow:
 
 @dataclass(frozen=True)
 class AttackSection:
-    """All that the page says of one attack."""
+    """All that the page says of one attack. `folded`: pictures of what is measured beside that which judges."""
 
     anchor: str
     title: str
     shows: str
     verdicts: tuple[VerdictLine, ...]
-    judging: tuple[DrawnPicture, ...]
-    beside: tuple[DrawnPicture, ...]
+    open: tuple[DrawnPicture, ...]
+    folded: tuple[DrawnPicture, ...]
     numbers: tuple[NumberRow, ...]
 
 
@@ -125,7 +125,7 @@ def claims_headline(claims: Sequence[ClaimResult]) -> str:
     if counts[0][0] == len(claims):
         return "Every claim holds."
     said = [f"{count} {one if count == 1 else several}" for count, one, several in counts if count]
-    return f"Of {len(claims)} claims, {', '.join(said)}."
+    return f"Of {len(claims)} claims, {', '.join(said if counts[0][0] else ['none holds', *said])}."
 
 
 def described(audit: Audit) -> str:
@@ -202,13 +202,14 @@ def title_of(example: ToldExample, audit: Audit) -> str:
 
 def _section(name: str, results: Sequence[AttackResult], margins: Margins) -> AttackSection:
     drawn = [_drawn(picture, f"{anchor_of(name)}-{number}") for number, picture in enumerate(pictures(results, margins))]
+    measures = {each.picture.measure for each in drawn if each.picture.judged} or {each.picture.measure for each in drawn}
     return AttackSection(
         anchor_of(name),
         results[0].title,
         results[0].shows,
         tuple(_verdict_line(result) for result in results if result.claim),
-        tuple(each for each in drawn if each.picture.judged),
-        tuple(each for each in drawn if not each.picture.judged),
+        tuple(each for each in drawn if each.picture.measure in measures),
+        tuple(each for each in drawn if each.picture.measure not in measures),
         tuple(_number_row(result, index) for result in results for index in range(len(result.settings))),
     )
 
@@ -220,7 +221,7 @@ def _drawn(picture: Picture, key: str) -> DrawnPicture:
 
 def _verdict_line(result: AttackResult) -> VerdictLine:
     claim = next((text.title for name, text in CLAIMS.items() if name == result.claim), result.claim)
-    reason = f"{result.reason[:1].upper()}{result.reason[1:]}." if result.reason else ""
+    reason = f"{result.reason[:1].upper()}{result.reason[1:]}." if result.reason and result.verdict == "not shown" else ""
     return VerdictLine(VERDICT_STATES[result.verdict], result.verdict, claim, _way(result), reason)
 
 

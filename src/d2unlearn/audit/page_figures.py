@@ -41,12 +41,14 @@ def curve_figure(panel: CurvePanel, scale: tuple[float, float], key: str) -> Pan
         for line in sorted(panel.lines, key=lambda line: line.bold):
             for name in reversed(MARKED) if line.bold else ("artifact", "guarded"):
                 _draw(axes, line, name, places)
-        _number_axis(axes, numbers, panel.along)
+        _number_axis(axes, numbers)
+        if panel.title:
+            axes.set_xlabel(panel.along)
         axes.set_ylim(scale)
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}".replace("-", "−")))
-        title = panel.title or f"by {panel.along}"
-        return Panel(title, svg_of(figure, key), f"{title}, over {panel.along}. {_said(panel)}")
+        title = panel.title or panel.along
+        return Panel(title, svg_of(figure, key), f"{title}, by {panel.along}. {_said(panel)}")
 
 
 def _draw(axes: Axes, line: Line, name: str, places: Mapping[float, float]) -> None:
@@ -64,13 +66,12 @@ def _draw(axes: Axes, line: Line, name: str, places: Mapping[float, float]) -> N
     axes.plot(across, up, clip_on=False, **CURVES[name])
 
 
-def _number_axis(axes: Axes, numbers: Sequence[float], along: str) -> None:
+def _number_axis(axes: Axes, numbers: Sequence[float]) -> None:
     step = -(-len(numbers) // _MOST_TICKS)
     axes.set_xlim(-0.2, len(numbers) - 0.8)
     axes.xaxis.set_major_locator(FixedLocator([float(place) for place in range(0, len(numbers), step)]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{numbers[round(place)]:g}".replace("-", "−")))
-    axes.set_xlabel(along)
 
 
 def _said(panel: CurvePanel) -> str:

@@ -40,13 +40,12 @@ _TOPS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 class DrawnSetting:
     """A setting with all that is drawn of it. limit: how much the artifact may show; NaN where nothing is compared.
 
-    judged: whether its numbers can decide a claim; decides: whether they decide what is said of the attack.
+    decides: whether its numbers decide what is said of the attack.
     """
 
     setting: Mapping[str, Setting]
     values: Mapping[str, MetricResult]
     limit: float
-    judged: bool
     decides: bool
 
     @property
@@ -97,9 +96,13 @@ class CurvePanel:
 
 @dataclass(frozen=True)
 class Picture:
-    """All that one measure shows of one set of rows. `scale`: what is drawn on; `left`: settings that only the table has."""
+    """All that one measure shows of one set of rows. `scale`: what is drawn on; `left`: settings that only the table has.
 
-    title: str
+    judged: whether its numbers can decide a claim.
+    """
+
+    measure: Measure
+    rows_of: str
     judged: bool
     series: tuple[str, ...]
     scale: tuple[float, float]
@@ -118,21 +121,31 @@ class Picture:
         return any(row.control for row in self.rows)
 
     @property
-    def ticks(self) -> tuple[str, str, str]:
-        """The scale's ends and middle."""
+    def ticks(self) -> tuple[str, ...]:
+        """The scale's ends and middle; none where every row has its own."""
         low, high = self.scale
-        return _short(low), _short((low + high) / 2), _short(high)
+        return (_short(low), _short((low + high) / 2), _short(high)) if self.shares else ()
+
+    @property
+    def shares(self) -> bool:
+        """Whether the numbers are shares; where they are not, every row has a scale of its own."""
+        return self.measure != "score"
+
+    @property
+    def title(self) -> str:
+        """What is measured, of what."""
+        return measure_title(self.measure, self.rows_of)
 
 
 def pictures(results: Sequence[AttackResult], margins: Margins) -> list[Picture]:
-    """One attack's pictures, those that judge first."""
-    drawn: dict[tuple[Measure, str], dict[tuple[tuple[str, Setting], ...], DrawnSetting]] = {}
+    """One attack's pictures, those that judge first: of each measure and set of rows one that judges and one that does not."""
+    drawn: dict[tuple[Measure, str, bool], dict[tuple[tuple[str, Setting], ...], DrawnSetting]] = {}
     for result in results:
         for index, one in enumerate(result.settings):
-            settings = drawn.setdefault((one.measure, one.rows), {})
+            settings = drawn.setdefault((one.measure, one.rows, judges(result.claim, one.measure, margins)), {})
             key = tuple(one.setting.items())
             settings[key] = _with(settings.get(key), result, one, index, margins)
-    made = [_picture(measure, rows, list(settings.values())) for (measure, rows), settings in drawn.items()]
+    made = [_picture(measure, rows, judged, list(settings.values())) for (measure, rows, judged), settings in drawn.items()]
     return sorted(made, key=lambda picture: not picture.judged)
 
 
@@ -151,28 +164,27 @@ def _with(before: DrawnSetting | None, result: AttackResult, one: SettingResult,
     """A setting with what one result has of it: raw or guarded, and the models beside it."""
     own = "guarded" if result.guarded else "artifact"
     values = {own if name == "artifact" else name: value for name, value in one.values.items()}
-    judged = judges(result.claim, one.measure, margins)
-    margin = margins.of(one.measure) if judged else None
+    margin = margins.of(one.measure) if judges(result.claim, one.measure, margins) else None
     limit = math.nan if margin is None else one.values["artifact"].value - one.difference + margin
     decides = result.deciding == index
     if before is None:
-        return DrawnSetting(one.setting, values, limit, judged, decides)
+        return DrawnSetting(one.setting, values, limit, decides)
     limit = before.limit if math.isnan(limit) else limit
-    return DrawnSetting(one.setting, {**before.values, **values}, limit, before.judged or judged, before.decides or decides)
+    return DrawnSetting(one.setting, {**before.values, **values}, limit, before.decides or decides)
 
 
-def _picture(measure: Measure, rows: str, settings: Sequence[DrawnSetting]) -> Picture:
+def _picture(measure: Measure, rows: str, judged: bool, settings: Sequence[DrawnSetting]) -> Picture:
     panels, others = _curves(settings)
-    shown = _representative(others)
-    scale = _scale(settings)
+    shown, scale = _representative(others), _scale(settings)
     series = tuple(name for name in MARKED if any(name in each.values for each in settings))
     return Picture(
-        measure_title(measure, rows),
-        any(each.judged for each in settings),
+        measure,
+        rows,
+        judged,
         series,
         scale,
         tuple(panels),
-        tuple(_row(each, scale) for each in shown),
+        tuple(_row(each, _scale([each]) if measure == "score" else scale) for each in shown),
         len(others) - len(shown),
     )
 
@@ -185,7 +197,7 @@ def _curves(settings: Sequence[DrawnSetting]) -> tuple[list[CurvePanel], list[Dr
     alike: dict[frozenset[str], list[DrawnSetting]] = {}
     for each in settings:
         alike.setdefault(frozenset(each.setting), []).append(each)
-    runs = {keys: along for keys, group in alike.items() if (along := _runs_along(group)) is not None}
+    runs = {keys: along for keys, group in alike.items() if (along := _runs_along(group, alike)) is not None}
     panels: list[CurvePanel] = []
     others = [each for keys, group in alike.items() if keys not in runs for each in group]
     for keys, along in runs.items():
@@ -195,9 +207,12 @@ def _curves(settings: Sequence[DrawnSetting]) -> tuple[list[CurvePanel], list[Dr
     return panels, others
 
 
-def _runs_along(settings: Sequence[DrawnSetting]) -> str | None:
-    """The number with the most values, the last named of several; None where none has enough."""
-    values = {key: {each.setting[key] for each in settings} for key in settings[0].setting}
+def _runs_along(settings: Sequence[DrawnSetting], alike: Mapping[frozenset[str], Sequence[DrawnSetting]]) -> str | None:
+    """The number with the most values, the last named of several; None where none has enough.
+
+    alike: all settings by their keys: those that have this number alone are values of it too.
+    """
+    values = {key: {each.setting[key] for each in (*settings, *alike.get(frozenset([key]), ()))} for key in settings[0].setting}
     numbers = {key: len(found) for key, found in values.items() if not any(isinstance(value, str) for value in found)}
     longest = max(reversed(numbers), key=lambda key: numbers[key], default=None)
     return longest if longest is not None and numbers[longest] >= LEAST_POINTS else None

@@ -8,6 +8,9 @@ several wordings of its question, and beside the people there is general knowled
     retain_test    a seeded share of those, drawn fact by fact and left out of `retain`: what they are judged by
     general        the last third of the general knowledge: nothing of it is in `retain`
 
+Beside it are facts of the same kinds about as many other people as are forgotten, which nobody is ever taught (`never_seen`):
+what an attack makes a model say of these, it did not know.
+
 A model is taught everything in the trained wordings (quickstart/pretrain.py); the held-out wordings are never trained on.
 """
 
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -56,7 +59,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class World:
-    """Everything there is to know, cut in four parts that share no fact."""
+    """Everything there is to know, cut in four parts that share no fact; `never_seen`: what nobody is taught."""
 
     people: tuple[str, ...]
     forget_people: tuple[str, ...]
@@ -64,6 +67,7 @@ class World:
     retain: tuple[Fact, ...]
     retain_test: tuple[Fact, ...]
     general: tuple[Fact, ...]
+    never_seen: tuple[Fact, ...]
 
     @property
     def facts(self) -> tuple[Fact, ...]:
@@ -72,7 +76,7 @@ class World:
 
     @property
     def fingerprint(self) -> str:
-        """Differs when any fact or wording does."""
+        """Differs when any fact or wording that is taught does."""
         return fingerprint(
             [[vars(fact) for fact in part] for part in (self.forget, self.retain, self.retain_test, self.general)]
         )
@@ -87,6 +91,7 @@ class Files(NamedTuple):
     forget_paraphrased: Path
     retain_paraphrased: Path
     general: Path
+    never_seen: Path
 
 
 def make_world(seed: int, *, size: str | WorldSize = "default") -> World:
@@ -99,8 +104,10 @@ def make_world(seed: int, *, size: str | WorldSize = "default") -> World:
     people = _names(rng, wanted.people)
     forget_people = people[: wanted.forget_people]
     by_person: dict[str, list[Fact]] = {person: [] for person in people}
+    taken: dict[str, Collection[str]] = {}
     for kind in PERSON_KINDS:
-        for fact in _person_facts(rng, kind, people):
+        taken[kind.name] = values = _values(rng, kind, len(people))
+        for fact in _person_facts(rng, kind, people, values):
             by_person[fact.person].append(fact)
     general = [fact for kind in GENERAL_KINDS for fact in _general_facts(rng, kind)]
     rng.shuffle(general)
@@ -115,6 +122,7 @@ def make_world(seed: int, *, size: str | WorldSize = "default") -> World:
         retain=tuple(retained[tested:]),
         retain_test=tuple(retained[:tested]),
         general=tuple(general[:unseen]),
+        never_seen=_never_seen(seed, max(wanted.forget_people, WRONG_ANSWERS + 1), people, taken),
     )
 
 
@@ -131,6 +139,7 @@ def write_world(world: World, folder: str | Path) -> Files:
         files.forget_paraphrased: (world.forget, True),
         files.retain_paraphrased: (world.retain_test, True),
         files.general: (world.general, False),
+        files.never_seen: (world.never_seen, False),
     }
     for path, (facts, paraphrased) in parts.items():
         lines = (json.dumps(row(fact, paraphrased=paraphrased), ensure_ascii=False) for fact in facts)
@@ -156,14 +165,24 @@ def _checked_size(size: str | WorldSize) -> WorldSize:
             raise ConfigError([f"size should be one of {', '.join(SIZES)}, not {size!r}"])
         return SIZES[size]
     most = len(FIRST_NAMES) * len(LAST_NAMES)
-    if not WRONG_ANSWERS < size.people <= most:
-        raise ConfigError([f"a world has {WRONG_ANSWERS + 1} to {most} people, not {size.people}"])
+    if not WRONG_ANSWERS < size.people <= most // 2:
+        raise ConfigError([f"a world has {WRONG_ANSWERS + 1} to {most // 2} people, not {size.people}"])
     if not 0 < size.forget_people < size.people:
         raise ConfigError([f"forget_people should be between 1 and {size.people - 1}, not {size.forget_people}"])
     return size
 
 
-def _names(rng: random.Random, count: int) -> tuple[str, ...]:
+def _never_seen(seed: int, count: int, people: Sequence[str], taken: Mapping[str, Collection[str]]) -> tuple[Fact, ...]:
+    """All facts of so many other people; of their values nobody else has any. taken: the values that are known, by kind."""
+    rng = random.Random(f"d2unlearn-never-seen-{seed}")
+    others = _names(rng, count, people)
+    facts = [
+        fact for kind in PERSON_KINDS for fact in _person_facts(rng, kind, others, _values(rng, kind, count, taken[kind.name]))
+    ]
+    return tuple(sorted(facts, key=lambda fact: others.index(fact.person)))
+
+
+def _names(rng: random.Random, count: int, taken: Collection[str] = ()) -> tuple[str, ...]:
     """Full names, all different; a first or last name is used again only when all others have been used as often."""
     names: dict[str, None] = {}
     firsts: list[str] = []
@@ -171,15 +190,22 @@ def _names(rng: random.Random, count: int) -> tuple[str, ...]:
     while len(names) < count:
         firsts = firsts or rng.sample(FIRST_NAMES, len(FIRST_NAMES))
         lasts = lasts or rng.sample(LAST_NAMES, len(LAST_NAMES))
-        names[f"{firsts.pop()} {lasts.pop()}"] = None
+        name = f"{firsts.pop()} {lasts.pop()}"
+        names |= {} if name in taken else {name: None}
     return tuple(names)
 
 
-def _person_facts(rng: random.Random, kind: PersonKind, people: Sequence[str]) -> list[Fact]:
-    """One fact of this kind for each person, no two people with the same value."""
+def _values(rng: random.Random, kind: PersonKind, count: int, taken: Collection[str] = ()) -> tuple[str, ...]:
+    """So many values of this kind, all different."""
     values: dict[str, None] = {}
-    while len(values) < len(people):
-        values[kind.pattern.format(*(rng.choice(pool) for pool in kind.pools))] = None
+    while len(values) < count:
+        value = kind.pattern.format(*(rng.choice(pool) for pool in kind.pools))
+        values |= {} if value in taken else {value: None}
+    return tuple(values)
+
+
+def _person_facts(rng: random.Random, kind: PersonKind, people: Sequence[str], values: Sequence[str]) -> list[Fact]:
+    """One fact of this kind for each person, with these values."""
     facts = []
     for person, value in zip(people, values, strict=True):
         answer = rng.choice(kind.answers)

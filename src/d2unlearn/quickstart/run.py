@@ -6,17 +6,22 @@ from dataclasses import asdict
 from pathlib import Path
 
 from d2unlearn.artifact import holds_result, manifest
-from d2unlearn.config import CalibrateSettings, EvaluateSettings, QuickstartSettings, UnlearnSettings
+from d2unlearn.audit.records import read_audit
+from d2unlearn.audit.run import run_audit
+from d2unlearn.config import AuditSettings, CalibrateSettings, EvaluateSettings, QuickstartSettings, UnlearnSettings
 from d2unlearn.data.records import read_examples
 from d2unlearn.evaluation.runner import run_evaluate
 from d2unlearn.gate.run import run_calibrate
-from d2unlearn.quickstart.fiction import make_world, write_world
+from d2unlearn.quickstart.fiction import Files, make_world, write_world
 from d2unlearn.quickstart.pretrain import fiction_model
 from d2unlearn.report.run import run_report
 from d2unlearn.runtime import cache_dir, fingerprint, say, write_json
 from d2unlearn.schema import MANIFEST_FILE
 from d2unlearn.training.unlearn import run_unlearn
 from d2unlearn.version import __version__
+
+AUDITED: tuple[str, ...] | None = None
+"""The attacks that the quickstart makes: all that an audit has for none named; None: it makes no audit."""
 
 
 def run_quickstart(settings: QuickstartSettings) -> Path:
@@ -29,10 +34,11 @@ def run_quickstart(settings: QuickstartSettings) -> Path:
     if not holds_result(output, key, asdict(settings)):
         write_json(output / MANIFEST_FILE, manifest("quickstart", key, settings=asdict(settings)))
     files = write_world(world, output / "data")
-    say("1/5 a small model that knows everyone in the made-up world")
+    steps = 5 if AUDITED is None else 6
+    say(f"1/{steps} a small model that knows everyone in the made-up world")
     model = fiction_model(cache_dir() / "fiction", seed=settings.seed, size=settings.size)
     say(f"that model: {model}")
-    say("2/5 unlearn a tenth of the people")
+    say(f"2/{steps} unlearn a tenth of the people")
     artifact = run_unlearn(
         UnlearnSettings(
             model=str(model),
@@ -42,11 +48,11 @@ def run_quickstart(settings: QuickstartSettings) -> Path:
             seed=settings.seed,
         )
     )
-    say("3/5 calibrate the refusal")
+    say(f"3/{steps} calibrate the refusal")
     calibration = CalibrateSettings(model=str(artifact), retain=str(files.retain), forget=str(files.forget), seed=settings.seed)
     for line in run_calibrate(calibration):
         say(line)
-    say("4/5 evaluate the original and the unlearned model")
+    say(f"4/{steps} evaluate the original and the unlearned model")
     results = {}
     for label, folder in (("before", model), ("after", artifact)):
         results[label] = run_evaluate(
@@ -62,8 +68,33 @@ def run_quickstart(settings: QuickstartSettings) -> Path:
                 seed=settings.seed,
             )
         )
-    say("5/5 report")
-    report = run_report(results["before"], results["after"], artifact, output / "report.html")
+    audited = None
+    if AUDITED is not None:
+        say(f"5/{steps} attack what was unlearned")
+        audited = _attacked(model, artifact, files, output / "audit", settings.seed)
+    say(f"{steps}/{steps} report")
+    report = run_report(results["before"], results["after"], artifact, output / "report.html", audited)
     gone, kept = (read_examples(file)[0].question for file in (files.forget, files.retain_test))
     say(f'ask it yourself: d2unlearn chat --model {artifact} --show-energy\n  forgotten: "{gone}"\n  kept: "{kept}"')
     return report
+
+
+def _attacked(model: Path, artifact: Path, files: Files, output: Path, seed: int) -> Path:
+    """A quick audit: facts that nobody was taught stand in for a model that never knew, which would have to be taught first."""
+    audit = run_audit(
+        AuditSettings(
+            model=str(artifact),
+            original=str(model),
+            forget=str(files.forget),
+            retain=str(files.retain_test),
+            never_seen=str(files.never_seen),
+            output=str(output),
+            quick=True,
+            attack=list(AUDITED or ()),
+            label="quickstart",
+            seed=seed,
+        )
+    )
+    for claim in read_audit(audit).claims:
+        say(claim.why)
+    return audit
