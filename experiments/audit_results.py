@@ -2,6 +2,7 @@
 
     python experiments/audit_results.py --shared ../shared                     resumable; hours on two cores
     python experiments/audit_results.py --shared ../shared --runs eua-0 npo --level quick
+    python experiments/audit_results.py --shared ../shared --attacks relearning storage      these alone; kept for the whole
 
 Each run unlearns (EUA as `unlearn` does it by default; the others with the parameters that the comparison tuned, seed 0),
 calibrates a gate and audits, beside the original and the model that never knew. Where a gate cannot be calibrated the audit is
@@ -39,13 +40,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/audit"))
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--level", choices=["quick", "thorough", "exhaustive"], default="thorough")
+    parser.add_argument("--attacks", nargs="+", default=[], help="default: all")
     arguments = parser.parse_args()
     os.environ.setdefault("D2UNLEARN_CACHE", str(arguments.work / "cache"))
     for name in arguments.runs:
-        audited(name, arguments.level, arguments.shared, arguments.work)
+        audited(name, arguments.level, arguments.attacks, arguments.shared, arguments.work)
 
 
-def audited(name: str, level: str, shared: Path, work: Path) -> None:
+def audited(name: str, level: str, attacks: list[str], shared: Path, work: Path) -> None:
     """One run, from data to the kept JSON. Done steps are not repeated: each verb sees that its output is there."""
     seed = EUA.get(name, 0)
     files = write_sets(shared / "data" / "tofu", work / "data" / f"seed-{seed}", seed, None)
@@ -67,7 +69,8 @@ def audited(name: str, level: str, shared: Path, work: Path) -> None:
         forget=str(files["forget"]),
         retain=str(files["retain"]),
         paraphrased=str(files["forget_paraphrased"]),
-        output=str(work / name / level),
+        output=str(work / name / "-".join([level, *attacks])),
+        attack=attacks,
         label=name,
         group_size=20,
         redact=True,

@@ -1,7 +1,8 @@
 """What was read of each part, on disk, so that an audit which was killed goes on where it was.
 
-Of the artifact it is kept beside the output until the audit is done; of original and oracle in the cache, without texts, so
-that those are attacked once for all artifacts. A part is kept under the hash of all that it depends on.
+A part is kept in the cache, under the hash of all that it depends on, so that original and oracle are attacked once for all
+artifacts, and nothing twice for another level or choice of attacks. Where texts are kept, of the artifact alone, it stands beside
+the output instead, until the audit is done.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class KeptParts:
             "original": self.original if plan.uses_original else None,
             "texts": self.texts and subject.name == "artifact",
         }
-        folder = self.workspace / "parts" if subject.name == "artifact" else cache_dir() / "audit"
+        folder = self.workspace / "parts" if about["texts"] else cache_dir() / "audit"
         return folder / f"{fingerprint(about)}.json"
 
 

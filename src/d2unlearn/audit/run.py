@@ -106,7 +106,7 @@ def read_rows(settings: AuditSettings) -> AuditRows:
 
     return AuditRows(
         forget=read(settings.forget),
-        retain=read_examples(settings.retain),
+        retain=read(settings.retain),
         near=read(settings.near),
         paraphrased=read(settings.paraphrased),
         never_seen=read(settings.never_seen),
@@ -157,7 +157,7 @@ def _record(making: Making, readings: Sequence[Readings], weights: Mapping[Subje
         claims=tuple(claims),
         attacks=tuple(attacks),
         examples=() if settings.redact else tuple(worst_told(readings, {row.example_id: row for row in rows.forget})),
-        left_out=dict(making.left_out),
+        left_out={name: "not asked for" for name, plan in ATTACKS.items() if plan not in making.plans} | making.left_out,
         seed=settings.seed,
         redacted=settings.redact,
         warnings=("the artifact has no gate: nothing is refused, and nothing about refusals is shown",) if gate is None else (),
