@@ -166,8 +166,9 @@ def test_of_more_rows_than_are_asked_some_are_drawn(subject: Subject, monkeypatc
 
 @pytest.mark.parametrize("claim", ["comes_back", None])
 def test_what_is_kept_of_a_part_comes_back_as_it_was(
-    subject: Subject, small: None, tmp_path: Path, claim: Claim | None
+    subject: Subject, small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, claim: Claim | None
 ) -> None:
+    monkeypatch.setenv("D2UNLEARN_CACHE", str(tmp_path))
     kept = KeptParts(tmp_path, "", "float32", 0, texts=False)
     planned = PlannedPart(PLAN, subject, replace(parts_of(subject)[1], claim=claim))
     assert kept.read(planned) is None

@@ -1,8 +1,8 @@
 """What was read of each part, on disk, so that an audit which was killed goes on where it was.
 
 A part is kept in the cache, under the hash of all that it depends on, so that original and oracle are attacked once for all
-artifacts, and nothing twice for another level or choice of attacks. Where texts are kept, of the artifact alone, it stands beside
-the output instead, until the audit is done.
+artifacts, and nothing twice for another level or choice of attacks. Where texts are kept, of the artifact alone, it stands
+beside the output instead, until the audit is done.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class KeptParts:
         if not file.is_file():
             return None
         kept = record_from_json(Readings, read_json(file), str(file), "a part of an audit", "remove it")
-        return replace(kept, subject=planned.subject.name)
+        return replace(kept, subject=planned.subject.name, claim=planned.part.claim)
 
     def keep(self, planned: PlannedPart, readings: Sequence[Reading]) -> Readings:
         """Write what the part read, and give it back as it will be read."""
