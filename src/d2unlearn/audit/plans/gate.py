@@ -43,17 +43,18 @@ SEVERAL_TURNS = (
 
 @dataclass(frozen=True)
 class GateBudget:
-    """Rows of each set as they are (None: all); rows in other words, and wordings of each family and families a part."""
+    """Rows of each set as they are (None: all), and in other words: wordings of each family, families a part, parts in all."""
 
     rows: int | None
     reworded_rows: int | None
     of_family: int | None = 1
     families: int = 1
+    parts: int | None = None
     max_new_tokens: int = 64
 
 
 BUDGETS: Mapping[Level, GateBudget] = {
-    "quick": GateBudget(60, 6, families=8),
+    "quick": GateBudget(60, 6, families=8, parts=1),
     "thorough": GateBudget(None, 100),
     "exhaustive": GateBudget(None, None, of_family=None),
 }
@@ -80,8 +81,8 @@ def gate_parts(subject: Subject, rows: AuditRows, level: Level, seed: int) -> It
             yield _plain_part(subject, name, drawn(of_set, budget.rows, seed), ("refused",), "nothing_else", budget)
     asked = {name: drawn(legitimate[name], budget.reworded_rows, seed) for name in (RETAINED, NEAR) if legitimate[name]}
     material = Material(benign=rows.retain, forgotten=rows.forget)
-    parts = {**bundles(judging_wordings(), budget.of_family, budget.families), "several turns": list(SEVERAL_TURNS)}
-    for name, wordings in parts.items():
+    families = list(bundles(judging_wordings(), budget.of_family, budget.families).items())[: budget.parts]
+    for name, wordings in [*families, ("several turns", SEVERAL_TURNS)]:
         yield _reworded_part(subject, name, wordings, asked, material, budget, seed)
 
 
