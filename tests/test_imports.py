@@ -44,7 +44,7 @@ ALLOWED = {
     "methods": CORE,
     "data": f"{CORE} runtime",
     "teacher_forcing": f"{CORE} data runtime",
-    "training": f"{CORE} {FILES} data methods models stats teacher_forcing",
+    "training": f"{CORE} {FILES} data methods metrics models stats teacher_forcing",
     "gate": f"{CORE} {FILES} data models stats",
     "generation": f"{CORE} {FILES} data gate models",
     "guards": f"{CORE} data gate generation models runtime stats",

@@ -72,6 +72,13 @@ class UnlearnSettings:
     forget: Annotated[str, INCIDENTAL, "What to remove: JSONL, JSON, CSV, Parquet, a saved data set, or hf:NAME."]
     retain: Annotated[str, INCIDENTAL, "What to keep; some rows are set aside: a tenth, at least 400, at most half."]
     output: Annotated[str, INCIDENTAL, "Folder for the artifact."]
+    near: Annotated[
+        str | None,
+        INCIDENTAL,
+        _FILE,
+        Default("the set-aside rows nearest by the model's own hidden states"),
+        "Neighbours of what is removed, never trained on: what of them stays decides which epoch is kept.",
+    ] = None
     alternate: Annotated[
         str | None, INCIDENTAL, "Other answers, where a method trains them: refusals as .txt, or rows of the same questions."
     ] = None
@@ -94,7 +101,9 @@ class UnlearnSettings:
         bool, Flag("--exclude-padded-rows/--all-rows"), "Leave vocabulary rows the tokenizer lacks out of energies."
     ] = False
     keep: Annotated[
-        str, one_of("best", "last"), "best: the epoch that erased and kept most, by rows set aside; last: as training ends."
+        str,
+        one_of("best", "last"),
+        "best: the epoch that erased and kept most, by rows set aside and near ones; last: as training ends.",
     ] = "best"
     report_to: Annotated[str, INCIDENTAL, "wandb, tensorboard, ..., as in transformers."] = "none"
     group_size: GroupSize = None

@@ -56,11 +56,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Tokens:
-    """One rendered example: token ids and, for each, whether it belongs to the answer. Both of length L."""
+    """One rendered example: token ids and, for each, whether it belongs to the answer. Both of length L.
+
+    `ends`: the last of them is the end token of the answer, which tells of the format and of nothing known.
+    """
 
     example_id: str
     input_ids: tuple[int, ...]
     answer_mask: tuple[bool, ...]
+    ends: bool = False
 
     @property
     def answer_length(self) -> int:

@@ -69,12 +69,19 @@ def test_logs_are_means_over_the_effective_batch(tmp_path: Path, size: int, accu
 def test_each_evaluation_shows_what_a_person_steers_by(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = trainer(tmp_path, tiny_models.llama(), eval_strategy="epoch", logging_steps=1000)
     made.train()
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch")]
+    said = capsys.readouterr().err.splitlines()
+    lines = [line for line in said if line.startswith("epoch")]
+    below = [line for line in said if line.startswith("  mean logit")]
     logs = [log for log in made.state.log_history if "eval_selection" in log]
     assert [line.split(":")[0] for line in lines] == ["epoch 1", "epoch 2"]
     for line, log in zip(lines, logs, strict=True):
         assert f"energy forget {log['eval_forget_energy']:.2f}, retain {log['eval_retain_energy']:.2f} | active hinges " in line
         assert f"retain NLL {log['eval_retain_nll']:.3f} | AUROC {log['eval_auroc']:.4f}" in line
+    for line, log in zip(below, logs, strict=True):
+        assert f"mean logit {log['eval_forget_mean_logit']:.2f} / {log['eval_retain_mean_logit']:.2f} | centred" in line
+        assert f"energy {log['eval_forget_centred_energy']:.2f} / {log['eval_retain_centred_energy']:.2f} | entropy" in line
+        assert f"retained {log['eval_retain_right']:.3f}, near {log['eval_near_right']:.3f} | KL to the original" in line
+        assert line.endswith(f"kept {log['eval_kept']:.3f}")
     active = made._monitored_means()
     assert f"active hinges {active['forget_hinge_active']:.0%} / {active['retain_hinge_active']:.0%} |" in lines[-1]
 

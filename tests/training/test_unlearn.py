@@ -109,12 +109,12 @@ def test_the_best_checkpoint_is_what_the_artifact_holds(fresh: UnlearnSettings, 
 
     def scripted(model: PreTrainedModel, *_: object, **__: object) -> Snapshot:
         seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-        selection = [0.1, 0.5, 0.9, math.nan, 0.7][len(seen) - 1]
+        selection = [0.5, 0.9, math.nan, 0.7][len(seen) - 1]
         return Snapshot(-9.0, -8.0, 0.1, 0.2, math.inf if math.isnan(selection) else 1.0, 0.9, selection)
 
     monkeypatch.setattr(trainer_module, "take_snapshot", scripted)
     folder = run_unlearn(replace(fresh, epochs=4))
-    assert distance(load_file(folder / "model.safetensors"), seen[2]) == 0.0
+    assert distance(load_file(folder / "model.safetensors"), seen[1]) == 0.0
     training = manifest_of(folder)["training"]
     assert training["kept_checkpoint"] == "checkpoint-4"
     assert [log["eval_selection"] for log in training["history"]] == [0.5, 0.9, None, 0.7]
@@ -203,22 +203,38 @@ def test_few_rows_are_passed_often_enough_by_itself(
 
 
 @pytest.mark.parametrize(
-    ("left", "kept", "says"),
+    ("left", "right", "says"),
     [
         (0.5, 0.9, ["above 0.1 the forget rows are not gone: more --epochs"]),
         (0.05, 0.9, ["next: d2unlearn calibrate --model OUT --retain R --forget F"]),
-        (0.05, 0.5, ["44% of what should stay is lost: a lower --learning-rate", "next: d2unlearn calibrate"]),
+        (0.05, 0.5, ["44% of what the original had right of retained rows is lost: a lower", "next: d2unlearn calibrate"]),
     ],
 )
-def test_the_last_lines_say_what_is_left_and_what_to_do(left: float, kept: float, says: list[str]) -> None:
-    log = {"epoch": 3.0, "step": 6, "eval_selection": 0.9, "eval_forget_probability": left, "eval_retain_probability": kept}
+def test_the_last_lines_say_what_is_left_and_what_to_do(left: float, right: float, says: list[str]) -> None:
+    log = {"epoch": 3.0, "step": 6, "eval_selection": 0.9, "eval_forget_probability": left, "eval_retain_right": right}
+    log |= {"eval_near_right": 0.8, "eval_retain_kl": 0.25}
     state = SimpleNamespace(log_history=[{**log, "step": 4}, log], best_model_checkpoint="x/checkpoint-6")
-    before = Snapshot(-9.0, -9.0, 0.99, 0.9, 0.1, 0.5)
+    before = Snapshot(-9.0, -9.0, 0.99, 0.9, 0.1, 0.5, retain_right=0.9, near_right=0.85)
     trainer: Any = SimpleNamespace(state=state, before=before)
     first, *others = unlearn._outcome(trainer, UnlearnSettings("m", "F", "R", "OUT"))
-    assert first == f"kept: epoch 3; answer probability forget 0.990 -> {left:.3f}, retained 0.900 -> {kept:.3f}"
+    assert first == (
+        f"kept: epoch 3; answer probability forget 0.990 -> {left:.3f}; tokens right without the end token: retained "
+        f"0.900 -> {right:.3f}, near 0.850 -> 0.800; KL to the original 0.250 nats a token"
+    )
     assert len(others) == len(says)
     assert all(words in line for words, line in zip(says, others, strict=True))
+
+
+def test_neighbours_from_a_file_are_looked_at_and_named_and_must_be_apart(fresh: UnlearnSettings) -> None:
+    near = write_rows(Path(fresh.forget).with_name("near.jsonl"), 5, 3)
+    folder = run_unlearn(replace(fresh, near=str(near)))
+    found = manifest_of(folder)
+    assert (found["data"]["near"]["source"], found["data"]["near"]["rows"]) == (str(near), 3)
+    assert all(0 <= log["eval_near_right"] <= 1 and log["eval_near_kl"] > 0 for log in found["training"]["history"])
+    with pytest.raises(DataError, match="8 rows are both in"):
+        run_unlearn(replace(fresh, near=fresh.forget, output=f"{fresh.output}-2"))
+    with pytest.raises(DataError, match="12 rows are both in"):
+        run_unlearn(replace(fresh, near=fresh.retain, output=f"{fresh.output}-2"))
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

@@ -50,7 +50,8 @@ def until_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
 
 def truncate(tokens: Tokens, max_length: int) -> Tokens:
     """The first `max_length` tokens."""
-    return Tokens(tokens.example_id, tokens.input_ids[:max_length], tokens.answer_mask[:max_length])
+    whole = len(tokens.input_ids) <= max_length
+    return Tokens(tokens.example_id, tokens.input_ids[:max_length], tokens.answer_mask[:max_length], tokens.ends and whole)
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

@@ -68,9 +68,9 @@ class Template:
                 f"{example.source}: the chat template does not continue the prompt with the answer, so the answer's "
                 "tokens cannot be told; give the tokenizer a template whose generation prompt is a prefix of the row"
             )
-        whole = self._cut_after_end(whole, len(prompt))
+        whole, ends = self._cut_after_end(whole, len(prompt))
         mask = (False,) * len(prompt) + (True,) * (len(whole) - len(prompt))
-        return Tokens(example.example_id, tuple(whole), mask)
+        return Tokens(example.example_id, tuple(whole), mask, ends)
 
     def text_ids(self, text: str) -> list[int]:
         """Plain text, special tokens' spellings included as text, without <bos> or <eos>."""
@@ -80,7 +80,7 @@ class Template:
         bos = [] if self.tokenizer.bos_token_id is None else [int(self.tokenizer.bos_token_id)]
         eos = [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]
         ids = [*bos, *self.text_ids(example.answer), *eos]
-        return Tokens(example.example_id, tuple(ids), (False,) * len(bos) + (True,) * (len(ids) - len(bos)))
+        return Tokens(example.example_id, tuple(ids), (False,) * len(bos) + (True,) * (len(ids) - len(bos)), bool(eos))
 
     def _ids(self, messages: tuple[Message, ...], *, open_answer: bool) -> list[int]:
         typed: list[str] = []
@@ -122,8 +122,8 @@ class Template:
         turns = "".join(PLAIN_ROLES[m["role"]].format(content=m["content"], eos=eos) for m in messages)
         return bos + (turns if open_answer else turns.removesuffix("\n"))
 
-    def _cut_after_end(self, ids: list[int], start: int) -> list[int]:
-        """Drop what a template writes after the answer's end token (often a line break)."""
+    def _cut_after_end(self, ids: list[int], start: int) -> tuple[list[int], bool]:
+        """The ids without what a template writes after the answer's end token (often a line break); whether there is one."""
         ends = {self.tokenizer.convert_tokens_to_ids(text) for text in self._special}
         last = next((i for i in range(len(ids) - 1, start - 1, -1) if ids[i] in ends), None)
-        return ids if last is None else ids[: last + 1]
+        return (ids, False) if last is None else (ids[: last + 1], True)

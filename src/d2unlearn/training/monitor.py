@@ -1,20 +1,33 @@
-"""What a person steers by while a model unlearns: energies, likelihoods, separation, and a plain warning before it breaks."""
+"""What a person steers by while a model unlearns, and a plain warning before it breaks.
+
+Energies and what they consist of, likelihoods, separation, and what is kept of what should stay.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 from torch import nn
 
-from d2unlearn.schema import Kind, Tokens
+from d2unlearn.head import Head
+from d2unlearn.metrics.kept import Stayed, kept
+from d2unlearn.metrics.level_shift import LogitShape, level_shift
+from d2unlearn.metrics.memorization import exact_memorization
+from d2unlearn.quantities import HiddenState
+from d2unlearn.schema import Tokens
 from d2unlearn.stats import auroc, harmonic_mean
-from d2unlearn.teacher_forcing import TeacherForced, score_rows
+from d2unlearn.teacher_forcing import SCORES, SHAPE, Original, TeacherForced, row_values, score_rows, scores_of
+from d2unlearn.training.neighbours import nearest, neighbour_count
+from d2unlearn.training.rows import WATCHED, Watched
+
+WatchedRows = Mapping[Watched, Sequence[Tokens]]
 
 ENERGY_RUNAWAY = 0.5
-"""Warn when the retained energy has risen by this share of the distance between where it began and -log V."""
+"""Warn when the retained centred energy has risen by this share of the distance between where it began and -log V."""
 SMALLEST_ROOM = 2.0
 """That distance is taken as this many nats at least: near -log V a share of it would be noise."""
 NLL_RUNAWAY = 1.0
@@ -23,11 +36,16 @@ NLL_RUNAWAY = 1.0
 
 @dataclass(frozen=True)
 class Snapshot:
-    """State of a model on the forget rows and on held-out retained rows. Energies and NLL: nats, means over rows.
+    """State of a model on forget rows, on held-out retained rows and on neighbours. Energies and NLL: nats, means over rows.
 
     `auroc` tells forget from retained requests by the energy at the last prompt position. `selection`, by which the best
-    checkpoint is kept, is the harmonic mean of: erased (1 - forget probability), kept (retained probability over what it was
-    before), and `auroc`. No single one of the three can buy it: not energy alone, not a broken model.
+    checkpoint is kept, is the harmonic mean of: erased (1 - forget probability), `kept` and `auroc`. No single one of the
+    three can buy it: not energy alone, not a broken model.
+
+    Mean logit, centred energy, entropy: at the answer positions, nats; `level_shift`: how much of their change from the
+    original is the level's (`d2unlearn.metrics.level_shift`), NaN where too little changed. `right`: share of the answers'
+    tokens that are the most likely one, `kl`: KL(original || now) a token, both without the end token; `kept`: the least of
+    what stayed of them (`d2unlearn.metrics.kept`). What was not looked at is NaN.
     """
 
     forget_energy: float
@@ -37,52 +55,187 @@ class Snapshot:
     retain_nll: float
     auroc: float
     selection: float = math.nan
+    forget_mean_logit: float = math.nan
+    retain_mean_logit: float = math.nan
+    forget_centred_energy: float = math.nan
+    retain_centred_energy: float = math.nan
+    forget_entropy: float = math.nan
+    retain_entropy: float = math.nan
+    forget_level_shift: float = math.nan
+    retain_level_shift: float = math.nan
+    retain_right: float = math.nan
+    near_right: float = math.nan
+    retain_kl: float = math.nan
+    near_kl: float = math.nan
+    kept: float = math.nan
+
+    @property
+    def forget_shape(self) -> LogitShape:
+        """What the logits are like at the forget positions."""
+        return LogitShape(self.forget_mean_logit, self.forget_centred_energy, self.forget_entropy)
+
+    @property
+    def retain_shape(self) -> LogitShape:
+        """What the logits are like at the retained positions."""
+        return LogitShape(self.retain_mean_logit, self.retain_centred_energy, self.retain_entropy)
 
     def metrics(self, prefix: str = "eval") -> dict[str, float]:
         """As the trainer logs it."""
         return {f"{prefix}_{name}": value for name, value in asdict(self).items()}
 
 
+class FirstLook(NamedTuple):
+    """The model before it is trained: its snapshot, what a KL to it needs, and the rows to look at, neighbours among them."""
+
+    before: Snapshot
+    original: Original
+    rows: dict[Watched, list[Tokens]]
+
+
+def first_look(
+    model: nn.Module, rows: WatchedRows, head: Head, *, batch_size: int = 16, vocab_rows: int | None = None
+) -> FirstLook:
+    """Look at the model in evaluation mode before the first step, in one forward a row. head: its LM head, as it will stay.
+
+    Where no neighbours are given they are the retained rows nearest to the forget rows by the model's own hidden states.
+    """
+    wanted = (*SCORES, *SHAPE, HiddenState())
+    training = model.training
+    model.eval()
+    distinct = list(dict.fromkeys(row for watched in rows.values() for row in _with_answer(watched)))
+    read = dict(zip(distinct, row_values(model, distinct, wanted, batch_size=batch_size, vocab_rows=vocab_rows), strict=True))
+    model.train(training)
+    looked = {name: _with_answer(watched) for name, watched in rows.items()}
+    if "near" not in looked:
+        states = {name: [read[row][HiddenState()] for row in watched] for name, watched in looked.items()}
+        chosen = nearest(states["forget"], states["retain"], neighbour_count(len(looked["retain"])))
+        looked["near"] = [looked["retain"][index] for index in chosen]
+    scored: dict[Watched, list[TeacherForced]] = {
+        name: [scores_of(row, read[row]) for row in watched] for name, watched in looked.items()
+    }
+    stay = dict.fromkeys([*looked["retain"], *looked["near"]])
+    return FirstLook(_snapshot(scored, None), Original(head, {row: read[row][HiddenState()] for row in stay}), looked)
+
+
 def take_snapshot(
     model: nn.Module,
-    rows: Mapping[Kind, Sequence[Tokens]],
+    rows: WatchedRows,
     *,
     batch_size: int = 16,
     before: Snapshot | None = None,
     vocab_rows: int | None = None,
+    original: Original | None = None,
 ) -> Snapshot:
-    """Look at a model in evaluation mode. `before` is the snapshot that `kept` is measured against (None: this one)."""
+    """Look at a model in evaluation mode. `before` is the snapshot that what is kept is measured against (None: this one).
+
+    original: what the KL is taken from, of the retained rows and neighbours; without it there is none.
+    """
     training = model.training
     model.eval()
-    scored = {kind: _scored(model, kind_rows, batch_size, vocab_rows) for kind, kind_rows in rows.items()}
+    forget = _with_answer(rows["forget"])
+    stay = {name: _with_answer(rows[name]) for name in rows if name != "forget"}
+    distinct = list(dict.fromkeys(row for watched in stay.values() for row in watched))
+    gone = score_rows(model, forget, batch_size=batch_size, vocab_rows=vocab_rows, shape=True)
+    found = score_rows(model, distinct, batch_size=batch_size, vocab_rows=vocab_rows, shape=True, original=original)
     model.train(training)
-    probability = {kind: _mean([math.exp(-row.mean_nll) for row in scored[kind]]) for kind in scored}
-    kept = 1.0 if before is None else min(1.0, probability["retain"] / max(before.retain_probability, 1e-12))
-    separation = auroc(*([row.prompt_energy for row in scored[kind]] for kind in ("retain", "forget")))
-    return Snapshot(
-        forget_energy=_mean([row.answer_energy for row in scored["forget"]]),
-        retain_energy=_mean([row.answer_energy for row in scored["retain"]]),
-        forget_probability=probability["forget"],
-        retain_probability=probability["retain"],
-        retain_nll=_mean([row.mean_nll for row in scored["retain"]]),
-        auroc=separation,
-        selection=harmonic_mean([1 - probability["forget"], kept, separation]),
+    of = dict(zip(distinct, found, strict=True))
+    return _snapshot({"forget": gone, **{name: [of[row] for row in watched] for name, watched in stay.items()}}, before)
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """Means over one set of rows. `kl` is None where it was not read."""
+
+    energy: float
+    probability: float
+    nll: float
+    right: float
+    kl: float | None
+    shape: LogitShape
+
+
+def _summary(rows: Sequence[TeacherForced]) -> _Summary:
+    told = [row for row in rows if row.without_end(row.nll)]
+    return _Summary(
+        energy=_mean([row.answer_energy for row in rows]),
+        probability=_mean([math.exp(-row.mean_nll) for row in rows]),
+        nll=_mean([row.mean_nll for row in rows]),
+        right=_mean([exact_memorization(row.without_end(row.correct)) for row in told]),
+        kl=_mean([row.mean_kl for row in told]) if any(row.kl for row in told) else None,
+        shape=LogitShape(*(_mean([getattr(row, name) for row in rows]) for name in LogitShape._fields)),
     )
 
 
-def warning_of(before: Snapshot, now: Snapshot, *, energy_of_nothing: float) -> str | None:
+def _snapshot(scored: Mapping[Watched, Sequence[TeacherForced]], before: Snapshot | None) -> Snapshot:
+    forget, retain, near = (_summary(scored.get(name, ())) for name in WATCHED)
+    stayed = 1.0 if before is None else _kept(before, retain, near)
+    separation = auroc(*([row.prompt_energy for row in scored[kind]] for kind in ("retain", "forget")))
+    return Snapshot(
+        forget_energy=forget.energy,
+        retain_energy=retain.energy,
+        forget_probability=forget.probability,
+        retain_probability=retain.probability,
+        retain_nll=retain.nll,
+        auroc=separation,
+        selection=harmonic_mean([1 - forget.probability, stayed, separation]),
+        forget_mean_logit=forget.shape.mean_logit,
+        retain_mean_logit=retain.shape.mean_logit,
+        forget_centred_energy=forget.shape.centred_energy,
+        retain_centred_energy=retain.shape.centred_energy,
+        forget_entropy=forget.shape.entropy,
+        retain_entropy=retain.shape.entropy,
+        forget_level_shift=math.nan if before is None else level_shift(before.forget_shape, forget.shape).share,
+        retain_level_shift=math.nan if before is None else level_shift(before.retain_shape, retain.shape).share,
+        retain_right=retain.right,
+        near_right=near.right,
+        retain_kl=math.nan if retain.kl is None else retain.kl,
+        near_kl=math.nan if near.kl is None else near.kl,
+        kept=stayed,
+    )
+
+
+def _kept(before: Snapshot, retain: _Summary, near: _Summary) -> float:
+    """Of the retained rows, and of the neighbours where there are any that the original had something right of."""
+    sides = [Stayed(retain.right, before.retain_right, retain.kl)]
+    if not math.isnan(near.right):
+        sides.append(Stayed(near.right, before.near_right, near.kl))
+    return kept(sides)
+
+
+def told(now: Snapshot, epoch: float, monitored: Mapping[str, float]) -> tuple[str, str]:
+    """The lines that a person reads after an evaluation. monitored: what the method watches."""
+    active = [f"{monitored[name]:.0%}" for name in ("forget_hinge_active", "retain_hinge_active") if name in monitored]
+    near = "" if math.isnan(now.near_right) else f", near {now.near_right:.3f}"
+    moved = f"KL to the original {_nats(now.retain_kl)}{'' if math.isnan(now.near_kl) else f' / {_nats(now.near_kl)}'}"
+    return (
+        f"epoch {epoch:.0f}: energy forget {now.forget_energy:.2f}, retain {now.retain_energy:.2f}"
+        f"{' | active hinges ' + ' / '.join(active) if active else ''}"
+        f" | answer probability {now.forget_probability:.3f} / {now.retain_probability:.3f}"
+        f" | retain NLL {now.retain_nll:.3f} | AUROC {now.auroc:.4f} | selection {now.selection:.4f}",
+        f"  mean logit {now.forget_mean_logit:.2f} / {now.retain_mean_logit:.2f}"
+        f" | centred energy {now.forget_centred_energy:.2f} / {now.retain_centred_energy:.2f}"
+        f" | entropy {now.forget_entropy:.2f} / {now.retain_entropy:.2f}"
+        f" | share of level shift {_share(now.forget_level_shift)} / {_share(now.retain_level_shift)}"
+        f" | tokens right: retained {now.retain_right:.3f}{near} | {moved} | kept {now.kept:.3f}",
+    )
+
+
+def warning_of(before: Snapshot, now: Snapshot, *, energy_of_nothing: float, warming_up: bool = False) -> str | None:
     """A sentence when the model is being destroyed, else None. `energy_of_nothing` is -log V.
 
-    Some models (GPT-2) begin *above* -log V, since all their logits lie far below zero: there the distance is a scale only.
+    During the warm-up only a model that gives no numbers any more is warned of: others come back from there. What rises is
+    held to be lost by the centred energy, which no constant added to all logits moves.
     """
     if not (math.isfinite(now.retain_nll) and math.isfinite(now.retain_energy)):
         return "the model is destroyed: its retained energy or likelihood is no longer a number; lower the learning rate"
-    room = max(abs(energy_of_nothing - before.retain_energy), SMALLEST_ROOM)
-    risen = now.retain_energy - before.retain_energy
+    if warming_up:
+        return None
+    room = max(abs(energy_of_nothing - before.retain_centred_energy), SMALLEST_ROOM)
+    risen = now.retain_centred_energy - before.retain_centred_energy
     if risen > ENERGY_RUNAWAY * room:
         return (
-            f"the model is being destroyed: retained energy rose from {before.retain_energy:.2f} to {now.retain_energy:.2f} "
-            "nats, away from what it knows; lower the learning rate or raise alpha"
+            f"the model is being destroyed: retained centred energy rose from {before.retain_centred_energy:.2f} to "
+            f"{now.retain_centred_energy:.2f} nats, away from what it knows; lower the learning rate or raise alpha"
         )
     if now.retain_nll > before.retain_nll + NLL_RUNAWAY:
         return (
@@ -92,10 +245,16 @@ def warning_of(before: Snapshot, now: Snapshot, *, energy_of_nothing: float) -> 
     return None
 
 
-def _scored(model: nn.Module, rows: Sequence[Tokens], batch_size: int, vocab_rows: int | None) -> list[TeacherForced]:
-    """Each row that has an answer."""
-    with_answer = [row for row in rows if row.answer_length]
-    return score_rows(model, with_answer, batch_size=batch_size, vocab_rows=vocab_rows)
+def _with_answer(rows: Sequence[Tokens]) -> list[Tokens]:
+    return [row for row in rows if row.answer_length]
+
+
+def _share(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.0%}"
+
+
+def _nats(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,6 +15,9 @@ from d2unlearn.schema import Example, Kind, Role, Tokens
 
 Rows = Iterable[Example | Tokens | Mapping[str, Any]]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+Watched = Literal["forget", "retain", "near"]
+"""Rows looked at while training: those to forget, retained ones best never trained on, and neighbours of what is forgotten."""
+WATCHED: tuple[Watched, ...] = get_args(Watched)
 
 
 def render(rows: Rows, tokenizer: PreTrainedTokenizerBase | None, max_length: int) -> list[Tokens]:
@@ -51,18 +54,17 @@ def training_rows(
 
 
 def monitor_rows(
-    given: Mapping[Kind, Rows] | None,
+    given: Mapping[Watched, Rows] | None,
     training: Mapping[Role, list[Tokens]],
     tokenizer: PreTrainedTokenizerBase | None,
     max_length: int,
     count: int,
-) -> dict[Kind, list[Tokens]]:
-    """At most `count` rows of each kind to look at while training: those given, else those trained on."""
-    if given is not None and not (isinstance(given, Mapping) and set(given) <= set(KINDS)):
-        raise ConfigError(['eval_dataset should be {"forget": rows, "retain": rows}'])
-    rows: dict[Kind, list[Tokens]] = {
-        kind: render(given[kind], tokenizer, max_length) if given and kind in given else training[kind] for kind in KINDS
-    }
+) -> dict[Watched, list[Tokens]]:
+    """At most `count` rows of each kind to look at while training: those given, else those trained on; `near` if given."""
+    if given is not None and not (isinstance(given, Mapping) and set(given) <= set(WATCHED)):
+        raise ConfigError(['eval_dataset should be {"forget": rows, "retain": rows}, and may have "near"'])
+    rows: dict[Watched, list[Tokens]] = {kind: training[kind] for kind in KINDS}
+    rows |= {kind: render(given_rows, tokenizer, max_length) for kind, given_rows in (given or {}).items()}
     return {kind: _evenly(tokens, count) for kind, tokens in rows.items()}
 
 

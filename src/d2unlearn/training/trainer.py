@@ -19,18 +19,20 @@ from d2unlearn.data.batching import pad_tokens
 from d2unlearn.errors import ConfigError
 from d2unlearn.head import Head, head_of
 from d2unlearn.methods import AdaptiveMethod, Method, seen_by
+from d2unlearn.metrics.level_shift import level_warning
 from d2unlearn.observation import Batch, causal_model, check_head
 from d2unlearn.quantities import HiddenState, Observable, Quantity
 from d2unlearn.runtime import say, seed_everything
 from d2unlearn.schema import Kind
+from d2unlearn.teacher_forcing import Original
 from d2unlearn.training.adaptation import Adaptation
 from d2unlearn.training.adapter import adapted, train_only_named
 from d2unlearn.training.alternates import RowsOfKind, alternate_rows
 from d2unlearn.training.arguments import UnlearnConfig, check_parallelism, vocabulary_rows
 from d2unlearn.training.checkpoints import COMPLETE, CompleteCheckpoints, last_complete_checkpoint
 from d2unlearn.training.frozen import frozen_values
-from d2unlearn.training.monitor import Snapshot, take_snapshot, warning_of
-from d2unlearn.training.rows import KINDS, Rows, monitor_rows, training_rows
+from d2unlearn.training.monitor import Snapshot, WatchedRows, first_look, take_snapshot, told, warning_of
+from d2unlearn.training.rows import Rows, Watched, monitor_rows, training_rows
 from d2unlearn.training.sampling import EpochSampler, Pair, PairPlan
 from d2unlearn.training.self_written import Writer
 
@@ -40,7 +42,8 @@ class UnlearnTrainer(Trainer):
 
     forget_dataset, retain_dataset: rows as `Example`, as columns (a `datasets.Dataset`, in the formats of
     `d2unlearn.data.records`), both rendered with `processing_class`, or as `Tokens`.
-    eval_dataset: {"forget": rows, "retain": rows} for the monitor; without it the rows trained on.
+    eval_dataset: {"forget": rows, "retain": rows, "near": rows} for the monitor; without it the rows trained on, and as
+    neighbours ("near") the retained rows nearest to the forget rows by the model's own hidden states.
     alternate_dataset, retain_alternate_dataset: for methods that read other answers to the forget and the retained questions,
     a row for each row. Without them a method has refusals, drawn by `seed`, or what the model writes itself before training.
     peft_config: train a low-rank adapter; the reference is the model as given, before the adapter (one that came with an
@@ -59,7 +62,7 @@ class UnlearnTrainer(Trainer):
         method: Method,
         forget_dataset: Rows,
         retain_dataset: Rows,
-        eval_dataset: Mapping[Kind, Rows] | None = None,
+        eval_dataset: Mapping[Watched, Rows] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: Any = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -74,7 +77,7 @@ class UnlearnTrainer(Trainer):
         self.method = method.for_model(model)
         forget, retain = list(forget_dataset), list(retain_dataset)
         self._rows = training_rows(forget, retain, processing_class, args.max_length)
-        self._eval_rows = monitor_rows(eval_dataset, self._rows, processing_class, args.max_length, args.eval_rows)
+        watched = monitor_rows(eval_dataset, self._rows, processing_class, args.max_length, args.eval_rows)
         self._vocab_rows = vocabulary_rows(args, processing_class)
         model.to(args.device)  # type: ignore[arg-type]
         check_head(model)
@@ -85,9 +88,15 @@ class UnlearnTrainer(Trainer):
         with args.main_process_first(desc="reference pass"):
             self._read_frozen(model, args, asked, processing_class)
         self._frozen_head = _frozen_head(model, self.method, self._vocab_rows)
-        self.before: Snapshot = take_snapshot(
-            model, self._eval_rows, batch_size=args.per_device_eval_batch_size, vocab_rows=self._vocab_rows
+        head = (
+            _copied_head(model, self._vocab_rows)
+            if peft_config is None
+            else head_of(causal_model(model), vocab_rows=self._vocab_rows)
         )
+        look = first_look(model, watched, head, batch_size=args.per_device_eval_batch_size, vocab_rows=self._vocab_rows)
+        self.before: Snapshot = look.before
+        self._original, self.watched = look.original, look.rows
+        self._level_told = False
         self._monitored: dict[str, Tensor] = {}
         self._monitored_steps = 0
         self._last_monitored: dict[str, float] = {}
@@ -239,12 +248,18 @@ class UnlearnTrainer(Trainer):
         """
         assert self.model is not None
         args: Any = self.args
-        rows = self._eval_rows
+        rows: WatchedRows = self.watched
+        original: Original | None = self._original
         if eval_dataset is not None:
             tokenizer: Any = self.processing_class
-            rows = monitor_rows(eval_dataset, self._rows, tokenizer, args.max_length, args.eval_rows)
+            rows, original = monitor_rows(eval_dataset, self._rows, tokenizer, args.max_length, args.eval_rows), None
         now = take_snapshot(
-            self.model, rows, batch_size=args.per_device_eval_batch_size, before=self.before, vocab_rows=self._vocab_rows
+            self.model,
+            rows,
+            batch_size=args.per_device_eval_batch_size,
+            before=self.before,
+            vocab_rows=self._vocab_rows,
+            original=original,
         )
         metrics = now.metrics(metric_key_prefix)
         self.log(dict(metrics))
@@ -257,16 +272,17 @@ class UnlearnTrainer(Trainer):
     def _tell(self, now: Snapshot, monitored: Mapping[str, float]) -> None:
         assert self.model is not None
         vocabulary = self._vocab_rows or int(causal_model(self.model).get_output_embeddings().out_features)  # type: ignore[operator]
-        active = [f"{monitored[f'{kind}_hinge_active']:.0%}" for kind in KINDS if f"{kind}_hinge_active" in monitored]
-        say(
-            f"epoch {self.state.epoch or 0:.0f}: energy forget {now.forget_energy:.2f}, retain {now.retain_energy:.2f}"
-            f"{' | active hinges ' + ' / '.join(active) if active else ''}"
-            f" | answer probability {now.forget_probability:.3f} / {now.retain_probability:.3f}"
-            f" | retain NLL {now.retain_nll:.3f} | AUROC {now.auroc:.4f} | selection {now.selection:.4f}"
-        )
-        warning = warning_of(self.before, now, energy_of_nothing=-math.log(vocabulary))
+        for line in told(now, self.state.epoch or 0, monitored):
+            say(line)
+        step, steps = self.state.global_step, self.state.max_steps
+        warming_up = step <= self.args.get_warmup_steps(steps) and step < steps
+        warning = warning_of(self.before, now, energy_of_nothing=-math.log(vocabulary), warming_up=warming_up)
         if warning:
             say(f"warning: {warning}")
+        level = level_warning(self.before.forget_shape, now.forget_shape, "at the forget positions")
+        if level and not (warming_up or self._level_told):
+            say(f"warning: {level}")
+            self._level_told = True
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -319,6 +335,11 @@ def _frozen_head(model: nn.Module, method: Method, vocab_rows: int | None) -> He
         return None
     if any(HiddenState() not in needs.reference for needs in reading):
         raise ConfigError(["a method that reads the reference's logits has to ask for its HiddenState() too"])
+    return _copied_head(model, vocab_rows)
+
+
+def _copied_head(model: nn.Module, vocab_rows: int | None) -> Head:
+    """The LM head as it is now, whatever training does to it."""
     head = head_of(causal_model(model), vocab_rows=vocab_rows)
     bias = None if head.bias is None else head.bias.detach().clone()
     return Head(head.weight.detach().clone(), bias, head.transform, head.vocab_rows)

@@ -30,18 +30,22 @@ from d2unlearn.training.arguments import UnlearnConfig
 from d2unlearn.training.checkpoints import last_complete_checkpoint
 from d2unlearn.training.frozen import model_settings
 from d2unlearn.training.recipe import Pace, automatic_accumulation, automatic_epochs, automatic_learning_rate
+from d2unlearn.training.rows import Rows, Watched
 from d2unlearn.training.trainer import UnlearnTrainer
 from d2unlearn.version import __version__
 
 CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(UnlearnConfig, name))
 """The field's name: newer versions of transformers warn of the older one."""
 KEPT_BY = {
-    "best": "largest selection = harmonic mean of erased, kept and AUROC (d2unlearn.training.monitor.Snapshot)",
+    "best": "largest selection = harmonic mean of erased, kept and AUROC; kept: tokens right and KL, on rows set aside and on "
+    "near ones (d2unlearn.training.monitor.Snapshot)",
     "last": "none: the weights that training ended with",
 }
 """By what the checkpoint is chosen whose weights the artifact holds."""
+NEAR_CHOSEN = "of the retained rows set aside those nearest to the forget rows by the model's own hidden states"
 STILL_KNOWN, STILL_KEPT = 0.1, 0.9
-"""Answer probability above which forget rows count as known, and share of the retained rows' below which too much is lost."""
+"""Answer probability above which forget rows count as known; share of the tokens that the original had right, of rows that
+should stay, below which too much is lost."""
 
 
 class DestroyedModelError(ConfigError):
@@ -56,6 +60,7 @@ class _Run:
     method: Method
     forget: list[Example]
     retain: HeldOut
+    near: list[Example] | None
     alternates: Mapping[Role, list[Example]]
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -68,6 +73,7 @@ class _Run:
         The effective batch grows with the number of processes, so a run is not taken up, or called done, by another number.
         """
         rows = [self.forget, self.retain.train, self.retain.held_out, *self.alternates.values()]
+        rows += [] if self.near is None else [self.near]
         hashes = [_rows_hash(part) for part in rows]
         model = [state_hash(self.model), model_settings(self.model)]
         return fingerprint([__version__, identity(self.settings), model, hashes, _processes()])
@@ -95,20 +101,25 @@ def _train_and_publish(run: _Run, pace: Pace, key: str, workspace: Path, output:
     say(_announcement(run, pace))
     if settings.keep == "best":
         say(
-            "each epoch, forget / retained: energy should rise / stay, answer probability fall / stay; selection keeps the best"
+            "each epoch, forget / retained: energy should rise / stay, answer probability fall / stay; selection keeps the "
+            "best. An energy that rises by level shift alone, as the mean logit falls, shows nothing"
         )
+    watched: dict[Watched, Rows] = {"forget": run.forget, "retain": validation or run.retain.train}
+    watched |= {} if run.near is None else {"near": run.near}
     trainer = UnlearnTrainer(
         run.model,
         _arguments(settings, run.model, workspace, pace),
         run.method,
         run.forget,
         run.retain.train,
-        {"forget": run.forget, "retain": validation or run.retain.train},
+        watched,
         processing_class=run.tokenizer,
         peft_config=low_rank_config(settings.lora_rank) if settings.lora else None,
         alternate_dataset=run.alternates.get("alternate"),
         retain_alternate_dataset=run.alternates.get("retain_alternate"),
     )
+    if settings.keep == "best":
+        say(_neighbours_told(trainer, settings))
     started = time.monotonic()
     checkpoint = last_complete_checkpoint(workspace / CHECKPOINTS)
     if checkpoint is not None:
@@ -137,19 +148,34 @@ def _outcome(trainer: UnlearnTrainer, settings: UnlearnSettings) -> Iterator[str
     looks = [log for log in trainer.state.log_history if "eval_selection" in log]
     if settings.keep != "best" or not looks:
         return
-    kept = next(log for log in looks if f"checkpoint-{log['step']}" == Path(str(trainer.state.best_model_checkpoint)).name)
-    left, stayed = kept["eval_forget_probability"], kept["eval_retain_probability"] / trainer.before.retain_probability
+    log = next(log for log in looks if f"checkpoint-{log['step']}" == Path(str(trainer.state.best_model_checkpoint)).name)
+    before, left = trainer.before, log["eval_forget_probability"]
+    sides = {"retained": (before.retain_right, log["eval_retain_right"]), "near": (before.near_right, log["eval_near_right"])}
+    looked_at = {name: side for name, side in sides.items() if not math.isnan(side[1])}
+    right = ", ".join(f"{name} {old:.3f} -> {new:.3f}" for name, (old, new) in looked_at.items())
     yield (
-        f"kept: epoch {kept['epoch']:.0f}; answer probability forget {trainer.before.forget_probability:.3f} -> {left:.3f}, "
-        f"retained {trainer.before.retain_probability:.3f} -> {kept['eval_retain_probability']:.3f}"
+        f"kept: epoch {log['epoch']:.0f}; answer probability forget {before.forget_probability:.3f} -> {left:.3f}; "
+        f"tokens right without the end token: {right}; KL to the original {log['eval_retain_kl']:.3f} nats a token"
     )
     if left > STILL_KNOWN:
         yield f"warning: above {STILL_KNOWN} the forget rows are not gone: more --epochs, or a higher --learning-rate"
-    if stayed < STILL_KEPT:
-        yield f"warning: {1 - stayed:.0%} of what should stay is lost: a lower --learning-rate, or more retain rows"
+    for name, (old, new) in looked_at.items():
+        if new < STILL_KEPT * old:
+            yield (
+                f"warning: {1 - new / old:.0%} of what the original had right of {name} rows is lost: a lower --learning-rate, "
+                "or more retain rows"
+            )
     if left <= STILL_KNOWN:
         given = f"--model {settings.output} --retain {settings.retain} --forget {settings.forget}"
         yield f"next: d2unlearn calibrate {given}"
+
+
+def _neighbours_told(trainer: UnlearnTrainer, settings: UnlearnSettings) -> str:
+    """Which rows stand for the neighbours of what is forgotten."""
+    count = len(trainer.watched["near"])
+    if settings.near is not None:
+        return f"neighbours that have to stay: {count} rows of {settings.near}"
+    return f"neighbours that have to stay: {count} rows, {NEAR_CHOSEN}; --near FILE names others"
 
 
 def _is_a_model(trainer: UnlearnTrainer, settings: UnlearnSettings) -> bool:
@@ -189,22 +215,26 @@ def _loaded(settings: UnlearnSettings) -> _Run:
     check_reporting(settings.report_to)
     forget = read_examples(settings.forget, group_size=settings.group_size)
     retain = hold_out(read_examples(settings.retain, group_size=settings.group_size), seed=settings.seed)
-    _check_apart(forget, retain, settings)
+    near = None if settings.near is None else read_examples(settings.near, group_size=settings.group_size)
+    _check_apart(forget, [*retain.train, *retain.held_out], settings.forget, settings.retain)
+    if near is not None:
+        _check_apart(forget, near, settings.forget, str(settings.near))
+        _check_apart(retain.train, near, settings.retain, str(settings.near))
     alternates = _read_alternates(settings, method, {"alternate": forget, "retain_alternate": retain.train})
     model = load_model(settings.model, dtype=torch_dtype(settings.dtype))
     tokenizer, saved_dtype = load_tokenizer(settings.model), model.dtype
     if settings.dtype == "auto" and not settings.lora:
         model = model.float()  # type: ignore[no-untyped-call]
-    return _Run(settings, method, forget, retain, alternates, model, tokenizer, saved_dtype)
+    return _Run(settings, method, forget, retain, near, alternates, model, tokenizer, saved_dtype)
 
 
-def _check_apart(forget: list[Example], retain: HeldOut, settings: UnlearnSettings) -> None:
-    """Raises `DataError` for rows that are to be forgotten and to be kept, letter case and spacing aside."""
-    kept = {folded_key(row) for row in (*retain.train, *retain.held_out)}
-    shared = [row.source for row in forget if folded_key(row) in kept]
+def _check_apart(rows: Sequence[Example], others: Sequence[Example], source: str, other_source: str) -> None:
+    """Raises `DataError` for rows of two files that may have none in common, letter case and spacing aside."""
+    there = {folded_key(row) for row in others}
+    shared = [row.source for row in rows if folded_key(row) in there]
     if shared:
         raise DataError(
-            f"{len(shared)} rows are both in {settings.forget} and in {settings.retain} ({', '.join(shared[:3])}, ...); "
+            f"{len(shared)} rows are both in {source} and in {other_source} ({', '.join(shared[:3])}, ...); "
             "take them out of one (`d2unlearn data check` lists them)"
         )
 
@@ -303,6 +333,7 @@ def _manifest(run: _Run, pace: Pace, key: str, trainer: UnlearnTrainer, seconds:
                 "rows_held_out": len(run.retain.held_out),
                 "sha256": _rows_hash(run.retain.train),
             },
+            "near": _near_described(run, trainer),
             **{role: _described(settings.alternate, rows) for role, rows in run.alternates.items()},
         },
         held_out=[row_key(row) for row in run.retain.held_out],
@@ -320,3 +351,10 @@ def _manifest(run: _Run, pace: Pace, key: str, trainer: UnlearnTrainer, seconds:
 
 def _described(source: str | None, rows: Sequence[Example]) -> dict[str, Any]:
     return {"source": source, "rows": len(rows), "sha256": _rows_hash(rows)}
+
+
+def _near_described(run: _Run, trainer: UnlearnTrainer) -> dict[str, Any]:
+    """The neighbours that were looked at: a file's, or which retained rows were taken, by their ids."""
+    if run.near is not None:
+        return _described(run.settings.near, run.near)
+    return {"source": NEAR_CHOSEN, "rows": len(trainer.watched["near"]), "ids": [t.example_id for t in trainer.watched["near"]]}
