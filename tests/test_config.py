@@ -228,7 +228,7 @@ def test_parameters_are_typed_by_hints() -> None:
         (config.GenerateSettings, ("model", "input", "output", "prompt", "show_energy", "batch_size")),
         (config.EvaluateSettings, ("model", "forget", "retain", "output", "also_forget", "also_retain")),
         (config.CalibrateSettings, ("model", "retain", "forget", "batch_size")),
-        (config.UnlearnSettings, ("model", "forget", "retain", "alternate", "output", "report_to")),
+        (config.UnlearnSettings, ("model", "forget", "retain", "near", "alternate", "output", "report_to")),
         (config.BenchmarkSettings, ("model", "output", "data", "retain_logs", "reference_model")),
         (
             config.AnalyzeSettings,

@@ -25,7 +25,7 @@ from d2unlearn.schema import Tokens
 Value = TypeVar("Value")
 SCORES = (LogSumExp(), Nll(), Correct())
 """What the metrics of likelihood and the energies read."""
-SHAPE = (MeanLogit(), Entropy())
+LOGIT_QUANTITIES = (MeanLogit(), Entropy())
 """What tells, beside the energy, a moved level from another distribution."""
 
 
@@ -109,7 +109,7 @@ def score_rows(
 
     shape: read mean logit and entropy too; original: the KL from it too, of rows that it holds.
     """
-    wanted = (*SCORES, *(SHAPE if shape else ()), *((KlFromReference(),) if original is not None else ()))
+    wanted = (*SCORES, *(LOGIT_QUANTITIES if shape else ()), *((KlFromReference(),) if original is not None else ()))
     values = row_values(model, rows, wanted, batch_size=batch_size, vocab_rows=vocab_rows, name=name, original=original)
     return [scores_of(row, read) for row, read in zip(rows, values, strict=True)]
 
@@ -118,7 +118,7 @@ def scores_of(row: Tokens, values: Mapping[Observable, Tensor]) -> TeacherForced
     """From what `row_values` read of the row; it may have read more."""
     empty = torch.zeros(0)
     logsumexp, nll, correct, mean_logit, entropy, kl = (
-        values.get(quantity, empty).float().numpy() for quantity in (*SCORES, *SHAPE, KlFromReference())
+        values.get(quantity, empty).float().numpy() for quantity in (*SCORES, *LOGIT_QUANTITIES, KlFromReference())
     )
     return teacher_forced(logsumexp, nll, correct, mean_logit=mean_logit, entropy=entropy, kl=kl, ends=row.ends)
 

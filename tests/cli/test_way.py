@@ -77,10 +77,14 @@ def test_the_command_line_wins_over_the_file_and_the_manifest_says_what_was_run(
 
 
 def test_unlearn_says_what_it_does_and_shows_what_a_person_steers_by(walked: Walked) -> None:
-    first, legend, *epochs, kept, following = walked.ran["unlearn"].err.splitlines()
+    first, legend, near, *looks, kept, following = walked.ran["unlearn"].err.splitlines()
+    epochs = [line for line in looks if line.startswith("epoch")]
     assert "16 rows to forget, 60 to keep, 60 retained rows set aside" in first
     assert "learning rate 0.01 (as given)" in first
     assert "energy should rise / stay" in legend
+    assert near.startswith("neighbours that have to stay: 20 rows, of the retained rows set aside those nearest")
+    assert "The model itself knows the answers of 0 of 21 rows looked at that should stay" in near
+    assert sum("| share of level shift " in line for line in looks) == 8
     assert kept.startswith("kept: epoch ")
     assert following.startswith(f"next: d2unlearn calibrate --model {walked.artifact} ")
     assert [line.split(":")[0] for line in epochs] == [f"epoch {n}" for n in range(1, 9)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from d2unlearn.energy import centred_energy, free_energy
-from d2unlearn.metrics.level_shift import NO_CHANGE, NOT_SCORED, LogitShape, level_shift, level_warning
+from d2unlearn.metrics.level_shift import NO_CHANGE, NOT_MEASURED, LogitShape, level_shift, level_warning
 
 BEFORE = LogitShape(mean_logit=-1.7, centred_energy=-23.2, entropy=1.58)
 
@@ -55,5 +55,5 @@ def test_a_change_under_a_tenth_of_a_nat_of_both_has_no_share_and_says_why(level
 def test_what_was_not_measured_has_no_share_and_says_why() -> None:
     found = level_shift(BEFORE, LogitShape(math.nan, -20.0, 1.0))
     assert math.isnan(found.share)
-    assert found.reason == NOT_SCORED
+    assert found.reason == NOT_MEASURED
     assert level_warning(BEFORE, LogitShape(math.nan, -20.0, 1.0), "") is None

@@ -19,7 +19,7 @@ from d2unlearn.head import head_of
 from d2unlearn.schema import Kind, Tokens
 from d2unlearn.stats import harmonic_mean
 from d2unlearn.training import trainer as trainer_module
-from d2unlearn.training.monitor import Snapshot, first_look, take_snapshot, warning_of
+from d2unlearn.training.monitor import Snapshot, epoch_lines, first_look, take_snapshot, warning_of
 
 from .runs import FORGET, RETAIN, distance, silent, trainer, weights
 
@@ -84,7 +84,7 @@ def test_looking_disturbs_nothing() -> None:
 
 
 def half_known(row: Tokens) -> Tokens:
-    """The row with every second token of its answer as the untouched model would have it."""
+    """The row with every second token of its answer, the first among them, as the untouched model would have it."""
     ids, start = list(row.input_ids), row.answer_mask.index(True)
     for index in range(start, len(ids), 2):
         with torch.no_grad():
@@ -95,16 +95,18 @@ def half_known(row: Tokens) -> Tokens:
 def test_selection_is_the_harmonic_mean_of_erased_kept_and_separation() -> None:
     """By hand: erased 0.9, kept 0.4 / 0.8, AUROC 0.75 give 3 / (1/0.9 + 1/0.5 + 1/0.75) = 0.675."""
     assert harmonic_mean([0.9, 0.4 / 0.8, 0.75]) == pytest.approx(0.675)
-    rows: dict[Kind, list[Tokens]] = {"forget": FORGET, "retain": [half_known(row) for row in RETAIN]}
-    unchanged = take_snapshot(tiny_models.llama(), rows)
+    unchanged = take_snapshot(tiny_models.llama(), KNOWN)
     assert 0.4 < unchanged.retain_right < 0.8
     assert unchanged.selection == pytest.approx(3 / (1 / (1 - unchanged.forget_probability) + 1 + 1 / unchanged.auroc))
     twice = replace(unchanged, retain_right=2 * unchanged.retain_right)
-    found = take_snapshot(tiny_models.llama(), rows, before=twice)
+    found = take_snapshot(tiny_models.llama(), KNOWN, before=twice)
     assert found.kept == pytest.approx(0.5)
     assert found.selection == pytest.approx(3 / (1 / (1 - found.forget_probability) + 2 + 1 / found.auroc))
-    better = take_snapshot(tiny_models.llama(), rows, before=replace(unchanged, retain_right=1e-9))
+    better = take_snapshot(tiny_models.llama(), KNOWN, before=replace(unchanged, retain_right=1e-9))
     assert better.selection == pytest.approx(unchanged.selection)  # more than was there counts as all of it
+
+
+KNOWN: dict[Kind, list[Tokens]] = {"forget": FORGET, "retain": [half_known(row) for row in RETAIN]}
 
 
 def moved_head(model: nn.Module, scale: float) -> nn.Module:
@@ -123,15 +125,18 @@ def dense(model: nn.Module, row: Tokens) -> torch.Tensor:
 
 
 def test_what_stayed_is_measured_without_the_end_token_against_the_original_of_full_logits() -> None:
-    """Every second retained row ends with an end token, which counts neither for what is right nor for the KL."""
-    retain = [replace(half_known(row), ends=bool(index % 2)) for index, row in enumerate(RETAIN)]
+    """Every second retained row ends with an end token, which counts neither for what is right nor for the KL.
+
+    Of the last two rows the original knows nothing: they count for nothing that is kept.
+    """
+    retain = [replace(half_known(row), ends=bool(index % 2)) for index, row in enumerate(RETAIN[:-2])] + RETAIN[-2:]
     model = tiny_models.llama()
     look = first_look(model, {"forget": FORGET, "retain": retain}, copy.deepcopy(head_of(model)), batch_size=3)
     old, new = tiny_models.llama(), moved_head(model, 0.1)
     found = take_snapshot(new, look.rows, before=look.before, original=look.original)
     for name, right, kl in (("retain", found.retain_right, found.retain_kl), ("near", found.near_right, found.near_kl)):
         rights, divergences = [], []
-        for row in look.rows[name]:
+        for row in [row for row in look.rows[name] if row not in RETAIN[-2:]]:
             p, q = (dense(each, row).log_softmax(-1) for each in (old, new))
             targets = torch.tensor(row.input_ids[-len(p) :])
             counted = slice(None, -1 if row.ends else None)
@@ -145,13 +150,31 @@ def test_what_stayed_is_measured_without_the_end_token_against_the_original_of_f
     assert max(shares[:2]) < 0.98
 
 
+def test_the_lines_of_an_evaluation_say_what_stayed() -> None:
+    now = replace(
+        START, retain_right=0.94, near_right=0.8125, retain_kl=0.125, near_kl=0.25, kept=0.75, forget_level_shift=0.82
+    )
+    _, below = epoch_lines(now, 3.0, {})
+    assert "share of level shift 82% / - | tokens right: retained 0.940, near 0.812 | KL to the original 0.125 / 0.250" in below
+    assert below.endswith("kept 0.750")
+
+
+def test_nothing_can_be_lost_of_what_the_original_does_not_know() -> None:
+    model = tiny_models.llama()
+    look = first_look(model, ROWS, copy.deepcopy(head_of(model)))
+    found = take_snapshot(moved_head(model, 0.1), look.rows, before=look.before, original=look.original)
+    assert look.original.hidden == {}
+    assert math.isnan(found.retain_kl + found.retain_right)
+    assert found.kept == 1.0
+
+
 def test_the_first_look_is_the_snapshot_of_an_untouched_model_and_a_second_one_finds_nothing_moved() -> None:
     model = tiny_models.llama()
-    look = first_look(model, ROWS, head_of(model))
-    expected = replace(take_snapshot(tiny_models.llama(), ROWS), near_right=look.before.near_right).metrics()
+    look = first_look(model, KNOWN, head_of(model))
+    expected = replace(take_snapshot(tiny_models.llama(), KNOWN), near_right=look.before.near_right).metrics()
     assert look.before.metrics() == pytest.approx(expected, rel=1e-5, nan_ok=True)
-    assert look.rows["near"] != RETAIN
-    assert set(look.rows["near"]) == set(RETAIN)  # fewer than twenty: all of them, the nearest first
+    assert look.rows["near"] != KNOWN["retain"]
+    assert set(look.rows["near"]) == set(KNOWN["retain"])  # fewer than twenty: all of them, the nearest first
     again = take_snapshot(model, look.rows, before=look.before, original=look.original)
     assert again.kept == pytest.approx(1.0, abs=1e-6)
     assert (again.retain_kl, again.near_kl) == pytest.approx((0.0, 0.0), abs=1e-6)
@@ -161,7 +184,7 @@ def test_the_first_look_is_the_snapshot_of_an_untouched_model_and_a_second_one_f
 def test_a_constant_on_all_logits_is_a_level_shift_and_loses_nothing() -> None:
     """A bias of -3 on every logit: energies rise by 3 nats, and no number of what is known moves."""
     model = tiny_models.llama()
-    look = first_look(model, ROWS, head_of(model))
+    look = first_look(model, KNOWN, head_of(model))
     model.lm_head.bias = nn.Parameter(torch.full((120,), -3.0))
     found = take_snapshot(model, look.rows, before=look.before, original=look.original)
     assert found.forget_energy == pytest.approx(look.before.forget_energy + 3, abs=1e-4)

@@ -10,9 +10,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+KNOWS = 0.5
+"""Share of an answer's tokens that a model has greedily right from which it knows the answer; common words alone give less."""
+
 
 class Stayed(NamedTuple):
-    """A set of answers that should have stayed: what of them is as it was.
+    """A set of answers that should have stayed, of those that the original knows: what of them is as it was.
 
     right, right_before: share of the answers' tokens that are the most likely one (exact memorisation), now and of the
     original. `kl`: mean KL(original || now) at the same positions, nats; None where the original was not at hand.
@@ -36,6 +39,14 @@ class Stayed(NamedTuple):
         """
         right = (self.share_right,) if self.right_before > 0 else ()
         return right if self.kl is None else (*right, math.exp(-self.kl))
+
+
+def knows(right: float) -> bool:
+    """Whether a model knows an answer, by the share of its tokens that are the most likely one, the end token left out.
+
+    Of an answer that the original does not know nothing can be lost, however much a model changes there. NaN: it does not.
+    """
+    return right >= KNOWS
 
 
 def kept(sets: Sequence[Stayed]) -> float:

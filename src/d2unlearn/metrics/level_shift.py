@@ -16,7 +16,7 @@ SMALLEST_CHANGE = 0.1
 MOSTLY_LEVEL = 0.5
 """Share above which a warning is due: most of what moved says nothing of what is known."""
 NO_CHANGE = f"mean logit and centred energy both moved less than {SMALLEST_CHANGE} nats"
-NOT_SCORED = "mean logit and centred energy were not both measured before and after"
+NOT_MEASURED = "mean logit and centred energy were not both measured before and after"
 
 
 class LogitShape(NamedTuple):
@@ -52,7 +52,7 @@ def level_shift(before: LogitShape, after: LogitShape) -> LevelShift:
     level = abs(after.mean_logit - before.mean_logit)
     shape = abs(after.centred_energy - before.centred_energy)
     if not math.isfinite(level + shape):
-        return LevelShift(math.nan, NOT_SCORED)
+        return LevelShift(math.nan, NOT_MEASURED)
     if max(level, shape) < SMALLEST_CHANGE:
         return LevelShift(math.nan, NO_CHANGE)
     return LevelShift(level / (level + shape))

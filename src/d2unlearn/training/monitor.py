@@ -6,23 +6,23 @@ Energies and what they consist of, likelihoods, separation, and what is kept of 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from d2unlearn.head import Head
-from d2unlearn.metrics.kept import Stayed, kept
+from d2unlearn.metrics.kept import Stayed, kept, knows
 from d2unlearn.metrics.level_shift import LogitShape, level_shift
 from d2unlearn.metrics.memorization import exact_memorization
 from d2unlearn.quantities import HiddenState
 from d2unlearn.schema import Tokens
 from d2unlearn.stats import auroc, harmonic_mean
-from d2unlearn.teacher_forcing import SCORES, SHAPE, Original, TeacherForced, row_values, score_rows, scores_of
+from d2unlearn.teacher_forcing import LOGIT_QUANTITIES, SCORES, Original, TeacherForced, row_values, score_rows, scores_of
 from d2unlearn.training.neighbours import nearest, neighbour_count
-from d2unlearn.training.rows import WATCHED, Watched
+from d2unlearn.training.rows import KINDS, WATCHED, Watched
 
 WatchedRows = Mapping[Watched, Sequence[Tokens]]
 
@@ -44,8 +44,8 @@ class Snapshot:
 
     Mean logit, centred energy, entropy: at the answer positions, nats; `level_shift`: how much of their change from the
     original is the level's (`d2unlearn.metrics.level_shift`), NaN where too little changed. `right`: share of the answers'
-    tokens that are the most likely one, `kl`: KL(original || now) a token, both without the end token; `kept`: the least of
-    what stayed of them (`d2unlearn.metrics.kept`). What was not looked at is NaN.
+    tokens that are the most likely one, `kl`: KL(original || now) a token, both without the end token and of answers that the
+    original knows; `kept`: the least of what stayed of them (`d2unlearn.metrics.kept`). What was not looked at is NaN.
     """
 
     forget_energy: float
@@ -99,7 +99,7 @@ def first_look(
 
     Where no neighbours are given they are the retained rows nearest to the forget rows by the model's own hidden states.
     """
-    wanted = (*SCORES, *SHAPE, HiddenState())
+    wanted = (*SCORES, *LOGIT_QUANTITIES, HiddenState())
     training = model.training
     model.eval()
     distinct = list(dict.fromkeys(row for watched in rows.values() for row in _with_answer(watched)))
@@ -110,11 +110,10 @@ def first_look(
         states = {name: [read[row][HiddenState()] for row in watched] for name, watched in looked.items()}
         chosen = nearest(states["forget"], states["retain"], neighbour_count(len(looked["retain"])))
         looked["near"] = [looked["retain"][index] for index in chosen]
-    scored: dict[Watched, list[TeacherForced]] = {
-        name: [scores_of(row, read[row]) for row in watched] for name, watched in looked.items()
-    }
+    scored = {row: scores_of(row, read[row]) for row in distinct}
     stay = dict.fromkeys([*looked["retain"], *looked["near"]])
-    return FirstLook(_snapshot(scored, None), Original(head, {row: read[row][HiddenState()] for row in stay}), looked)
+    original = Original(head, {row: read[row][HiddenState()] for row in stay if knows(right_of(scored[row]))})
+    return FirstLook(_snapshot(looked, scored, original.hidden, None), original, looked)
 
 
 def take_snapshot(
@@ -128,18 +127,29 @@ def take_snapshot(
 ) -> Snapshot:
     """Look at a model in evaluation mode. `before` is the snapshot that what is kept is measured against (None: this one).
 
-    original: what the KL is taken from, of the retained rows and neighbours; without it there is none.
+    original: what the KL is taken from, of the rows that it holds, which alone then count for what is kept; without it all
+    count, and there is no KL.
     """
     training = model.training
     model.eval()
-    forget = _with_answer(rows["forget"])
-    stay = {name: _with_answer(rows[name]) for name in rows if name != "forget"}
-    distinct = list(dict.fromkeys(row for watched in stay.values() for row in watched))
-    gone = score_rows(model, forget, batch_size=batch_size, vocab_rows=vocab_rows, shape=True)
-    found = score_rows(model, distinct, batch_size=batch_size, vocab_rows=vocab_rows, shape=True, original=original)
+    looked = {name: _with_answer(watched) for name, watched in rows.items()}
+    stay = dict.fromkeys(row for name, watched in looked.items() if name != "forget" for row in watched)
+    held: Mapping[Tokens, Tensor] = {} if original is None else original.hidden
+    scored: dict[Tokens, TeacherForced] = {}
+    for group, source in (
+        (list(looked["forget"]), None),
+        ([row for row in stay if row not in held], None),
+        ([row for row in stay if row in held], original),
+    ):
+        found = score_rows(model, group, batch_size=batch_size, vocab_rows=vocab_rows, shape=True, original=source)
+        scored |= zip(group, found, strict=True)
     model.train(training)
-    of = dict(zip(distinct, found, strict=True))
-    return _snapshot({"forget": gone, **{name: [of[row] for row in watched] for name, watched in stay.items()}}, before)
+    return _snapshot(looked, scored, None if original is None else held, before)
+
+
+def right_of(scores: TeacherForced) -> float:
+    """Share of the answer's tokens that are the most likely one, without its end token. NaN where there is no other."""
+    return exact_memorization(scores.without_end(scores.correct))
 
 
 @dataclass(frozen=True)
@@ -154,22 +164,29 @@ class _Summary:
     shape: LogitShape
 
 
-def _summary(rows: Sequence[TeacherForced]) -> _Summary:
-    told = [row for row in rows if row.without_end(row.nll)]
+def _summary(rows: Sequence[Tokens], scored: Mapping[Tokens, TeacherForced], counted: Collection[Tokens] | None) -> _Summary:
+    """counted: the rows that count for what is kept; None: all that have a token beside the end token."""
+    found = [scored[row] for row in rows]
+    known = [scored[row] for row in rows if (counted is None or row in counted) and not math.isnan(right_of(scored[row]))]
     return _Summary(
-        energy=_mean([row.answer_energy for row in rows]),
-        probability=_mean([math.exp(-row.mean_nll) for row in rows]),
-        nll=_mean([row.mean_nll for row in rows]),
-        right=_mean([exact_memorization(row.without_end(row.correct)) for row in told]),
-        kl=_mean([row.mean_kl for row in told]) if any(row.kl for row in told) else None,
-        shape=LogitShape(*(_mean([getattr(row, name) for row in rows]) for name in LogitShape._fields)),
+        energy=_mean([row.answer_energy for row in found]),
+        probability=_mean([math.exp(-row.mean_nll) for row in found]),
+        nll=_mean([row.mean_nll for row in found]),
+        right=_mean([right_of(row) for row in known]),
+        kl=_mean([row.mean_kl for row in known]) if any(row.kl for row in known) else None,
+        shape=LogitShape(*(_mean([getattr(row, name) for row in found]) for name in LogitShape._fields)),
     )
 
 
-def _snapshot(scored: Mapping[Watched, Sequence[TeacherForced]], before: Snapshot | None) -> Snapshot:
-    forget, retain, near = (_summary(scored.get(name, ())) for name in WATCHED)
+def _snapshot(
+    looked: WatchedRows,
+    scored: Mapping[Tokens, TeacherForced],
+    counted: Collection[Tokens] | None,
+    before: Snapshot | None,
+) -> Snapshot:
+    forget, retain, near = (_summary(looked.get(name, ()), scored, counted) for name in WATCHED)
     stayed = 1.0 if before is None else _kept(before, retain, near)
-    separation = auroc(*([row.prompt_energy for row in scored[kind]] for kind in ("retain", "forget")))
+    separation = auroc(*([scored[row].prompt_energy for row in looked[kind]] for kind in KINDS[::-1]))
     return Snapshot(
         forget_energy=forget.energy,
         retain_energy=retain.energy,
@@ -195,18 +212,17 @@ def _snapshot(scored: Mapping[Watched, Sequence[TeacherForced]], before: Snapsho
 
 
 def _kept(before: Snapshot, retain: _Summary, near: _Summary) -> float:
-    """Of the retained rows, and of the neighbours where there are any that the original had something right of."""
-    sides = [Stayed(retain.right, before.retain_right, retain.kl)]
-    if not math.isnan(near.right):
-        sides.append(Stayed(near.right, before.near_right, near.kl))
-    return kept(sides)
+    """1 where the original knew nothing that could be lost."""
+    sides = ((retain, before.retain_right), (near, before.near_right))
+    known = [Stayed(now.right, right, now.kl) for now, right in sides if not math.isnan(right + now.right)]
+    return kept(known) if known else 1.0
 
 
-def told(now: Snapshot, epoch: float, monitored: Mapping[str, float]) -> tuple[str, str]:
+def epoch_lines(now: Snapshot, epoch: float, monitored: Mapping[str, float]) -> tuple[str, str]:
     """The lines that a person reads after an evaluation. monitored: what the method watches."""
     active = [f"{monitored[name]:.0%}" for name in ("forget_hinge_active", "retain_hinge_active") if name in monitored]
     near = "" if math.isnan(now.near_right) else f", near {now.near_right:.3f}"
-    moved = f"KL to the original {_nats(now.retain_kl)}{'' if math.isnan(now.near_kl) else f' / {_nats(now.near_kl)}'}"
+    moved = f"KL to the original {_number(now.retain_kl)}{'' if math.isnan(now.near_kl) else f' / {_number(now.near_kl)}'}"
     return (
         f"epoch {epoch:.0f}: energy forget {now.forget_energy:.2f}, retain {now.retain_energy:.2f}"
         f"{' | active hinges ' + ' / '.join(active) if active else ''}"
@@ -216,7 +232,7 @@ def told(now: Snapshot, epoch: float, monitored: Mapping[str, float]) -> tuple[s
         f" | centred energy {now.forget_centred_energy:.2f} / {now.retain_centred_energy:.2f}"
         f" | entropy {now.forget_entropy:.2f} / {now.retain_entropy:.2f}"
         f" | share of level shift {_share(now.forget_level_shift)} / {_share(now.retain_level_shift)}"
-        f" | tokens right: retained {now.retain_right:.3f}{near} | {moved} | kept {now.kept:.3f}",
+        f" | tokens right: retained {_number(now.retain_right)}{near} | {moved} | kept {now.kept:.3f}",
     )
 
 
@@ -253,7 +269,7 @@ def _share(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.0%}"
 
 
-def _nats(value: float) -> str:
+def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
 
 

@@ -31,7 +31,7 @@ from d2unlearn.training.alternates import RowsOfKind, alternate_rows
 from d2unlearn.training.arguments import UnlearnConfig, check_parallelism, vocabulary_rows
 from d2unlearn.training.checkpoints import COMPLETE, CompleteCheckpoints, last_complete_checkpoint
 from d2unlearn.training.frozen import frozen_values
-from d2unlearn.training.monitor import Snapshot, WatchedRows, first_look, take_snapshot, told, warning_of
+from d2unlearn.training.monitor import Snapshot, WatchedRows, epoch_lines, first_look, take_snapshot, warning_of
 from d2unlearn.training.rows import Rows, Watched, monitor_rows, training_rows
 from d2unlearn.training.sampling import EpochSampler, Pair, PairPlan
 from d2unlearn.training.self_written import Writer
@@ -95,7 +95,7 @@ class UnlearnTrainer(Trainer):
         )
         look = first_look(model, watched, head, batch_size=args.per_device_eval_batch_size, vocab_rows=self._vocab_rows)
         self.before: Snapshot = look.before
-        self._original, self.watched = look.original, look.rows
+        self.original, self.watched = look.original, look.rows
         self._level_told = False
         self._monitored: dict[str, Tensor] = {}
         self._monitored_steps = 0
@@ -249,7 +249,7 @@ class UnlearnTrainer(Trainer):
         assert self.model is not None
         args: Any = self.args
         rows: WatchedRows = self.watched
-        original: Original | None = self._original
+        original: Original | None = self.original
         if eval_dataset is not None:
             tokenizer: Any = self.processing_class
             rows, original = monitor_rows(eval_dataset, self._rows, tokenizer, args.max_length, args.eval_rows), None
@@ -272,7 +272,7 @@ class UnlearnTrainer(Trainer):
     def _tell(self, now: Snapshot, monitored: Mapping[str, float]) -> None:
         assert self.model is not None
         vocabulary = self._vocab_rows or int(causal_model(self.model).get_output_embeddings().out_features)  # type: ignore[operator]
-        for line in told(now, self.state.epoch or 0, monitored):
+        for line in epoch_lines(now, self.state.epoch or 0, monitored):
             say(line)
         step, steps = self.state.global_step, self.state.max_steps
         warming_up = step <= self.args.get_warmup_steps(steps) and step < steps

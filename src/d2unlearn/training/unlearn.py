@@ -153,9 +153,10 @@ def _outcome(trainer: UnlearnTrainer, settings: UnlearnSettings) -> Iterator[str
     sides = {"retained": (before.retain_right, log["eval_retain_right"]), "near": (before.near_right, log["eval_near_right"])}
     looked_at = {name: side for name, side in sides.items() if not math.isnan(side[1])}
     right = ", ".join(f"{name} {old:.3f} -> {new:.3f}" for name, (old, new) in looked_at.items())
+    stayed = f"tokens right without the end token: {right}; KL to the original {log['eval_retain_kl']:.3f} nats a token"
     yield (
         f"kept: epoch {log['epoch']:.0f}; answer probability forget {before.forget_probability:.3f} -> {left:.3f}; "
-        f"tokens right without the end token: {right}; KL to the original {log['eval_retain_kl']:.3f} nats a token"
+        f"{stayed if looked_at else 'of rows that should stay the original knew none'}"
     )
     if left > STILL_KNOWN:
         yield f"warning: above {STILL_KNOWN} the forget rows are not gone: more --epochs, or a higher --learning-rate"
@@ -171,11 +172,15 @@ def _outcome(trainer: UnlearnTrainer, settings: UnlearnSettings) -> Iterator[str
 
 
 def _neighbours_told(trainer: UnlearnTrainer, settings: UnlearnSettings) -> str:
-    """Which rows stand for the neighbours of what is forgotten."""
-    count = len(trainer.watched["near"])
-    if settings.near is not None:
-        return f"neighbours that have to stay: {count} rows of {settings.near}"
-    return f"neighbours that have to stay: {count} rows, {NEAR_CHOSEN}; --near FILE names others"
+    """Which rows stand for the neighbours of what is forgotten, and of how many rows something can be lost at all."""
+    near = trainer.watched["near"]
+    stay = dict.fromkeys([*trainer.watched["retain"], *near])
+    known = sum(row in trainer.original.hidden for row in stay)
+    named = f"rows of {settings.near}" if settings.near else f"rows, {NEAR_CHOSEN}; --near FILE names others"
+    return (
+        f"neighbours that have to stay: {len(near)} {named}. The model itself knows the answers of {known} of {len(stay)} rows "
+        "looked at that should stay; what is kept is measured on those"
+    )
 
 
 def _is_a_model(trainer: UnlearnTrainer, settings: UnlearnSettings) -> bool:
