@@ -51,7 +51,7 @@ ALLOWED = {
     "serving": f"{CORE} {FILES} data gate generation models",
     "report": "errors runtime schema serialization stats version",
     "evaluation": f"{CORE} {FILES} data gate generation metrics models stats teacher_forcing",
-    "attacks": f"{CORE} data gate generation metrics models rounding runtime stats teacher_forcing wordings",
+    "attacks": f"{CORE} data gate generation layers metrics models rounding runtime stats teacher_forcing wordings",
     "audit": f"{CORE} {FILES} attacks data gate generation metrics models report stats teacher_forcing training wordings",
     "benchmark": f"{CORE} {FILES} data evaluation gate generation metrics models stats teacher_forcing",
     "analysis": f"{CORE} {FILES} data evaluation gate generation metrics models report rounding stats",

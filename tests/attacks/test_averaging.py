@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tiny_models
-from d2unlearn.attacks.averaging import Averaging, averaged, fine_tuned
+from d2unlearn.attacks.averaging import Averaging, average_with_fine_tune, fine_tuned
 from d2unlearn.attacks.reading import NotShownError
 from d2unlearn.attacks.relearning import batch_order
 from d2unlearn.data.batching import pad_tokens
@@ -39,19 +39,19 @@ def test_the_fine_tune_is_adamw_on_the_answers_of_each_batch() -> None:
 def test_the_average_lies_between_model_and_fine_tune_where_the_share_says() -> None:
     model = tiny_models.llama(tied=True)
     before = state_hash(model)
-    made, tuned = averaged(model, ROWS, AVERAGING, seed=5), fine_tuned(model, ROWS, AVERAGING, seed=5)
+    made, tuned = average_with_fine_tune(model, ROWS, AVERAGING, seed=5), fine_tuned(model, ROWS, AVERAGING, seed=5)
     assert state_hash(model) == before
     for mixed, own, fine in zip(made.parameters(), model.parameters(), tuned.parameters(), strict=True):
         assert float((fine - own.detach()).abs().max()) > 1e-3
         torch.testing.assert_close(mixed, 0.75 * own.detach() + 0.25 * fine)
     assert made.get_output_embeddings().weight is made.get_input_embeddings().weight
-    assert state_hash(averaged(model, ROWS, AVERAGING, seed=5)) == state_hash(made)
-    assert state_hash(averaged(model, ROWS, AVERAGING, seed=6)) != state_hash(made)
+    assert state_hash(average_with_fine_tune(model, ROWS, AVERAGING, seed=5)) == state_hash(made)
+    assert state_hash(average_with_fine_tune(model, ROWS, AVERAGING, seed=6)) != state_hash(made)
 
 
 def test_too_few_rows_are_not_shown_and_impossible_budgets_said() -> None:
     with pytest.raises(NotShownError, match="3 retained rows are too few"):
-        averaged(tiny_models.llama(), ROWS[:3], AVERAGING, seed=0)
+        average_with_fine_tune(tiny_models.llama(), ROWS[:3], AVERAGING, seed=0)
     with pytest.raises(ConfigError, match="share"):
         Averaging(share=0)
     with pytest.raises(ConfigError, match="steps"):

@@ -53,7 +53,9 @@ class Averaging:
         }
 
 
-def averaged(model: PreTrainedModel, retain: Sequence[Tokens], averaging: Averaging, *, seed: int) -> PreTrainedModel:
+def average_with_fine_tune(
+    model: PreTrainedModel, retain: Sequence[Tokens], averaging: Averaging, *, seed: int
+) -> PreTrainedModel:
     """The average of the model and of its fine-tune on retained rows, in float32 and evaluation mode. The model stays as it is.
 
     Raises `NotShownError` where the rows do not fill a batch.

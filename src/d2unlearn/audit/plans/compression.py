@@ -8,7 +8,7 @@ from functools import partial
 
 from transformers import PreTrainedModel
 
-from d2unlearn.attacks.averaging import Averaging, averaged
+from d2unlearn.attacks.averaging import Averaging, average_with_fine_tune
 from d2unlearn.attacks.compression import (
     Compression,
     HalfPrecision,
@@ -102,7 +102,7 @@ def _averaged(
 ) -> PreTrainedModel:
     if not retain:
         raise NotShownError("it fine-tunes on retained rows, and there are none")
-    return averaged(model, subject.rendered(RETAIN_ROWS, retain).tokens, averaging, seed=seed)
+    return average_with_fine_tune(model, subject.rendered(RETAIN_ROWS, retain).tokens, averaging, seed=seed)
 
 
 def _gated_parts(subject: Subject, rows: AuditRows, budget: CompressionBudget, seed: int) -> Iterator[Part]:
