@@ -17,7 +17,7 @@ from d2unlearn.analysis.page_figures import draw_layers, draw_separation
 from d2unlearn.analysis.page_panels import general_sets, layer_limits, spreads_of
 from d2unlearn.analysis.records import Analysis, Estimate
 from d2unlearn.analysis.significance import trial_of, wordings
-from d2unlearn.report.figures import AXIS, FORGET, RETAIN, STYLE, Drawing, plain_axes, svg_of
+from d2unlearn.report.figures import AXIS, FORGET_COLOUR, RETAIN, STYLE, Drawing, plain_axes, svg_of
 from d2unlearn.report.notation import readable, stated
 from energy_trials import ROLES, read_trials, wrong_shares
 from tables import ROOT
@@ -57,7 +57,7 @@ def draw_deciding(trials: Sequence[Analysis]) -> Figure:
     """Missed and refused wrongly in other words and on general knowledge, with raised thresholds, a point a seed."""
     rate, names = lowest_rate(trials[0]), [detector.name for detector in drawn_detectors(trials[0])]
     forget, retain = wordings(trials[0].sets)[-1]
-    columns = {forget: FORGET, retain: RETAIN, **dict.fromkeys(general_sets(trials[0])[-1:], RETAIN)}
+    columns = {forget: FORGET_COLOUR, retain: RETAIN, **dict.fromkeys(general_sets(trials[0])[-1:], RETAIN)}
     figure = Figure(figsize=(10.8, 0.42 * len(names) + 1.1))
     panels = figure.subplots(1, len(columns), sharey=True)
     figure.subplots_adjust(left=0.215, right=0.985, bottom=0.1, top=0.88, wspace=0.1)

@@ -12,7 +12,7 @@ import pytest
 from d2unlearn.audit.page import attack_sections, audit_page, claim_card, claims_headline, write_audit_page
 from d2unlearn.audit.page_pictures import DrawnSetting, pictures
 from d2unlearn.audit.records import Audit
-from d2unlearn.audit.verdict import Margins
+from d2unlearn.audit.verdict import ClaimMargins
 from d2unlearn.report.notation import fixed
 from d2unlearn.runtime import write_json
 from d2unlearn.serialization import record_to_json
@@ -114,7 +114,7 @@ def test_a_claim_s_number_is_the_difference_that_decides_beside_its_margin(audit
 
 
 def test_settings_along_a_number_are_curves_and_the_worst_line_is_bold() -> None:
-    (picture,) = pictures([relearning()], Margins())
+    (picture,) = pictures([relearning()], ClaimMargins())
     assert [panel.title for panel in picture.panels] == ["whole groups", "one row"]
     assert picture.rows == ()
     for panel in picture.panels:
@@ -129,21 +129,21 @@ def test_settings_along_a_number_are_curves_and_the_worst_line_is_bold() -> None
 def test_where_all_lines_begin_counts_among_their_points() -> None:
     settings = [setting({"steps": 0}, 0.1, 0.1)]
     settings += [setting({"relearned": "one row", "rate": 0.1, "steps": steps}, steps / 100, 0.1) for steps in (5, 20)]
-    (picture,) = pictures([attack("relearning", tuple(settings), claim="comes_back")], Margins())
+    (picture,) = pictures([attack("relearning", tuple(settings), claim="comes_back")], ClaimMargins())
     assert [[x for x, _ in line.points] for panel in picture.panels for line in panel.lines] == [[0, 5, 20]]
 
 
 def test_what_judges_nothing_is_drawn_apart() -> None:
     counted = replace(restoring(), deciding=None)
     shown = attack("storage", (setting({"restored": "everything"}, 0.97, 0.06),))
-    first, second = pictures([shown, counted], Margins())
+    first, second = pictures([shown, counted], ClaimMargins())
     assert [row.label for row in first.rows] == ["layer 1", "layer 2", "all attention", "all MLPs"]
     assert [(row.label, row.limit) for row in second.rows] == [("everything", None)]
     assert (first.judged, second.judged) == (True, False)
 
 
 def test_raw_and_guarded_share_a_row_a_family_and_the_limit_is_the_control_s_plus_the_margin() -> None:
-    told, refused = pictures([wordings(guarded=False), wordings(guarded=True)], Margins())
+    told, refused = pictures([wordings(guarded=False), wordings(guarded=True)], ClaimMargins())
     assert (told.judged, refused.judged) == (True, False)
     assert told.series == ("artifact", "guarded", "oracle", "original")
     assert [row.label for row in told.rows][:2] == ["any", "backwards"]
@@ -158,13 +158,13 @@ def test_a_family_is_shown_by_its_worst_wording() -> None:
         setting({"wording": f"typos/{n}", "family": "typos"}, value, 0.0, measure="told")
         for n, value in enumerate((0.1, 0.3, 0.2))
     )
-    (picture,) = pictures([attack("wordings", settings, claim="other_words")], Margins())
+    (picture,) = pictures([attack("wordings", settings, claim="other_words")], ClaimMargins())
     assert [(row.label, row.note, row.value) for row in picture.rows] == [("typos", "typos/1", "0.300")]
     assert picture.left == 2
 
 
 def test_numbers_that_are_no_shares_have_a_scale_of_their_own_in_every_row() -> None:
-    (picture,) = pictures([scores()], Margins())
+    (picture,) = pictures([scores()], ClaimMargins())
     middle = 100 * 1.08 / 2.16
     for row in picture.rows:
         assert [(mark.at, mark.low, mark.high) for mark in row.marks] == [(middle, round(8 / 2.16, 2), round(208 / 2.16, 2))]
@@ -174,7 +174,7 @@ def test_numbers_that_are_no_shares_have_a_scale_of_their_own_in_every_row() -> 
 
 def test_many_rows_are_cut_to_the_worst_and_counted() -> None:
     settings = tuple(setting({"restored": f"part {n}"}, n / 100, 0.0) for n in range(30))
-    (picture,) = pictures([attack("storage", settings, claim="gone", deciding=3)], Margins())
+    (picture,) = pictures([attack("storage", settings, claim="gone", deciding=3)], ClaimMargins())
     assert [row.label for row in picture.rows][:3] == ["part 3", "part 29", "part 28"]
     assert (len(picture.rows), picture.left) == (14, 16)
 
@@ -183,7 +183,7 @@ def test_a_setting_without_a_number_draws_no_mark() -> None:
     one = setting({"restored": "layer 1"}, 0.5, 0.1)
     unscored = replace(one.values["artifact"], value=float("nan"), low=float("nan"), high=float("nan"))
     (picture,) = pictures(
-        [replace(restoring(), settings=(replace(one, values={**one.values, "artifact": unscored}),))], Margins()
+        [replace(restoring(), settings=(replace(one, values={**one.values, "artifact": unscored}),))], ClaimMargins()
     )
     assert [(mark.series) for mark in picture.rows[0].marks] == ["oracle"]
     assert picture.rows[0].value == "–"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from d2unlearn.attacks.reading import Measure, Reading
-from d2unlearn.audit.verdict import Compared, Margins, holm, judge_attack, judge_claim, row_means, rows_needed
+from d2unlearn.audit.verdict import ClaimMargins, Compared, judge_attack, judge_claim, row_means, rows_needed
 from d2unlearn.errors import ConfigError
 
-MARGINS = Margins()
+MARGINS = ClaimMargins()
 GROUPS = 20
 
 
@@ -31,12 +31,6 @@ def test_rows_needed_bound_a_share_that_nobody_saw() -> None:
     assert 0.99**299 <= 0.05 < 0.99**298
 
 
-def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.6]) == [1.0, 1.0]
-    assert holm([]) == []
-
-
 def test_a_row_s_mean_is_over_the_repeats_that_asked_it() -> None:
     repeats = [reading([0.2, math.nan, math.nan]), reading([0.4, 0.6, math.nan])]
     assert row_means(repeats) == pytest.approx([0.3, 0.6, math.nan], nan_ok=True)
@@ -44,7 +38,7 @@ def test_a_row_s_mean_is_over_the_repeats_that_asked_it() -> None:
 
 def test_a_margin_is_a_share() -> None:
     with pytest.raises(ConfigError, match="told, picked"):
-        Margins(told=0.0, picked=1.0)
+        ClaimMargins(told=0.0, picked=1.0)
 
 
 def test_clean_holds_and_the_excess_is_the_difference_minus_the_margin() -> None:

@@ -19,7 +19,7 @@ from d2unlearn.analysis.records import AnswerEnergies, CurvePoint, Estimate, Mod
 from d2unlearn.analysis.roc import Roc
 from d2unlearn.report.figures import (
     AXIS,
-    FORGET,
+    FORGET_COLOUR,
     INK,
     RETAIN,
     SERIES,
@@ -35,7 +35,7 @@ from d2unlearn.report.notation import fixed, percent, stated
 from d2unlearn.schema import Kind
 from d2unlearn.stats import Floats
 
-KIND_COLOURS: Mapping[Kind, str] = {"forget": FORGET, "retain": RETAIN}
+KIND_COLOURS: Mapping[Kind, str] = {"forget": FORGET_COLOUR, "retain": RETAIN}
 DASHED, DOTTED = (0, (4, 2.4)), (0, (1.2, 1.6))
 LINES: tuple[dict[str, Any], ...] = tuple(
     {"color": colour, "linestyle": dash, "linewidth": width}

@@ -12,7 +12,7 @@ from d2unlearn.audit.page_figures import curve_figure
 from d2unlearn.audit.page_pictures import MARKED, ROW_WORDS, Picture, measure_title, pictures
 from d2unlearn.audit.records import AttackResult, Audit, SettingResult, ToldExample, read_audit
 from d2unlearn.audit.summary import NO_CONTROL, in_words
-from d2unlearn.audit.verdict import Margins
+from d2unlearn.audit.verdict import ClaimMargins
 from d2unlearn.report.figures import Panel
 from d2unlearn.report.html import VERDICT_STATES, RunSection, run_sections, template
 from d2unlearn.report.notation import NOT_SCORED, fixed, folder_name, readable
@@ -162,7 +162,7 @@ def claim_card(claim: ClaimResult, audit: Audit) -> ClaimCard:
     result, one = found
     above = {"oracle": "above the model that never knew", NEVER_SEEN: "above facts never seen"}
     control = next((above[name] for name in above if name in one.values), "above what is promised")
-    margin = Margins(**audit.margins).of(one.measure)
+    margin = ClaimMargins(**audit.margins).of(one.measure)
     allowed = "" if margin is None else f"; {margin:g} is allowed"
     value = f"{'+' * (one.difference > 0)}{fixed(one.difference)}"
     return ClaimCard(claim, state, text, value, f"{control}{allowed}", (result.title, anchor_of(result.name)))
@@ -183,7 +183,7 @@ def _deciding(claim: ClaimResult, audit: Audit) -> tuple[AttackResult, SettingRe
 
 def attack_sections(audit: Audit) -> list[AttackSection]:
     """A section for every attack that was made."""
-    margins = Margins(**audit.margins)
+    margins = ClaimMargins(**audit.margins)
     by_name: dict[str, list[AttackResult]] = {}
     for result in audit.attacks:
         by_name.setdefault(result.name, []).append(result)
@@ -200,7 +200,7 @@ def title_of(example: ToldExample, audit: Audit) -> str:
     return next((result.title for result in audit.attacks if result.name == example.attack), readable(example.attack))
 
 
-def _section(name: str, results: Sequence[AttackResult], margins: Margins) -> AttackSection:
+def _section(name: str, results: Sequence[AttackResult], margins: ClaimMargins) -> AttackSection:
     drawn = [_drawn(picture, f"{anchor_of(name)}-{number}") for number, picture in enumerate(pictures(results, margins))]
     measures = {each.picture.measure for each in drawn if each.picture.judged} or {each.picture.measure for each in drawn}
     return AttackSection(

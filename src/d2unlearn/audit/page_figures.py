@@ -17,7 +17,7 @@ from d2unlearn.report.notation import fixed
 
 _VIOLET, _GREEN = figures.SERIES[:2]
 CURVES: Mapping[str, dict[str, Any]] = {
-    "artifact": {"color": figures.FORGET, "linestyle": "solid", "linewidth": 2.6, "marker": "o", "markersize": 5},
+    "artifact": {"color": figures.FORGET_COLOUR, "linestyle": "solid", "linewidth": 2.6, "marker": "o", "markersize": 5},
     "guarded": {"color": figures.RETAIN, "linestyle": "solid", "linewidth": 2.2, "marker": "D", "markersize": 4.5},
     "oracle": {"color": _GREEN, "linestyle": (0, (1.2, 1.6)), "linewidth": 2.4, "marker": "s", "markersize": 4.5},
     "never_seen": {"color": _VIOLET, "linestyle": (0, (1.2, 1.6)), "linewidth": 2.4, "marker": "s", "markersize": 4.5},

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from d2unlearn.attacks.reading import Measure, Setting
 from d2unlearn.audit.records import AttackResult, SettingResult
 from d2unlearn.audit.summary import MEASURE_WORDS, in_words
-from d2unlearn.audit.verdict import Margins
+from d2unlearn.audit.verdict import ClaimMargins
 from d2unlearn.report.notation import fixed, readable
 from d2unlearn.schema import MetricResult
 
@@ -137,7 +137,7 @@ class Picture:
         return measure_title(self.measure, self.rows_of)
 
 
-def pictures(results: Sequence[AttackResult], margins: Margins) -> list[Picture]:
+def pictures(results: Sequence[AttackResult], margins: ClaimMargins) -> list[Picture]:
     """One attack's pictures, those that judge first: of each measure and set of rows one that judges and one that does not."""
     drawn: dict[tuple[Measure, str, bool], dict[tuple[tuple[str, Setting], ...], DrawnSetting]] = {}
     for result in results:
@@ -149,7 +149,7 @@ def pictures(results: Sequence[AttackResult], margins: Margins) -> list[Picture]
     return sorted(made, key=lambda picture: not picture.judged)
 
 
-def judges(claim: str, measure: Measure, margins: Margins) -> bool:
+def judges(claim: str, measure: Measure, margins: ClaimMargins) -> bool:
     """Whether a measure decides a claim: refusals only where none is wanted."""
     return bool(claim) and margins.of(measure) is not None and (measure != "refused" or claim == "nothing_else")
 
@@ -160,7 +160,9 @@ def measure_title(measure: Measure, rows: str) -> str:
     return f"{words[:1].upper()}{words[1:]}, {ROW_WORDS.get(rows, readable(rows))}"
 
 
-def _with(before: DrawnSetting | None, result: AttackResult, one: SettingResult, index: int, margins: Margins) -> DrawnSetting:
+def _with(
+    before: DrawnSetting | None, result: AttackResult, one: SettingResult, index: int, margins: ClaimMargins
+) -> DrawnSetting:
     """A setting with what one result has of it: raw or guarded, and the models beside it."""
     own = "guarded" if result.guarded else "artifact"
     values = {own if name == "artifact" else name: value for name, value in one.values.items()}

@@ -19,7 +19,7 @@ from d2unlearn.audit.parts import LEVELS, AttackPlan, AuditRows, Level, Subject,
 from d2unlearn.audit.records import Audit, AuditedModel, AuditedRows
 from d2unlearn.audit.suite import ATTACKS
 from d2unlearn.audit.summary import AttackText, Readings, attack_results, worst_told
-from d2unlearn.audit.verdict import Margins
+from d2unlearn.audit.verdict import ClaimMargins
 from d2unlearn.config import AuditSettings, identity
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import ArtifactError, ConfigError
@@ -133,7 +133,7 @@ def _subjects(settings: AuditSettings, weights: Mapping[SubjectName, str]) -> di
 
 
 def _record(making: Making, readings: Sequence[Readings], weights: Mapping[SubjectName, str], settings: AuditSettings) -> Audit:
-    margins = Margins(settings.probability_margin, settings.told_margin, settings.refused_margin, settings.picked_margin)
+    margins = ClaimMargins(settings.probability_margin, settings.told_margin, settings.refused_margin, settings.picked_margin)
     gate = making.subjects["artifact"].guarded.gate
     not_made = [plan for name, plan in ATTACKS.items() if name in making.left_out or plan not in making.plans]
     attacks, claims = attack_results(

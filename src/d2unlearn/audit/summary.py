@@ -12,11 +12,11 @@ import numpy as np
 from d2unlearn.attacks.reading import Measure, Reading, Setting
 from d2unlearn.audit.claims import CLAIMS, FORGET, NEVER_SEEN, Claim
 from d2unlearn.audit.records import AttackResult, SettingResult, ToldExample
-from d2unlearn.audit.verdict import Compared, Excess, Judged, Margins, judge_attack, judge_claim, row_means
+from d2unlearn.audit.verdict import ClaimMargins, Compared, Excess, Judged, judge_attack, judge_claim, row_means
 from d2unlearn.schema import ClaimResult, Example, MetricResult, Verdict
 from d2unlearn.stats import bootstrap_interval
 
-SEED = "seed"
+_SEED = "seed"
 """A setting's key of that name tells repeats of one setting apart."""
 NO_CONTROL = "there is nothing to compare it with: name a model that never knew (--oracle) or facts of this kind (--never-seen)"
 MOST_EXAMPLES = 10
@@ -54,7 +54,7 @@ def attack_results(
     texts: Mapping[str, AttackText],
     *,
     rate: float | None,
-    margins: Margins,
+    margins: ClaimMargins,
     made: Mapping[Claim, bool],
     seed: int,
 ) -> tuple[list[AttackResult], list[ClaimResult]]:
@@ -98,7 +98,7 @@ def worst_told(done: Sequence[Readings], rows: Mapping[str, Example]) -> list[To
 def in_words(setting: Mapping[str, Setting]) -> str:
     """A setting as one line: what is named by itself, what is a number with its name."""
     return ", ".join(
-        str(value) if isinstance(value, str) else f"{name} {value:g}" for name, value in setting.items() if name != SEED
+        str(value) if isinstance(value, str) else f"{name} {value:g}" for name, value in setting.items() if name != _SEED
     )
 
 
@@ -139,7 +139,7 @@ class _Attack:
         ]
         return cls(name, guarded, claim, text, tuple(compared), shown)
 
-    def result(self, judged: Judged, verdict: Verdict, margins: Margins, seed: int) -> AttackResult:
+    def result(self, judged: Judged, verdict: Verdict, margins: ClaimMargins, seed: int) -> AttackResult:
         """The record of it. Without a control nothing is judged, and the reason says so."""
         excesses = self._excesses(judged, margins)
         settings = tuple(_setting_result(key, models, excesses.get(key), seed) for key, models in self.shown.items())
@@ -160,7 +160,7 @@ class _Attack:
             settings,
         )
 
-    def _excesses(self, judged: Judged, margins: Margins) -> dict[SettingKey, Excess]:
+    def _excesses(self, judged: Judged, margins: ClaimMargins) -> dict[SettingKey, Excess]:
         """Of the settings that were judged: differences, with the margin put back."""
         judging = [(one, margin) for one in self.compared if (margin := margins.of(one.measure)) is not None]
         differences = {}
@@ -175,7 +175,7 @@ def _by_setting(done: Iterable[Readings]) -> dict[SettingKey, tuple[Reading, ...
     found: dict[SettingKey, tuple[Reading, ...]] = {}
     for each in done:
         for reading in each.readings:
-            setting = tuple((name, value) for name, value in reading.setting.items() if name != SEED)
+            setting = tuple((name, value) for name, value in reading.setting.items() if name != _SEED)
             key = SettingKey(setting, reading.measure, reading.rows)
             found[key] = (*found.get(key, ()), reading)
     return found
@@ -218,7 +218,7 @@ def _claim_result(
     decider: tuple[_Attack, Judged] | None,
     judged: Sequence[Judged],
     made: bool,
-    margins: Margins,
+    margins: ClaimMargins,
 ) -> ClaimResult:
     title = CLAIMS[claim].title
     if decider is None or decider[1].deciding is None:

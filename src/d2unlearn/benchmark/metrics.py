@@ -260,7 +260,7 @@ class OfTrueAnswer(OfOneSet):
 
 @dataclass(frozen=True)
 class Membership(Metric):
-    """AUC of one attack of `ATTACKS`, forgotten against held-out examples."""
+    """AUC of one attack of `MEMBERSHIP_ATTACKS`, forgotten against held-out examples."""
 
     attack: str
     forget: str
@@ -278,7 +278,7 @@ class Membership(Metric):
             return MetricValue(reason=empty[0])
         parts = {}
         for side, scored in sides.items():
-            scores = ATTACKS[self.attack](scored, inputs.convention)
+            scores = MEMBERSHIP_ATTACKS[self.attack](scored, inputs.convention)
             parts[side] = averaged(scored, scores, [{"score": score} for score in scores])
         reason = next((part.reason for part in parts.values() if part.reason), "")
         if reason:
@@ -353,7 +353,7 @@ class Utility(Metric):
 
 Attack = Callable[[SetScores, Convention], list[float]]
 
-ATTACKS: dict[str, Attack] = {
+MEMBERSHIP_ATTACKS: dict[str, Attack] = {
     "loss": lambda scored, _: [true.nll for true in scored.true],
     "zlib": lambda scored, _: [zlib_score(true.nll, text) for true, text in zip(scored.true, scored.texts, strict=True)],
     "reference": lambda scored, _: [

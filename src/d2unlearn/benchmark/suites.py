@@ -12,7 +12,7 @@ from typing import Literal
 from d2unlearn.benchmark.choices import ChoiceAccuracy
 from d2unlearn.benchmark.conventions import SEMEVAL, Convention
 from d2unlearn.benchmark.metrics import (
-    ATTACKS,
+    MEMBERSHIP_ATTACKS,
     TRUE_ANSWER,
     ForgetQuality,
     Membership,
@@ -79,7 +79,7 @@ UTILITY = (
     *("wf_Q_A_Prob_normalised", "wf_Q_A_ROUGE", "wf_Truth_Ratio"),
 )
 """Probability, ROUGE and truth ratio on the three sets to keep."""
-MIA = tuple(f"mia_{attack}" for attack in ATTACKS)
+MIA = tuple(f"mia_{attack}" for attack in MEMBERSHIP_ATTACKS)
 
 
 def _knowledge(short: str, on: str) -> dict[str, Metric]:
@@ -95,7 +95,7 @@ def _knowledge(short: str, on: str) -> dict[str, Metric]:
 
 def _attacks(forget: str, holdout: str) -> dict[str, Metric]:
     """Every membership attack, in the table's order."""
-    return {key: Membership(attack, forget, holdout) for key, attack in zip(MIA, ATTACKS, strict=True)}
+    return {key: Membership(attack, forget, holdout) for key, attack in zip(MIA, MEMBERSHIP_ATTACKS, strict=True)}
 
 
 TOFU = Suite(

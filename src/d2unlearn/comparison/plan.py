@@ -16,7 +16,7 @@ from d2unlearn.config import CompareSettings
 from d2unlearn.errors import ConfigError
 from d2unlearn.fields import COUNT, typed
 
-BENCHMARKS = ("tofu",)
+_BENCHMARKS = ("tofu",)
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,8 @@ def _splits(given: Mapping[str, Mapping[str, Any]]) -> tuple[tuple[Split, ...], 
 
 def _wrong_in(split: Split, names: Sequence[str]) -> list[str]:
     wrong = []
-    if split.benchmark is not None and split.benchmark not in BENCHMARKS:
-        wrong.append(f"benchmark should be {' or '.join(BENCHMARKS)}, not {split.benchmark!r}")
+    if split.benchmark is not None and split.benchmark not in _BENCHMARKS:
+        wrong.append(f"benchmark should be {' or '.join(_BENCHMARKS)}, not {split.benchmark!r}")
     if split.benchmark is not None and split.data is None:
         wrong.append("benchmark needs data: the folder with its files")
     if (split.strongest is None) != (split.strongest_of is None):

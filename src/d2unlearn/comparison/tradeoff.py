@@ -16,7 +16,7 @@ from scipy.optimize import isotonic_regression
 from d2unlearn.comparison.outcomes import RELEARNED
 from d2unlearn.comparison.records import ORIGINAL, PROPOSED_METHOD, RETAIN_MODEL
 from d2unlearn.comparison.table import EntryRow, SeedMean, SplitTable
-from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, STYLE, Drawing, svg_of
+from d2unlearn.report.figures import AXIS, FORGET_COLOUR, INK, RETAIN, STYLE, Drawing, svg_of
 from d2unlearn.report.notation import readable
 
 _KEPT = "retain.extraction_strength"
@@ -32,7 +32,7 @@ _Mark = tuple[str, str, float]
 OWN_MARKS: dict[str, _Mark] = {
     RETAIN_MODEL: ("*", RETAIN, 170.0),
     ORIGINAL: ("s", AXIS, 42.0),
-    PROPOSED_METHOD: ("D", FORGET, 52.0),
+    PROPOSED_METHOD: ("D", FORGET_COLOUR, 52.0),
 }
 _SHAPES = ("o", "^", "v", "P")
 _COLOURS = ("#4c78a8", "#c98a14", "#4c9a43", "#a868a0", "#9d755d", "#2f9c95", "#7a7fd0")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from d2unlearn.comparison.outcomes import COMEBACK, GUARDED_ROUGE, REFUSAL_RATE, STRENGTH, MetricOutcome, Result
 from d2unlearn.comparison.records import PROPOSED_METHOD
 from d2unlearn.comparison.table import SplitTable
-from d2unlearn.report.figures import AXIS, FORGET, INK, RETAIN, STYLE, Drawing, svg_of
+from d2unlearn.report.figures import AXIS, FORGET_COLOUR, INK, RETAIN, STYLE, Drawing, svg_of
 from d2unlearn.report.notation import readable
 
 GROUPS = {STRENGTH: "in the weights", GUARDED_ROUGE: "told", REFUSAL_RATE: "gate refuses", COMEBACK: "relearned"}
@@ -29,7 +29,7 @@ VERBS: dict[Result, str] = {"win": "wins", "tie": "ties", "loss": "loses"}
 LOOKS: dict[Result, tuple[str, str, str]] = {
     "win": ("o", RETAIN, RETAIN),
     "tie": ("o", "none", AXIS),
-    "loss": ("D", FORGET, FORGET),
+    "loss": ("D", FORGET_COLOUR, FORGET_COLOUR),
 }
 """Shape, filling and outline."""
 

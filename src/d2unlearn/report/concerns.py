@@ -13,7 +13,7 @@ from typing import Literal
 from d2unlearn.report.notation import fixed, label_in_text, metric_words, percent, readable, split_name, stated
 from d2unlearn.schema import ClaimResult, EvaluatedSet, Evaluation, GateSummary, Kind, MetricResult, ScoredExample
 
-Level = Literal["bad", "warn", "note"]
+Severity = Literal["bad", "warn", "note"]
 
 KNOWLEDGE = ("extraction_strength", "answer_probability")
 """The metrics that say whether an answer is known; near 0 for a model that never saw it (ROUGE-L and EM are not)."""
@@ -38,7 +38,7 @@ class Concern:
     """Something a reader has to know before trusting the result. `rule` is the name of the rule that fired."""
 
     rule: str
-    level: Level
+    level: Severity
     text: str
 
 
@@ -81,7 +81,7 @@ class BeforeAfter:
         return [m for m in self.after.separation if split_name(m.name)[0] == "auroc" and not math.isnan(m.value)]
 
 
-Found = Iterator[tuple[Level, str]]
+Found = Iterator[tuple[Severity, str]]
 """What a rule finds: how bad it is, and a sentence."""
 
 
@@ -152,7 +152,7 @@ def retain_lost(c: BeforeAfter) -> Found:
 
 def entropy_collapsed(c: BeforeAfter) -> Found:
     """A set on which the raw model repeats itself."""
-    levels: tuple[tuple[Kind, Level], ...] = (("retain", "bad"), ("forget", "warn"))
+    levels: tuple[tuple[Kind, Severity], ...] = (("retain", "bad"), ("forget", "warn"))
     for kind, level in levels:
         for before, after in c.pairs(kind):
             old, new = value_of(before, "token_entropy"), value_of(after, "token_entropy")

@@ -28,7 +28,7 @@ PAGE_COLOURS = {
     **{f"#{number}0a00{number}": f"var(--series{number})" for number in range(1, 6)},
 }
 """What is drawn with, and what the page makes of it."""
-FORGET, RETAIN, AXIS, INK, *SERIES = PAGE_COLOURS
+FORGET_COLOUR, RETAIN, AXIS, INK, *SERIES = PAGE_COLOURS
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 12.5,
@@ -146,7 +146,7 @@ def shares(values: Floats, edges: Floats) -> Floats:
 def _energy_panel(title: str, forget: Floats, retain: Floats, edges: Floats, top: float) -> Panel:
     figure = Figure(figsize=(5.2, 2.9))
     axes = figure.add_axes((0.105, 0.175, 0.875, 0.8))
-    for values, colour in ((retain, RETAIN), (forget, FORGET)):
+    for values, colour in ((retain, RETAIN), (forget, FORGET_COLOUR)):
         stairs(axes, shares(values, edges), edges, colour)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(0, top * 1.06)
@@ -184,7 +184,7 @@ def plain_axes(axes: Axes) -> None:
 
 def _ridge(name: str, kind: str, values: Floats, edges: Floats, threshold: float | None, key: str) -> Ridge:
     """One row: the histogram in its own height, and a stroke for each of few scores on the wrong side of the threshold."""
-    colour = FORGET if kind == "forget" else RETAIN
+    colour = FORGET_COLOUR if kind == "forget" else RETAIN
     figure = Figure(figsize=(8, 0.6))
     axes = figure.add_axes((0, 0, 1, 1))
     heights = shares(values, edges)

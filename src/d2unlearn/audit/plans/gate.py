@@ -55,7 +55,7 @@ class GateBudget:
 
 BUDGETS: Mapping[Level, GateBudget] = {
     "quick": GateBudget(60, 6, families=8, parts=1),
-    "thorough": GateBudget(None, 100),
+    "thorough": GateBudget(None, 300),
     "exhaustive": GateBudget(None, None, of_family=None),
 }
 

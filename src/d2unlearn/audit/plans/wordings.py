@@ -45,7 +45,7 @@ class WordingBudget:
 
 BUDGETS: Mapping[Level, WordingBudget] = {
     "quick": WordingBudget(12, AskingOtherwise(32), Prefill((1, 4), 32), of_family=1, families=6),
-    "thorough": WordingBudget(200, AskingOtherwise(), Prefill()),
+    "thorough": WordingBudget(300, AskingOtherwise(), Prefill()),
     "exhaustive": WordingBudget(None, AskingOtherwise(), Prefill()),
 }
 
