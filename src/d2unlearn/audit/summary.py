@@ -67,7 +67,7 @@ def attack_results(
         ours = [each for each in done if each.subject == "artifact" and each.claim == claim]
         names = list(dict.fromkeys((each.attack, each.guarded) for each in ours))
         attacks = [_Attack.of(name, guarded, claim, done, texts[name], rate) for name, guarded in names]
-        judged = [judge_attack(attack.compared, margins, seed=seed) for attack in attacks]
+        judged = [attack.judged(margins, seed) for attack in attacks]
         verdicts: Sequence[Verdict] = ["not shown"] * len(attacks)
         if claim is not None:
             judgement = judge_claim(judged, all_made=made[claim])
@@ -139,6 +139,11 @@ class _Attack:
         ]
         return cls(name, guarded, claim, text, tuple(compared), shown)
 
+    def judged(self, margins: ClaimMargins, seed: int) -> Judged:
+        """Its settings together; without a control, the reason says so."""
+        judged = judge_attack(self.compared, margins, seed=seed)
+        return judged if self.compared else judged._replace(reason=NO_CONTROL)
+
     def result(self, judged: Judged, verdict: Verdict, margins: ClaimMargins, seed: int) -> AttackResult:
         """The record of it. Without a control nothing is judged, and the reason says so."""
         excesses = self._excesses(judged, margins)
@@ -147,7 +152,6 @@ class _Attack:
         if judged.deciding is not None:
             decided = list(excesses)[judged.deciding]
             deciding = list(self.shown).index(decided)
-        reason = judged.reason if self.compared or self.claim is None else NO_CONTROL
         return AttackResult(
             self.name,
             self.text.title,
@@ -155,7 +159,7 @@ class _Attack:
             self.claim or "",
             self.guarded,
             verdict,
-            "" if self.claim is None else reason,
+            "" if self.claim is None else judged.reason,
             deciding,
             settings,
         )
@@ -222,9 +226,7 @@ def _claim_result(
 ) -> ClaimResult:
     title = CLAIMS[claim].title
     if decider is None or decider[1].deciding is None:
-        why = next((each.reason for each in judged if each.reason), "") or (
-            NO_CONTROL if judged else "no attack was made on it"
-        )
+        why = next((each.reason for each in judged if each.reason), "no attack was made on it")
         return ClaimResult(claim, title, verdict, "", "", "", f"{title}: {verdict}. {_capital(why)}.")
     attack, of_attack = decider
     differences = attack._excesses(of_attack, margins)

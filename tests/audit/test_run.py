@@ -1,0 +1,189 @@
+"""The audit as a whole, with planted attacks on tiny models: verdicts, what is left out, and going on after a kill."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from d2unlearn.attacks.reading import NotShownError, Reading, reading_of
+from d2unlearn.audit import making, run
+from d2unlearn.audit.claims import CLAIMS, FORGET
+from d2unlearn.audit.parts import AttackPlan, AuditRows, Cost, Level, Part, Subject, asked_sets
+from d2unlearn.audit.records import Audit, read_audit
+from d2unlearn.audit.run import run_audit
+from d2unlearn.config import AuditSettings
+from d2unlearn.errors import ArtifactError, ConfigError, DataError
+from gate import tiny
+
+HELD = {"artifact": 0.3, "original": 0.9, "oracle": 0.0}
+"""What the planted attack reads of each model."""
+
+
+class Planted:
+    """Attacks that read what they are told to; every part that is made is noted."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.held = dict(HELD)
+        self.fails_at = ""
+
+    def plan(self, name: str, **options: object) -> AttackPlan:
+        def parts(subject: Subject, rows: AuditRows, level: Level, seed: int) -> Iterator[Part]:
+            for asked in asked_sets(subject, rows, None, seed):
+                for step in (1, 2):
+
+                    def made(step: int = step, asked: object = asked) -> Sequence[Reading]:
+                        return self._readings(f"{name}, {subject.name}, {asked.name}, {step}", subject, asked, step)  # type: ignore[attr-defined]
+
+                    yield Part(f"{asked.name}, {step}", [step, asked.name, asked.groups], Cost(scored=1), made, "gone")
+
+        return AttackPlan(name, f"{name}'s title", "What is planted.", parts, claims=("gone",), **options)  # type: ignore[arg-type]
+
+    def _readings(self, name: str, subject: Subject, asked: object, step: int) -> list[Reading]:
+        if name == self.fails_at:
+            raise KeyboardInterrupt
+        self.made.append(name)
+        value = self.held[subject.name] / step if asked.name == FORGET else 0.0  # type: ignore[attr-defined]
+        values = [value] * len(asked.tokens)  # type: ignore[attr-defined]
+        return [reading_of(asked, {"step": step}, "answer_probability", values)]  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Planted:
+    attacks = Planted()
+    monkeypatch.setenv("D2UNLEARN_CACHE", str(tmp_path / "cache"))
+    table = {name: attacks.plan(name) for name in ("first", "second")}
+    monkeypatch.setattr(run, "ATTACKS", table)
+    monkeypatch.setattr(making, "measured_speed", lambda *_: _Instant())
+    return attacks
+
+
+class _Instant:
+    def seconds(self, cost: Cost) -> float:
+        return 0.0
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> AuditSettings:
+    for seed, name in enumerate(HELD):
+        tiny.model(seed).save_pretrained(tmp_path / name)
+        tiny.tokenizer().save_pretrained(tmp_path / name)
+    for name, n in {"forget": 200, "retain": 10, "never_seen": 200}.items():
+        rows = [{"question": q, "answer": "w1 w2", "group": f"{name}-{i % 20}"} for i, q in enumerate(tiny.questions(3, n))]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("forget", "retain")}
+    models = {name: str(tmp_path / name) for name in ("original", "oracle")}
+    return AuditSettings(model=str(tmp_path / "artifact"), output=str(tmp_path / "audit"), **files, **models)
+
+
+def audited(settings: AuditSettings) -> Audit:
+    return read_audit(run_audit(settings))
+
+
+def verdicts(record: Audit) -> dict[str, str]:
+    return {claim.name: claim.verdict for claim in record.claims}
+
+
+def test_a_planted_secret_is_found_and_everything_else_is_not_shown(planted: Planted, settings: AuditSettings) -> None:
+    record = audited(settings)
+    assert verdicts(record) == {"gone": "does not hold", **dict.fromkeys(list(CLAIMS)[1:], "not shown")}
+    gone = record.claims[0]
+    assert (gone.attack, gone.setting) == ("first", "step 1")
+    assert "answer probability 0.300, 0.000 in the model that never knew; difference 0.300" in gone.numbers
+    setting = record.attacks[0].settings[0]
+    assert {name: result.value for name, result in setting.values.items()} == pytest.approx(HELD)
+    assert setting.difference == pytest.approx(0.3)
+    assert record.control == "oracle"
+    assert (record.rows["forget"].n, record.rows["forget"].groups) == (200, 20)
+    assert record.warnings == ("the artifact has no gate: nothing is refused, and nothing about refusals is shown",)
+
+
+def test_a_clean_model_holds(planted: Planted, settings: AuditSettings) -> None:
+    planted.held["artifact"] = 0.01
+    assert verdicts(audited(settings))["gone"] == "holds"
+
+
+def test_without_a_model_that_never_knew_nothing_is_compared(planted: Planted, settings: AuditSettings) -> None:
+    record = audited(replace(settings, oracle=None))
+    assert verdicts(record)["gone"] == "not shown"
+    assert "(--oracle)" in record.claims[0].why
+    assert record.control == "none"
+
+
+def test_facts_that_were_never_seen_stand_in(planted: Planted, settings: AuditSettings, tmp_path: Path) -> None:
+    record = audited(replace(settings, oracle=None, never_seen=str(tmp_path / "never_seen.jsonl")))
+    assert verdicts(record)["gone"] == "does not hold"
+    assert "on facts that it never saw" in record.claims[0].numbers
+    assert record.control == "never_seen"
+
+
+def test_an_attack_that_cannot_be_made_is_named_and_the_others_run(
+    planted: Planted, settings: AuditSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: object) -> Iterator[Part]:
+        raise NotShownError("its layers are tied")
+
+    planted.held["artifact"] = 0.0
+    table = {"first": planted.plan("first"), "second": AttackPlan("second", "S", "", cannot, claims=("gone",))}
+    monkeypatch.setattr(run, "ATTACKS", table)
+    record = audited(settings)
+    assert record.left_out == {"second": "artifact: its layers are tied"}
+    assert verdicts(record)["gone"] == "not shown"
+    assert "Not every attack of this claim was made" in record.claims[0].why
+
+
+def test_one_attack_alone_may_find_and_cannot_clear(planted: Planted, settings: AuditSettings) -> None:
+    assert verdicts(audited(replace(settings, attack=["second"])))["gone"] == "does not hold"
+    planted.held["artifact"] = 0.0
+    record = audited(replace(settings, attack=["second"], output=f"{settings.output}-2", seed=1))
+    assert verdicts(record)["gone"] == "not shown"
+    assert record.left_out == {"first": "not asked for"}
+
+
+def test_stopped_it_goes_on_where_it_was(planted: Planted, settings: AuditSettings) -> None:
+    planted.fails_at = "second, original, forget, 2"
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(settings)
+    before = list(planted.made)
+    planted.fails_at = ""
+    whole = audited(settings)
+    assert len(planted.made) == len(set(planted.made)) == 2 * 3 * 2
+    assert planted.made[: len(before)] == before
+    assert not Path(f"{settings.output}.partial").exists()
+    planted.made.clear()
+    assert audited(settings) == whole
+    assert planted.made == []
+
+
+def test_original_and_oracle_are_attacked_once_for_all_artifacts(
+    planted: Planted, settings: AuditSettings, tmp_path: Path
+) -> None:
+    run_audit(settings)
+    planted.made.clear()
+    tiny.model(7).save_pretrained(tmp_path / "artifact")
+    run_audit(replace(settings, output=f"{settings.output}-2"))
+    assert {name.split(", ")[1] for name in planted.made} == {"artifact"}
+
+
+def test_readings_are_written_by_attack_without_texts(planted: Planted, settings: AuditSettings) -> None:
+    run_audit(settings)
+    content = json.loads((Path(settings.output) / "attacks" / "first.json").read_text())["readings"]
+    assert len(content) == 3 * 2
+    assert all(each["readings"][0]["texts"] == [] for each in content)
+    assert sum(len(each["readings"][0]["values"]) for each in content) == 6 * 200
+
+
+def test_what_cannot_be_is_said(planted: Planted, settings: AuditSettings) -> None:
+    with pytest.raises(ConfigError, match="--attack third: there is first, second"):
+        run_audit(replace(settings, attack=["third"]))
+    with pytest.raises(ConfigError, match="one of --quick, --thorough and --exhaustive"):
+        replace(settings, quick=True, thorough=True)
+    with pytest.raises(DataError, match="does not exist"):
+        run_audit(replace(settings, never_seen="nothing.jsonl"))
+    run_audit(settings)
+    with pytest.raises(ArtifactError, match="holds the result of other inputs or settings"):
+        run_audit(replace(settings, seed=3))
