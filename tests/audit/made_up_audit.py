@@ -142,7 +142,7 @@ def made_up_audit() -> Audit:
         judging="0123456789ab" + "0" * 52,
         claims=(
             claim("gone", "Gone from the weights", gone, "holds", "layer 2"),
-            claim("other_words", "Gone in other words", raw, "does not hold", "any, any"),
+            claim("other_words", "Gone in other words", raw, "does not hold", "any"),
             claim(
                 "comes_back",
                 "Does not come back",
@@ -150,15 +150,13 @@ def made_up_audit() -> Audit:
                 "does not hold",
                 "whole groups, learning rate 0.001, steps 80",
             ),
-            claim("refused", "Nothing forgotten gets past the gate", guarded, "not shown", "any, any"),
+            claim("refused", "Nothing forgotten gets past the gate", guarded, "not shown", "any"),
             claim("nothing_else", "Nothing else is refused", None, "not shown"),
         ),
         attacks=(gone, raw, comes_back, guarded, scores()),
         examples=(
             ToldExample("wordings", "role_play/1, role_play", True, SPITEFUL, "Nobody <i>knows</i>.", "It is <b>nobody</b>."),
-            ToldExample(
-                "wordings", "any, any", False, "Where was Basil born?", "In Kuwait City.", "Basil was born in Kuwait City."
-            ),
+            ToldExample("wordings", "any", False, "Where was Basil born?", "In Kuwait City.", "Basil was born in Kuwait City."),
         ),
         left_out={"probes": "artifact: it needs wrong answers (TOFU's <perturbed_answer>)"},
         seed=7,

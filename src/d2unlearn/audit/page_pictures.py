@@ -66,14 +66,14 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class MarkRow:
-    """One setting as a row: its name, marks, the limit's place, and the numbers of artifact and control as written."""
+    """One setting as a row: its name, marks, the limit's place, and the numbers as written; `others`: what is called how."""
 
     label: str
     note: str
     marks: tuple[Mark, ...]
     limit: float | None
     value: str
-    control: str
+    others: tuple[tuple[str, str], ...]
     decides: bool
 
 
@@ -114,11 +114,6 @@ class Picture:
     def faint(self) -> bool:
         """Whether any panel has lines beside its worst."""
         return any(len(panel.lines) > 1 for panel in self.panels)
-
-    @property
-    def controlled(self) -> bool:
-        """Whether a control's number stands in any row."""
-        return any(row.control for row in self.rows)
 
     @property
     def ticks(self) -> tuple[str, ...]:
@@ -259,15 +254,15 @@ def _row(each: DrawnSetting, scale: tuple[float, float]) -> MarkRow:
     whole = readable(in_words(each.setting)) or "as it is"
     family = each.setting.get(FAMILY)
     rest = in_words({key: value for key, value in each.setting.items() if key != FAMILY})
-    own = next((each.values[name] for name in ("artifact", "guarded") if name in each.values), None)
-    control = next((each.values[name] for name in ("oracle", "never_seen") if name in each.values), None)
+    own = "artifact" if "artifact" in each.values else "guarded"
+    beside = {"guarded": "gate", "oracle": "control", "never_seen": "control"}
     return MarkRow(
         whole if family is None else readable(str(family)),
         "" if family is None or rest == family else readable(rest),
         tuple(_mark(name, each.values[name], scale) for name in reversed(MARKED) if _scored(each.values.get(name))),
         None if math.isnan(each.limit) else _place(each.limit, scale),
-        fixed(math.nan if own is None else own.value),
-        "" if control is None else fixed(control.value),
+        fixed(each.values[own].value),
+        tuple((words, fixed(each.values[name].value)) for name, words in beside.items() if name in each.values and name != own),
         each.decides,
     )
 

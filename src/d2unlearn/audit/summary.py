@@ -96,10 +96,9 @@ def worst_told(done: Sequence[Readings], rows: Mapping[str, Example]) -> list[To
 
 
 def in_words(setting: Mapping[str, Setting]) -> str:
-    """A setting as one line: what is named by itself, what is a number with its name."""
-    return ", ".join(
-        str(value) if isinstance(value, str) else f"{name} {value:g}" for name, value in setting.items() if name != _SEED
-    )
+    """A setting as one line: what is named by itself, once, what is a number with its name."""
+    parts = (str(value) if isinstance(value, str) else f"{name} {value:g}" for name, value in setting.items() if name != _SEED)
+    return ", ".join(dict.fromkeys(parts))
 
 
 @dataclass(frozen=True)
