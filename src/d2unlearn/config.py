@@ -416,10 +416,27 @@ class ReportSettings:
 class CheckSettings:
     """`d2unlearn data check`: what the rows of a data set look like."""
 
-    forget: Annotated[str, "Rows to forget."]
+    forget: Annotated[str | None, "Rows to forget."] = None
     retain: Annotated[str | None, "Rows to keep; overlap with the forget rows is listed."] = None
+    data: Annotated[str | None, _FOLDER, "What `data make` wrote, or part of it: each of its files is a set."] = None
+    also_forget: AlsoForget = field(default_factory=dict)
+    also_retain: AlsoRetain = field(default_factory=dict)
     model: Annotated[str | None, MODEL, "Model folder whose tokenizer and chat template render the example."] = None
     group_size: GroupSize = None
+
+
+@dataclass(frozen=True)
+class MakeSettings:
+    """`d2unlearn data make`: the files that the other commands need, made of what a model knows about a topic."""
+
+    model: Annotated[str, MODEL, INCIDENTAL, "Model folder, GGUF file or hub name: it is asked itself."]
+    topic: Annotated[str, "What should be forgotten, by its name: a country, a person, a subject, ..."]
+    output: Annotated[str, INCIDENTAL, "Folder for the files."]
+    seeds: Annotated[str | None, _FILE, "Questions of your own about the topic: a line each, or JSONL rows."] = None
+    max_new_tokens: Annotated[int, COUNT, "Longest answer."] = 24
+    batch_size: Annotated[int, COUNT, INCIDENTAL, "Questions at once."] = 32
+    seed: Seed = 0
+    dtype: Dtype = "auto"
 
 
 def load_settings(kind: type[Settings], file: str | Path | None, overrides: Mapping[str, Any]) -> Settings:

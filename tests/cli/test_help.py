@@ -47,6 +47,7 @@ SETTINGS = {
     "compare": (config.CompareSettings,),
     "report": (config.ReportSettings,),
     "data check": (config.CheckSettings,),
+    "data make": (config.MakeSettings,),
 }
 """By verb: what it reads, one or the other by what is asked for."""
 SHOWN = re.compile(r"  \[default: (.*)\]$")

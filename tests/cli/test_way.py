@@ -335,7 +335,10 @@ def test_data_check_says_what_it_read_and_shows_a_row_with_its_answer_marked(wal
         "  no row twice\n"
         "  forget and retain ask the same: forget.jsonl:1 and retain.jsonl:1\n"
         "  forget and retain ask the same: forget.jsonl:3 and retain.jsonl:1\n"
-        "  forget and retain ask the same: forget.jsonl:4 and retain.jsonl:1\n",
+        "  forget and retain ask the same: forget.jsonl:4 and retain.jsonl:1\n"
+        "unlearn: 4 rows to forget, 1 to retain; 0 are set aside\n"
+        "calibrate: needs --retain, rows with a prompt that training leaves aside\n"
+        "evaluate: needs retained rows that training never sees, in a file of their own\n",
         "",
     )
 
@@ -347,7 +350,52 @@ def test_data_check_needs_neither_a_model_nor_rows_to_keep_and_lists_no_more_tha
         "forget: 8 rows, 8 with a prompt, 2 groups",
         *(f"  duplicate: forget.jsonl:1 and forget.jsonl:{n}" for n in range(2, 7)),
         "  and 2 more",
+        "unlearn: needs --retain too",
+        "calibrate: needs --retain, rows with a prompt that training leaves aside",
+        "evaluate: needs retained rows that training never sees, in a file of their own",
     ]
+
+
+def test_data_check_reads_a_whole_folder_says_what_is_not_known_and_what_each_command_has(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, count in {"forget": 3, "paraphrased": 2, "retain": 400, "retain_test": 5}.items():
+        write_rows(
+            folder / f"{name}.jsonl", [{"question": f"{name} {n}?", "answer": "it", "group": f"g{n}"} for n in range(count)]
+        )
+    write_rows(folder / "unknown.jsonl", [{"fact": f"fact {n}"} for n in range(7)])
+    own = write_rows(tmp_path / "own.jsonl", [{"question": "retain 7?", "answer": "a city"}])
+    ran = d2("data", "check", "--data", folder, "--also-retain", f"own={own}")
+    assert ran.out.splitlines()[1::2][:5] == ["  no row twice"] * 5
+    assert ran.out.splitlines()[:10:2] == [
+        "forget: 3 rows, 3 with a prompt, 3 groups",
+        "paraphrased: 2 rows, 2 with a prompt, 2 groups",
+        "retain: 400 rows, 400 with a prompt, 400 groups",
+        "retain_test: 5 rows, 5 with a prompt, 5 groups",
+        "own: 1 rows, 1 with a prompt, 0 groups",
+    ]
+    assert ran.out.splitlines()[10:] == [
+        "  retain and own ask the same: retain.jsonl:8 and own.jsonl:1",
+        f"not known, nothing to unlearn: fact 0, fact 1, fact 2, fact 3, fact 4, and 2 more ({folder / 'unknown.jsonl'})",
+        "unlearn: 3 rows to forget, 200 to retain; 200 are set aside",
+        "calibrate: 130 prompts that were set aside set the threshold, for --max-false-refusal 0.0076 or more",
+        "evaluate: never trained on: retain_test, own",
+    ]
+
+
+def test_data_check_takes_any_one_file_and_says_what_is_missing(tmp_path: Path) -> None:
+    retain = write_rows(tmp_path / "retain.jsonl", [{"question": f"Q{n}", "answer": "A"} for n in range(200)])
+    assert d2("data", "check", "--retain", retain).out.splitlines()[2:] == [
+        "unlearn: needs --forget too",
+        "calibrate: 65 prompts that were set aside set the threshold, for --max-false-refusal 0.015 or more; "
+        "the default of 0.01 needs 99",
+        "evaluate: needs --forget, and retained rows that training never sees",
+    ]
+    (tmp_path / "empty").mkdir()
+    assert refused(d2("data", "check", "--data", tmp_path / "empty")).startswith(
+        f"{tmp_path / 'empty'} holds none of the files"
+    )
+    assert refused(d2("data", "check")) == "there is nothing to look at: name a set with --forget, --retain or --data"
 
 
 def test_a_model_that_unlearn_did_not_make_can_be_calibrated_too(walked: Walked, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`d2unlearn data check`."""
+"""`d2unlearn data make` and `d2unlearn data check`."""
 
 from __future__ import annotations
 
@@ -7,38 +7,47 @@ from collections.abc import Sequence
 import typer
 
 from d2unlearn.cli.options import takes
-from d2unlearn.config import CheckSettings
+from d2unlearn.config import CheckSettings, MakeSettings
 
-data_app = typer.Typer(help="Look at data sets before using them.", no_args_is_help=True)
+data_app = typer.Typer(help="Make data sets, and look at them before using them.", no_args_is_help=True)
 SHOWN = 5
 
 
 @data_app.callback()
 def data() -> None:
-    """Look at data sets before using them."""
+    """Make data sets, and look at them before using them."""
+
+
+@data_app.command()
+@takes(MakeSettings)
+def make(settings: MakeSettings) -> None:
+    """Make all files from the name of a topic: the model is asked, and what it knows is to be forgotten.
+
+    Example: `d2unlearn data make --model ./model --topic "France" --output data`
+    """
+    from d2unlearn.topic.run import run_make
+
+    for line in run_make(settings):
+        typer.echo(line)
 
 
 @data_app.command()
 @takes(CheckSettings, quiet=False)
 def check(settings: CheckSettings) -> None:
-    """Say what was read, show one rendered row with its answer marked, and find duplicates and overlap.
+    """Say what was read, show one rendered row with its answer marked, find duplicates and overlap, and what is lacking.
 
     Example: `d2unlearn data check --forget forget.jsonl --retain retain.jsonl --model ./model`
     """
-    from d2unlearn.data.check import inspect, marked, shared_questions
-    from d2unlearn.data.records import read_examples
+    from d2unlearn.data.check import inspect, marked, needs, not_known, overlaps, read_sets_of
 
     template = None
+    sets = read_sets_of(settings)
     if settings.model is not None:
         from d2unlearn.data.template import Template
         from d2unlearn.models import load_tokenizer, quiet_transformers
 
         quiet_transformers()
         template = Template(load_tokenizer(settings.model))
-    sources = {"forget": settings.forget, "retain": settings.retain}
-    sets = {
-        name: read_examples(source, group_size=settings.group_size) for name, source in sources.items() if source is not None
-    }
     for name, examples in sets.items():
         facts = inspect(examples, template)
         tokens = "" if facts.longest is None else f", longest {facts.longest} tokens, {facts.answer_tokens} answer tokens"
@@ -46,9 +55,13 @@ def check(settings: CheckSettings) -> None:
         if template is not None:
             typer.echo(f"  {examples[0].source}: {marked(template.tokens(examples[0]), template)}")
         _listed("duplicate", facts.duplicates, "no row twice")
-    if "retain" in sets:
-        shared = shared_questions(sets["forget"], sets["retain"])
-        _listed("forget and retain ask the same", shared, "forget and retain ask nothing in common")
+    found = overlaps(sets)
+    for first, second, shared in found:
+        _listed(f"{first} and {second} ask the same", shared, "")
+    if len(sets) > 1 and not found:
+        typer.echo(f"  {', '.join(list(sets)[:-1])} and {list(sets)[-1]} ask nothing in common")
+    for line in (*not_known(settings.data), *needs(sets)):
+        typer.echo(line)
 
 
 def _listed(what: str, rows: Sequence[tuple[str, str]], otherwise: str) -> None:

@@ -1,13 +1,42 @@
-"""What a data set looks like to the program: counts, one rendered row, duplicates, what both forget and retain ask."""
+"""What data sets look like to the program: counts, one rendered row, duplicates, overlaps, and what each command will lack."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Protocol
 
+from d2unlearn.data.holdout import hold_out, split_validation
 from d2unlearn.data.identity import folded, folded_key
+from d2unlearn.data.records import file_of, read_columns, read_examples
 from d2unlearn.data.template import Template
+from d2unlearn.errors import DataError
 from d2unlearn.schema import Example, Tokens
+
+TOPIC_FILES = tuple(f"{name}{test}" for test in ("", "_test") for name in ("forget", "paraphrased", "near", "retain", "far"))
+"""The sets that `data make` writes, by the names of their files."""
+_UNKNOWN = "unknown"
+_FALSE_REFUSAL = 0.01
+_SHOWN = 5
+
+
+class _Named(Protocol):
+    """Where sets stand: the settings of `data check`."""
+
+    @property
+    def forget(self) -> str | None: ...
+    @property
+    def retain(self) -> str | None: ...
+    @property
+    def data(self) -> str | None: ...
+    @property
+    def also_forget(self) -> Mapping[str, str]: ...
+    @property
+    def also_retain(self) -> Mapping[str, str]: ...
+    @property
+    def group_size(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -45,6 +74,70 @@ def shared_questions(forget: Sequence[Example], retain: Sequence[Example]) -> li
     """(forget place, retain place) of rows that ask the same question, letter case and spacing aside."""
     asked = {_key(example): example.source for example in retain}
     return [(example.source, asked[_key(example)]) for example in forget if _key(example) in asked]
+
+
+def read_sets_of(settings: _Named) -> dict[str, list[Example]]:
+    """Every set that was named, by its name: one given by itself takes the place of the folder's file of that name.
+
+    Raises `DataError` where none was named, or the folder holds none of the files that `data make` writes.
+    """
+    there = {} if settings.data is None else {name: file_of(settings.data, name) for name in TOPIC_FILES}
+    sources: dict[str, str | Path] = {name: path for name, path in there.items() if path is not None}
+    if settings.data is not None and not sources:
+        raise DataError(f"{settings.data} holds none of the files that `data make` writes: {', '.join(TOPIC_FILES)} (.jsonl)")
+    given = {"forget": settings.forget, "retain": settings.retain, **settings.also_forget, **settings.also_retain}
+    sources |= {name: source for name, source in given.items() if source is not None}
+    if not sources:
+        raise DataError("there is nothing to look at: name a set with --forget, --retain or --data")
+    return {name: read_examples(source, group_size=settings.group_size) for name, source in sources.items()}
+
+
+def overlaps(sets: Mapping[str, Sequence[Example]]) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """(first set, second set, places) of every two sets that ask the same."""
+    found = [(one, other, shared_questions(sets[one], sets[other])) for one, other in combinations(sets, 2)]
+    return [(one, other, shared) for one, other, shared in found if shared]
+
+
+def not_known(folder: str | None) -> Iterator[str]:
+    """A line about what `data make` asked and the model did not know; none where nothing says so."""
+    path = None if folder is None else file_of(folder, _UNKNOWN)
+    if path is not None and path.stat().st_size:
+        facts = [str(columns["fact"]) for _, columns in read_columns(path, ("fact",))]
+        more = f", and {len(facts) - _SHOWN} more" if len(facts) > _SHOWN else ""
+        yield f"not known, nothing to unlearn: {', '.join(facts[:_SHOWN])}{more} ({path})"
+
+
+def needs(sets: Mapping[str, Sequence[Example]]) -> Iterator[str]:
+    """A line for each later command: what it would find in these sets, and what it would lack."""
+    forget, retain = sets.get("forget", ()), sets.get("retain", ())
+    lacking = [f"--{name}" for name, rows in (("forget", forget), ("retain", retain)) if not rows]
+    held_out = hold_out(retain, seed=0).held_out if retain else []
+    if lacking:
+        yield f"unlearn: needs {' and '.join(lacking)} too"
+    else:
+        yield f"unlearn: {len(forget)} rows to forget, {len(retain) - len(held_out)} to retain; {len(held_out)} are set aside"
+    yield f"calibrate: {_calibration(held_out)}"
+    unseen = [name for name in sets if name not in ("forget", "retain", "paraphrased")]
+    yield f"evaluate: {_evaluation(unseen, bool(forget))}"
+
+
+def _calibration(held_out: Sequence[Example]) -> str:
+    asked = [row for row in split_validation(held_out, seed=0)[1] if row.prompt]
+    if not asked:
+        return "needs --retain, rows with a prompt that training leaves aside"
+    least = 1 / (len(asked) + 1)
+    said = f"{len(asked)} prompts that were set aside set the threshold, for --max-false-refusal {least:.2g} or more"
+    return said if least <= _FALSE_REFUSAL else f"{said}; the default of {_FALSE_REFUSAL} needs {round(1 / _FALSE_REFUSAL) - 1}"
+
+
+def _evaluation(unseen: Sequence[str], has_forget: bool) -> str:
+    if not has_forget:
+        return "needs --forget, and retained rows that training never sees"
+    return (
+        f"never trained on: {', '.join(unseen)}"
+        if unseen
+        else "needs retained rows that training never sees, in a file of their own"
+    )
 
 
 def marked(tokens: Tokens, template: Template) -> str:
