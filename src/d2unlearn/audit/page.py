@@ -235,6 +235,9 @@ def _number_row(result: AttackResult, index: int) -> NumberRow:
     shown = [one.values["artifact"], control, one.values.get("original")]
     numbers = [("", "") if each is None else (fixed(each.value), _interval(each.low, each.high)) for each in shown]
     difference = (fixed(one.difference), _interval(one.low, one.high)) if math.isfinite(one.difference) else ("", "")
+    auc = next(iter(one.told_apart.values()), None)
+    if auc is not None:
+        difference = (f"AUC {fixed(auc.value)}", _interval(auc.low, auc.high))
     return NumberRow(
         readable(in_words(one.setting)) or "as it is",
         measure_title(one.measure, one.rows),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from d2unlearn.attacks.reading import Measure, Setting
@@ -20,7 +20,8 @@ class SettingResult:
     """One setting of an attack, on one set of rows. values: the mean of each model that it was made on, with its interval.
 
     Models are `artifact`, `original`, `oracle`, and `never_seen`: the artifact on facts that it was never shown. `difference`:
-    artifact minus control, with the ends of two one-sided 95 % intervals; NaN where nothing is compared.
+    artifact minus control, with the ends of two one-sided 95 % intervals; NaN where nothing is compared. `told_apart`: for
+    scores of forgotten rows, `metrics.membership.membership_auc` of the artifact's against each control's.
     """
 
     setting: Mapping[str, Setting]
@@ -30,6 +31,7 @@ class SettingResult:
     difference: float
     low: float
     high: float
+    told_apart: Mapping[str, MetricResult] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from d2unlearn.attacks.reading import Measure, Reading, Setting
 from d2unlearn.audit.claims import CLAIMS, FORGET, NEVER_SEEN, Claim
 from d2unlearn.audit.records import AttackResult, SettingResult, ToldExample
 from d2unlearn.audit.verdict import ClaimMargins, Compared, Excess, Judged, judge_attack, judge_claim, row_means
+from d2unlearn.metrics.membership import membership_auc
 from d2unlearn.schema import ClaimResult, Example, MetricResult, Verdict
 from d2unlearn.stats import bootstrap_interval
 
@@ -204,7 +205,17 @@ def _setting_result(
 ) -> SettingResult:
     values = {name: _metric(key.measure, readings, seed) for name, readings in models.items()}
     ends = (math.nan, math.nan, math.nan) if difference is None else difference[:3]
-    return SettingResult(dict(key.setting), key.measure, key.rows, values, *ends)
+    controls = ("oracle", NEVER_SEEN) if key.measure == "score" and key.rows == FORGET else ()
+    told_apart = {name: _auc(models["artifact"], models[name], seed) for name in controls if name in models}
+    return SettingResult(dict(key.setting), key.measure, key.rows, values, *ends, told_apart)
+
+
+def _auc(artifact: Sequence[Reading], control: Sequence[Reading], seed: int) -> MetricResult:
+    """Whether the artifact's scores of forgotten rows are those of rows that were never seen: 0.5 where nothing tells."""
+    groups = artifact[0].groups, control[0].groups
+    interval = membership_auc(row_means(artifact), row_means(control), groups=groups, seed=seed)
+    asked = len(artifact[0].values) + len(control[0].values)
+    return MetricResult("auc", *interval, asked - interval.n, "neither")
 
 
 def _metric(measure: str, readings: Sequence[Reading], seed: int) -> MetricResult:

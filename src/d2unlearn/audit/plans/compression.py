@@ -48,7 +48,7 @@ INTEGERS = tuple(
 THINNED = (HalfPrecision(), *(Pruning(share) for share in (0.1, 0.2, 0.3, 0.4, 0.5)))
 FINE_TUNES = (Averaging(80, 1e-4), Averaging(80, 5e-4), Averaging(80, 1e-3))
 BUDGETS: Mapping[Level, CompressionBudget] = {
-    "quick": CompressionBudget((Quantisation(8), Quantisation(4), Pruning(0.3)), (Averaging(10),), 100, gated_rows=25),
+    "quick": CompressionBudget((Quantisation(8), Quantisation(4), Pruning(0.3)), (Averaging(10),), 150, gated_rows=25),
     "thorough": CompressionBudget((*INTEGERS, *THINNED), FINE_TUNES, None, (HalfPrecision(), *INTEGERS), 200),
     "exhaustive": CompressionBudget(
         (*INTEGERS, Quantisation(3, 32, False), Quantisation(2, 32, False), *THINNED, Pruning(0.6), Pruning(0.7)),
