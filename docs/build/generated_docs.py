@@ -2,7 +2,8 @@
 
 docs/cli.md (the commands' own help), docs/results.md (from benchmarks/results), the table in README.md
 between the `results` marks, the tables in docs/method.md, docs/methods.md, docs/evaluation.md, docs/serving.md,
-docs/comparison.md and benchmarks/README.md between theirs, and figures. Ends with exit code 1 and the names of stale pages.
+docs/comparison.md,
+docs/audit.md and benchmarks/README.md between theirs, and figures. Ends with exit code 1 and the names of stale pages.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ os.environ.update(COLUMNS="100", TERM="dumb", NO_COLOR="1")
 import typer
 from typer.testing import CliRunner
 
+from audit_page import audit_blocks, audit_section
 from benchmark_page import benchmark_blocks
 from comparison_page import comparison_blocks, comparison_figures, comparison_section
 from d2unlearn.cli.main import app
@@ -64,7 +66,12 @@ def pages() -> dict[Path, str]:
     return {
         ROOT / "docs" / "cli.md": cli_page(),
         ROOT / "docs" / "results.md": "\n".join(
-            [results_page(RESULTS), suite_section(SUITE), comparison_section(KEPT / "comparison")]
+            [
+                results_page(RESULTS),
+                audit_section(KEPT / "audit"),
+                suite_section(SUITE),
+                comparison_section(KEPT / "comparison"),
+            ]
         ),
         readme: MARKS.sub(lambda m: m[1] + readme_table(RESULTS) + m[2], text),
         **filled(ROOT / "docs" / "method.md", number_blocks()),
@@ -72,6 +79,7 @@ def pages() -> dict[Path, str]:
         **filled(ROOT / "docs" / "energy.md", energy_blocks(KEPT)),
         **energy_figures(KEPT),
         **filled(ROOT / "docs" / "evaluation.md", evaluation_blocks(SUITE)),
+        **filled(ROOT / "docs" / "audit.md", audit_blocks()),
         **filled(ROOT / "docs" / "serving.md", serving_blocks(KEPT)),
         **filled(ROOT / "benchmarks" / "README.md", benchmark_blocks(KEPT)),
         **filled(ROOT / "docs" / "comparison.md", comparison_blocks(KEPT / "comparison")),

@@ -1,0 +1,110 @@
+"""The tables of docs/audit.md, from the code, and the audits' section of docs/results.md, from the kept records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from d2unlearn.audit.claims import CLAIMS
+from d2unlearn.audit.records import AttackResult, Audit, read_audit
+from d2unlearn.audit.suite import ATTACKS
+from d2unlearn.audit.summary import in_words
+from d2unlearn.schema import MetricResult
+from tables import table
+
+LEVELS = {"thorough": "thorough", "quick": "quick", "exhaustive": "exhaustive"}
+MARKS = {"holds": "holds", "does not hold": "**does not hold**", "not shown": "not shown"}
+NOTHING = "No audits are kept yet: `experiments/audit_results.py` makes them.\n"
+
+
+def audit_blocks() -> dict[str, str]:
+    """What docs/audit.md says of the code."""
+    claims = [[text.title, text.measured] for text in CLAIMS.values()]
+    attacks = [
+        [
+            f"[{plan.title}](#{plan.title.lower().replace(' ', '-')})",
+            ", ".join(CLAIMS[claim].title.lower() for claim in plan.claims) or "none: reported",
+            ", ".join(plan.subjects),
+            "yes" if plan.uses_original else "",
+        ]
+        for plan in ATTACKS.values()
+    ]
+    return {
+        "audit-claims": table(["claim", "measured"], claims, "ll"),
+        "audit-attacks": table(["attack", "counts for", "made on", "needs the original"], attacks, "llll"),
+    }
+
+
+def audit_section(kept: Path) -> str:
+    """The audits of docs/results.md, level by level."""
+    parts = ["## Audits\n", ABOUT]
+    found = False
+    for level in LEVELS:
+        records = {path.stem: read_audit(path) for path in sorted((kept / level).glob("*.json"))}
+        if records:
+            found = True
+            parts += [f"### {level.capitalize()}\n", *_level(records)]
+    return "\n".join(parts if found else [*parts, NOTHING])
+
+
+ABOUT = """\
+`d2unlearn audit` on TOFU forget10 (4.2M parameters, the model that never knew taught without the forget rows; 2-core x86-64
+CPU, float32), made by `experiments/audit_results.py`: EUA as `unlearn` trains it by default, one row a seed, and the other
+methods with the parameters that the comparison tuned, seed 0. What a claim and an attack is: [audit.md](audit.md).
+"""
+
+
+def _level(records: Mapping[str, Audit]) -> list[str]:
+    claims = [[name, *(_claim(record, claim) for claim in CLAIMS)] for name, record in records.items()]
+    left_out = sorted({f"{name}: {attack} ({reason})" for name, r in records.items() for attack, reason in r.left_out.items()})
+    parts = [
+        table(["", *(text.title for text in CLAIMS.values())], claims, "l" + "l" * len(CLAIMS)),
+        "Each attack in its worst setting, on the artifact (on the model that never knew); the setting is the first run's:\n",
+        _attacks(records),
+    ]
+    return [*parts, f"Not made: {'; '.join(left_out)}.\n"] if left_out else parts
+
+
+def _claim(record: Audit, claim: str) -> str:
+    result = next(each for each in record.claims if each.name == claim)
+    return f"{MARKS[result.verdict]}: {result.attack}, {result.setting}" if result.attack else MARKS[result.verdict]
+
+
+def _attacks(records: Mapping[str, Audit]) -> str:
+    """A row for each attack, claim and way to answer; a column a run."""
+    keys = dict.fromkeys(
+        (attack.name, attack.claim, attack.guarded)
+        for record in records.values()
+        for attack in record.attacks
+        if attack.claim and attack.deciding is not None
+    )
+    rows = []
+    for key in keys:
+        of_runs = [_found(record.attacks, key) for record in records.values()]
+        first = next(attack for attack in of_runs if attack is not None)
+        decided = first.settings[first.deciding or 0]
+        way = " (guarded)" if first.guarded and first.claim != "nothing_else" else ""
+        rows.append(
+            [
+                f"{first.title}{way}: {CLAIMS[first.claim].title.lower()}",  # type: ignore[index]
+                f"{in_words(decided.setting)}: {decided.measure.replace('_', ' ')}",  # type: ignore[arg-type]
+                *map(_cell, of_runs),
+            ]
+        )
+    return table(["attack: claim", "setting: measure", *records], rows, "ll" + "r" * len(records))
+
+
+def _found(attacks: Sequence[AttackResult], key: tuple[str, str, bool]) -> AttackResult | None:
+    return next((each for each in attacks if (each.name, each.claim, each.guarded) == key and each.deciding is not None), None)
+
+
+def _cell(attack: AttackResult | None) -> str:
+    if attack is None:
+        return "–"
+    values = attack.settings[attack.deciding or 0].values
+    beside = values.get("oracle") or values.get("never_seen")
+    return f"{_value(values['artifact'])} ({_value(beside)})" if beside else _value(values["artifact"])
+
+
+def _value(metric: MetricResult | None) -> str:
+    return "–" if metric is None else f"{metric.value:.3f}"
