@@ -18,6 +18,7 @@ from d2unlearn.errors import ConfigError
 from d2unlearn.fields import (
     ABOVE_ZERO,
     AT_LEAST_TWO,
+    COMMAS,
     COUNT,
     INCIDENTAL,
     MODEL,
@@ -50,6 +51,13 @@ WHERE = Group("Where runs are done")
 Seed = Annotated[int, SEED, "Seed of everything that is drawn."]
 Dtype = Annotated[str, "float32, bfloat16, float16, or auto: as the weights were saved."]
 RowLimit = Annotated[int | None, COUNT, "At most so many rows of each set."]
+Columns = Annotated[
+    dict[str, str],
+    INCIDENTAL,
+    COMMAS,
+    Metavar("NAME=HEADING,..."),
+    "The files' own headings: question=Frage,answer=Antwort.",
+]
 GroupSize = Annotated[
     int | None, COUNT, Metavar("N"), "Blocks of N rows belong together (TOFU: 20), where no column `group` says so."
 ]
@@ -69,7 +77,7 @@ class UnlearnSettings:
     """`d2unlearn unlearn`: what to remove from which model, and how."""
 
     model: Annotated[str, MODEL, INCIDENTAL, "Model folder, GGUF file or hub name."]
-    forget: Annotated[str, INCIDENTAL, "What to remove: JSONL, JSON, CSV, Parquet, a saved data set, or hf:NAME."]
+    forget: Annotated[str, INCIDENTAL, "What to remove: JSONL, JSON, CSV, TSV, XLSX, Parquet, a saved data set, or hf:NAME."]
     retain: Annotated[str, INCIDENTAL, "What to keep; some rows are set aside: a tenth, at least 400, at most half."]
     output: Annotated[str, INCIDENTAL, "Folder for the artifact."]
     near: Annotated[
@@ -107,6 +115,7 @@ class UnlearnSettings:
     ] = "best"
     report_to: Annotated[str, INCIDENTAL, "wandb, tensorboard, ..., as in transformers."] = "none"
     group_size: GroupSize = None
+    columns: Columns = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,6 +137,7 @@ class CalibrateSettings:
     score: Annotated[str, "The request's score; auto measures which is best."] = "auto"
     seed: Annotated[int | None, SEED, Default("the one `unlearn` had, else 0"), "Seed of everything that is drawn."] = None
     group_size: GroupSize = None
+    columns: Columns = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -204,6 +214,7 @@ class EvaluateSettings:
     seed: Seed = 0
     dtype: Dtype = "auto"
     group_size: GroupSize = None
+    columns: Columns = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -282,6 +293,7 @@ class AnalyzeSettings:
     seed: Seed = 0
     dtype: Dtype = "auto"
     group_size: GroupSize = None
+    columns: Columns = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -319,6 +331,7 @@ class AuditSettings:
     seed: Seed = 0
     dtype: Dtype = "auto"
     group_size: GroupSize = None
+    columns: Columns = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.quick + self.thorough + self.exhaustive > 1:
@@ -423,6 +436,7 @@ class CheckSettings:
     also_retain: AlsoRetain = field(default_factory=dict)
     model: Annotated[str | None, MODEL, "Model folder whose tokenizer and chat template render the example."] = None
     group_size: GroupSize = None
+    columns: Columns = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

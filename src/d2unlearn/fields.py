@@ -49,6 +49,13 @@ class Incidental:
     """Marks a field that does not count for a result's identity: where things stand, or how fast they are done."""
 
 
+class Commas:
+    """Marks a mapping whose pairs may be given at once, with commas between them."""
+
+
+COMMAS = Commas()
+
+
 def one_of(*names: str) -> Limit:
     """One of some words."""
     return Limit(f"{', '.join(names[:-1])} or {names[-1]}", lambda value: value in names)

@@ -180,6 +180,9 @@ BAD_LINES = [
     ('{"messages": [{"role": "assistant"}]}', "messages.content should be a text that is not empty, not None"),
     ('{"messages": [{"role": 1, "content": "Q"}]}', "each of messages should have role and content"),
     ('{"question": ' + "9" * 5000 + ', "answer": "A"}', "not valid JSON (Exceeds the limit"),
+    ('{"question": "Q", "answer": "A", "answer": "B"}', "not valid JSON (answer stands twice in an object)"),
+    ('{"question": "Q", "Answer": "A", "answer": "B"}', "the column answer stands twice"),
+    ('{"conversations": [{"role": "user", "content": "Q"}]}', "each of conversations should have from and value"),
     ("[" * 100_000, "not valid JSON (maximum recursion depth"),
 ]
 
@@ -227,7 +230,9 @@ def test_a_json_file_that_is_no_list_is_refused(tmp_path: Path, content: str, sa
         ("question,answer\nQ,A,more\n", r"^rows\.csv:2: has another number"),
         ('question,answer\n"two\nlines",A\n\n"two\nlines",\n', r"^rows\.csv:5: answer should be a text that is not empty"),
         ('question,answer\nQ,A\nQ,"A\nQ,A\n', r"^rows\.csv:3: not valid CSV \(unexpected end of data\)"),
-        ("question;answer\nQ;A\n", r"^rows\.csv:2: columns question;answer match no known format"),
+        ("question|answer\nQ|A\nR|B\n", r"^rows\.csv:2: columns question\|answer match no known format[^:]*$"),
+        ("question,answer,answer\nQ,A,B\n", r"^rows\.csv:1: the column answer stands twice in the header$"),
+        ("Question;question;answer\nQ;Q;B\n", r"^rows\.csv:1: the column question stands twice in the header$"),
         ("question,answer\n", "holds no rows"),
         ("\n", "holds no rows"),
     ],
@@ -246,11 +251,11 @@ def test_a_csv_field_may_be_a_whole_document(tmp_path: Path) -> None:
 
 def test_all_bad_rows_are_named_together_and_no_more_than_ten_in_full(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text(f"{GOOD}\n" + "{}\n" * 3, encoding="utf-8")
+    path.write_text(f"{GOOD}\n" + '{"text": ""}\n' * 3, encoding="utf-8")
     with pytest.raises(DataError) as caught:
         read_examples(path)
     assert [part.split(": ")[0] for part in str(caught.value).split("; rows")] == ["rows.jsonl:2", ".jsonl:3", ".jsonl:4"]
-    path.write_text("{}\n" * 13, encoding="utf-8")
+    path.write_text('{"text": ""}\n' * 13, encoding="utf-8")
     with pytest.raises(DataError, match=r"rows\.jsonl:10: .*; and 3 more$") as caught:
         read_examples(path)
     assert "rows.jsonl:11" not in str(caught.value)
@@ -297,7 +302,7 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
     cases = {
         "missing.jsonl": "does not exist",
-        "rows.txt": "is not a .jsonl, .json, .csv, .parquet file",
+        "rows.txt": "is not a .jsonl, .json, .csv, .tsv, .xlsx, .parquet file",
         "empty.jsonl": "holds no rows",
         "broken.parquet": "not a Parquet file, or cut short",
         ".": "is a folder, but not one that datasets.save_to_disk wrote",

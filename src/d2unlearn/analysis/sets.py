@@ -65,7 +65,7 @@ def read_analysis_sets(settings: AnalyzeSettings) -> AnalysisSets:
     it; without a file, half of the retained rows, which are then not judged. Raises `DataError` for a set without a prompt, and
     for fewer than four calibration rows.
     """
-    names = ("model", "forget", "retain", "output", "also_forget", "also_retain", "limit", "group_size")
+    names = ("model", "forget", "retain", "output", "also_forget", "also_retain", "limit", "group_size", "columns")
     given = read_sets(EvaluateSettings(**{name: getattr(settings, name) for name in names}))
     judged = [NamedSet(named.name, named.kind, [row for row in named.examples if row.prompt]) for named in given]
     unscored = tuple(len(named.examples) - len(asked.examples) for named, asked in zip(given, judged, strict=True))
@@ -74,7 +74,7 @@ def read_analysis_sets(settings: AnalyzeSettings) -> AnalysisSets:
         calibration, kept = split_validation(judged[at].examples, seed=settings.seed, share=0.5)
         judged[at] = NamedSet(judged[at].name, "retain", kept)
     else:
-        rows = read_examples(settings.calibration, group_size=settings.group_size)
+        rows = read_examples(settings.calibration, group_size=settings.group_size, columns=settings.columns)
         asked = {folded_key(row) for named in judged for row in named.examples}
         rest = [row for row in rows if row.prompt and folded_key(row) not in asked]
         calibration = _set_aside(rest, Path(settings.model), settings.calibration)[: settings.limit]

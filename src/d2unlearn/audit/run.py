@@ -102,7 +102,7 @@ def read_rows(settings: AuditSettings) -> AuditRows:
     """All rows that the settings name."""
 
     def read(source: str | None) -> list[Example]:
-        return [] if source is None else read_examples(source, group_size=settings.group_size)
+        return [] if source is None else read_examples(source, group_size=settings.group_size, columns=settings.columns)
 
     return AuditRows(
         forget=read(settings.forget),

@@ -15,7 +15,7 @@ import yaml
 
 from d2unlearn.config import load_settings, read_yaml
 from d2unlearn.errors import ConfigError
-from d2unlearn.fields import Default, Group, Metavar, NamesModel, bare, flag_of, marker_of
+from d2unlearn.fields import Commas, Default, Group, Metavar, NamesModel, bare, flag_of, marker_of
 
 Verb = Callable[[Any], None]
 CONFIG = typer.Option(None, "--config", metavar="FILE", help="YAML file with any of these options; the command line wins.")
@@ -124,6 +124,8 @@ def _read(name: str, value: Any, hint: Any) -> Any:
     kind, flag = bare(hint), flag_of(name, hint)
     if get_origin(kind) is not dict:
         return value
+    if marker_of(hint, Commas) is not None:
+        value = [pair for text in value for pair in text.split(",")]
     wrong = [text for text in value if "=" not in text]
     if wrong:
         raise ConfigError([f"{flag} takes NAME=VALUE, not {text!r}" for text in wrong])

@@ -37,6 +37,8 @@ class _Named(Protocol):
     def also_retain(self) -> Mapping[str, str]: ...
     @property
     def group_size(self) -> int | None: ...
+    @property
+    def columns(self) -> Mapping[str, str]: ...
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,10 @@ def read_sets_of(settings: _Named) -> dict[str, list[Example]]:
     sources |= {name: source for name, source in given.items() if source is not None}
     if not sources:
         raise DataError("there is nothing to look at: name a set with --forget, --retain or --data")
-    return {name: read_examples(source, group_size=settings.group_size) for name, source in sources.items()}
+    return {
+        name: read_examples(source, group_size=settings.group_size, columns=settings.columns)
+        for name, source in sources.items()
+    }
 
 
 def overlaps(sets: Mapping[str, Sequence[Example]]) -> list[tuple[str, str, list[tuple[str, str]]]]:

@@ -1,53 +1,52 @@
 """Reading data sets in the ecosystem's formats into `Example` records. Every bad row is named by file and line.
 
-Formats, told by the columns of a row:
-    prompt + completion     strings, or lists of messages (TRL's prompt-completion)
-    question + answer       strings (TOFU, MUSE); further columns are kept
-    messages                a conversation that ends with the assistant's answer
-    text                    plain text: there is no prompt, all of it is the answer
-
-Files: JSONL, JSON (a list of rows, or JSON lines under that name), CSV, Parquet, a folder written by `datasets.save_to_disk`,
-or a name on the Hugging Face hub (`hf:OWNER/NAME`, `hf:OWNER/NAME:CONFIG`, `hf:OWNER/NAME:CONFIG:SPLIT`). A column `group` or
-`author` says which rows belong together. A row's line is where it begins; rows of a table without lines are counted from 1.
+Formats: `formats.py`. Files: JSONL, JSON (a list of rows, or JSON lines under that name), CSV (comma, semicolon or tab), TSV, a
+spreadsheet (.xlsx), Parquet, a folder written by `datasets.save_to_disk`, or a name on the Hugging Face hub (`hf:OWNER/NAME`,
+`hf:OWNER/NAME:CONFIG`, `hf:OWNER/NAME:CONFIG:SPLIT`). A row's line is where it begins; rows without lines are counted from 1.
 """
 
 from __future__ import annotations
 
 import codecs
-import csv
-import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from d2unlearn.data.formats import HeadingError, heading, named, text_of
+from d2unlearn.data.formats import example_of as example_of
+from d2unlearn.data.tables import sheet_rows, table_rows
 from d2unlearn.errors import DataError
-from d2unlearn.runtime import fingerprint, is_text
-from d2unlearn.schema import Example, Message
+from d2unlearn.runtime import fingerprint
+from d2unlearn.schema import Example
 
 _Made = TypeVar("_Made")
 _Row = tuple[str, object]
 """(FILE:LINE, what stands there: a line of JSON, the row's columns, or what is wrong with it)."""
 
-_FORMATS: tuple[tuple[str, ...], ...] = (("messages",), ("prompt", "completion"), ("question", "answer"), ("text",))
-GROUP_COLUMNS = ("group", "author")
 MAX_NAMED = 10
 NOT_JSON = (ValueError, RecursionError)
 """What `json` raises: for a mistake, a number of thousands of digits, brackets in brackets without end."""
 BETWEEN_ITEMS = re.compile(r"[\s,]*")
 
 
-def read_examples(source: str | Path, *, group_size: int | None = None) -> list[Example]:
+def read_examples(
+    source: str | Path, *, group_size: int | None = None, columns: Mapping[str, str] | None = None
+) -> list[Example]:
     """All rows of a data set, in order.
 
-    `group_size` says that rows come in blocks of that many that belong together (TOFU: 20 questions an author), where the
-    file has no group column. Raises `DataError` for a file that is missing, empty or of no known format, and for bad rows,
-    all of them named.
+    `columns`: {known name: the file's heading}, for headings of one's own (`{"question": "Frage", "answer": "Antwort"}`).
+    `group_size` says that rows come in blocks of that many that belong together (TOFU: 20 questions an author), where the file
+    has no group column. Raises `DataError` for a file that is missing, empty or of no known format, and for bad rows, all of
+    them named; a fault of the headings once.
     """
 
     def example(index: int, where: str, row: Mapping[str, Any]) -> Example:
-        return _example(where, row, None if group_size is None else f"block-{index // group_size}")
+        return example_of(
+            named(where, row, columns), where, group=None if group_size is None else f"block-{index // group_size}"
+        )
 
     return _all_or_every_mistake(source, _rows(source), example)
 
@@ -62,7 +61,7 @@ def read_prompts(path: Path) -> list[tuple[Mapping[str, Any], str]]:
         column = next((name for name in ("prompt", "question") if name in row), None)
         if column is None:
             raise DataError(f"{where}: a row needs a prompt or a question, not only {', '.join(row) or 'braces'}")
-        return row, _text(where, column, row[column])
+        return row, text_of(where, column, row[column])
 
     return _all_or_every_mistake(path, _jsonl_rows(path), prompt)
 
@@ -73,8 +72,9 @@ def read_columns(source: str | Path, texts: Sequence[str]) -> list[tuple[str, Ma
     Raises `DataError` as `read_examples` does.
     """
 
-    def columns(_: int, where: str, row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-        return where, {**row, **{name: _text(where, name, row.get(name)) for name in texts}}
+    def columns(_: int, where: str, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        row = {heading(name, texts): value for name, value in given.items()}
+        return where, {**row, **{name: text_of(where, name, row.get(name)) for name in texts}}
 
     return _all_or_every_mistake(source, _rows(source), columns)
 
@@ -94,11 +94,6 @@ def split_file(folder: Path, split: str) -> Path:
     return path
 
 
-def example_of(row: Mapping[str, Any], where: str = "row") -> Example:
-    """One row of columns, e.g. of a `datasets.Dataset`, as an `Example`. Raises `DataError` for a row of no known format."""
-    return _example(where, row, None)
-
-
 def content_hash(example: Example) -> str:
     """sha256 of prompt and answer: the same row has the same hash wherever it stands."""
     return fingerprint([[list(message) for message in example.prompt], example.answer])
@@ -110,11 +105,14 @@ def _all_or_every_mistake(
     """`make(index, where, columns)` of every row. Raises `DataError` for bad rows, all of them named, and for no rows."""
     made: list[_Made] = []
     mistakes: list[str] = []
+    headings: Counter[str] = Counter()
     for index, (where, row) in enumerate(rows):
         try:
             made.append(make(index, where, _columns(where, row)))
         except DataError as error:
-            mistakes.append(str(error))
+            said = error.said if isinstance(error, HeadingError) else ""
+            headings[said] += bool(said)
+            mistakes += [str(error)] if headings[said] < 2 else []
     if mistakes:
         more = f"; and {len(mistakes) - MAX_NAMED} more" if len(mistakes) > MAX_NAMED else ""
         raise DataError("; ".join(mistakes[:MAX_NAMED]) + more)
@@ -147,7 +145,7 @@ def _jsonl_rows(path: Path) -> Iterator[_Row]:
 def _json_rows(path: Path) -> Iterator[_Row]:
     text = _decoded(path.name, path.read_bytes())
     try:
-        rows = json.loads(text)
+        rows = json.loads(text, object_pairs_hook=_once)
     except NOT_JSON as error:
         if getattr(error, "msg", "") == "Extra data" and text.lstrip().startswith("{"):
             yield from _jsonl_rows(path)
@@ -170,31 +168,11 @@ def _lines_of_items(text: str) -> Iterator[int]:
 
 
 def _csv_rows(path: Path) -> Iterator[_Row]:
-    text = _decoded(path.name, path.read_bytes())
-    limit = csv.field_size_limit(len(text) + 1)  # a field may be a whole document
-    try:
-        yield from _csv_records(path.name, csv.reader(io.StringIO(text, newline=""), strict=True))
-    finally:
-        csv.field_size_limit(limit)
+    return table_rows(path.name, _decoded(path.name, path.read_bytes()))
 
 
-def _csv_records(name: str, reader: Any) -> Iterator[_Row]:
-    """Each record under the header's names, and the line where it begins; empty lines are none."""
-    header: list[str] = []
-    while True:
-        where = f"{name}:{reader.line_num + 1}"
-        try:
-            values = next(reader, None)
-        except csv.Error as error:
-            raise DataError(f"{where}: not valid CSV ({error})") from None
-        if values is None:
-            return
-        if not header:
-            header = values
-        elif values and len(values) == len(header):
-            yield where, dict(zip(header, values, strict=True))
-        elif values:
-            yield where, DataError(f"{where}: has another number of columns than the header")
+def _tsv_rows(path: Path) -> Iterator[_Row]:
+    return table_rows(path.name, _decoded(path.name, path.read_bytes()), "\t")
 
 
 def _parquet_rows(path: Path) -> Iterator[_Row]:
@@ -241,6 +219,8 @@ _READERS: dict[str, Callable[[Path], Iterator[_Row]]] = {
     ".jsonl": _jsonl_rows,
     ".json": _json_rows,
     ".csv": _csv_rows,
+    ".tsv": _tsv_rows,
+    ".xlsx": sheet_rows,
     ".parquet": _parquet_rows,
 }
 
@@ -249,7 +229,7 @@ def _columns(where: str, row: object) -> Mapping[str, Any]:
     """A row's columns. Raises `DataError` for what has none."""
     if isinstance(row, bytes):
         try:
-            row = json.loads(_decoded(where, row))
+            row = json.loads(_decoded(where, row), object_pairs_hook=_once)
         except NOT_JSON as error:
             raise _not_json(where, error) from None
     if isinstance(row, DataError):
@@ -257,6 +237,15 @@ def _columns(where: str, row: object) -> Mapping[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{where}: should be an object with columns, not {type(row).__name__}")
     return row
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises `ValueError` for a name that stands twice in it."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} stands twice in an object")
+    return found
 
 
 def _not_json(where: str, error: Exception) -> DataError:
@@ -269,59 +258,3 @@ def _decoded(where: str, content: bytes) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
-
-
-def _example(where: str, row: Mapping[str, Any], block: str | None) -> Example:
-    prompt, answer, used = _prompt_and_answer(where, row)
-    group = next((str(row[name]) for name in GROUP_COLUMNS if row.get(name) is not None), block)
-    extra = {key: value for key, value in row.items() if key not in used}
-    return Example(where, prompt, answer, where, group, extra)
-
-
-def _prompt_and_answer(where: str, row: Mapping[str, Any]) -> tuple[tuple[Message, ...], str, tuple[str, ...]]:
-    columns = next((names for names in _FORMATS if all(name in row for name in names)), None)
-    if columns is None:
-        wanted = "; ".join(" + ".join(names) for names in _FORMATS)
-        raise DataError(f"{where}: columns {', '.join(map(str, row)) or '(none)'} match no known format ({wanted})")
-    if columns == ("text",):
-        return (), _text(where, "text", row["text"]), columns
-    if columns == ("messages",):
-        *prompt, last = _messages(where, "messages", row["messages"])
-        if last.role != "assistant":
-            raise DataError(f"{where}: messages should end with the assistant's answer, not with {last.role}")
-        if not prompt:
-            raise DataError(f"{where}: messages should hold a question before the answer (plain text goes under text)")
-        return tuple(prompt), last.content, columns
-    question, answer = (row[name] for name in columns)
-    prompt_messages = (
-        _messages(where, columns[0], question)
-        if isinstance(question, list)
-        else (Message("user", _text(where, columns[0], question)),)
-    )
-    if isinstance(answer, list):
-        turns = _messages(where, columns[1], answer)
-        if len(turns) != 1 or turns[0].role != "assistant":
-            raise DataError(
-                f"{where}: {columns[1]} should be one message, the assistant's, not {' + '.join(turn.role for turn in turns)}"
-            )
-        answer = turns[0].content
-    return prompt_messages, _text(where, columns[1], answer), columns
-
-
-def _text(where: str, column: str, value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: {column} should be a text that is not empty, not {value!r:.40}")
-    if not is_text(value):
-        raise DataError(f"{where}: {column} holds half of a surrogate pair, which is no character")
-    return value
-
-
-def _messages(where: str, column: str, value: object) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: {column} should be a list of messages that is not empty, not {value!r:.40}")
-    turns = []
-    for turn in value:
-        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
-            raise DataError(f"{where}: each of {column} should have role and content, not {turn!r:.40}")
-        turns.append(Message(turn["role"], _text(where, f"{column}.content", turn.get("content"))))
-    return tuple(turns)

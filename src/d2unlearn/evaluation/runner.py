@@ -85,7 +85,7 @@ def read_sets(settings: EvaluateSettings) -> list[NamedSet]:
     if twice:
         raise ConfigError([f"two sets are called {name}: choose another name for the further one" for name in sorted(twice)])
     return [
-        NamedSet(name, kind, read_examples(source, group_size=settings.group_size)[: settings.limit])
+        NamedSet(name, kind, read_examples(source, group_size=settings.group_size, columns=settings.columns)[: settings.limit])
         for name, kind, source in named
     ]
 

@@ -31,10 +31,12 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
     seed = _seed(settings, manifest)
     settings = replace(settings, seed=seed)
     held_out = set(manifest["held_out"]) if "held_out" in manifest else None
-    retain, note = _unseen(read_examples(settings.retain, group_size=settings.group_size), held_out, settings.retain)
+    retain, note = _unseen(
+        read_examples(settings.retain, group_size=settings.group_size, columns=settings.columns), held_out, settings.retain
+    )
     forget = None
     if settings.forget is not None:
-        forget = read_examples(settings.forget, group_size=settings.group_size)
+        forget = read_examples(settings.forget, group_size=settings.group_size, columns=settings.columns)
     key = _key(settings, folder, retain, forget)
     if manifest.get("calibration", {}).get("key") == key and _has_gate(folder):
         if not is_carried(folder):

@@ -218,9 +218,9 @@ def _loaded(settings: UnlearnSettings) -> _Run:
     """Full training of 16-bit weights happens in float32 (small updates vanish otherwise) and is saved as it came."""
     method = build_method(settings.method, settings.method_parameters)
     check_reporting(settings.report_to)
-    forget = read_examples(settings.forget, group_size=settings.group_size)
-    retain = hold_out(read_examples(settings.retain, group_size=settings.group_size), seed=settings.seed)
-    near = None if settings.near is None else read_examples(settings.near, group_size=settings.group_size)
+    forget = _read_rows(settings, settings.forget)
+    retain = hold_out(_read_rows(settings, settings.retain), seed=settings.seed)
+    near = None if settings.near is None else _read_rows(settings, settings.near)
     _check_apart(forget, [*retain.train, *retain.held_out], settings.forget, settings.retain)
     if near is not None:
         _check_apart(forget, near, settings.forget, str(settings.near))
@@ -231,6 +231,10 @@ def _loaded(settings: UnlearnSettings) -> _Run:
     if settings.dtype == "auto" and not settings.lora:
         model = model.float()  # type: ignore[no-untyped-call]
     return _Run(settings, method, forget, retain, near, alternates, model, tokenizer, saved_dtype)
+
+
+def _read_rows(settings: UnlearnSettings, source: str) -> list[Example]:
+    return read_examples(source, group_size=settings.group_size, columns=settings.columns)
 
 
 def _check_apart(rows: Sequence[Example], others: Sequence[Example], source: str, other_source: str) -> None:
