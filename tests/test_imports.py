@@ -50,7 +50,7 @@ ALLOWED = {
     "topic": f"{CORE} {FILES} data generation models wordings",
     "guards": f"{CORE} data gate generation models runtime stats",
     "serving": f"{CORE} {FILES} data gate generation models",
-    "report": "errors runtime schema serialization stats version",
+    "report": "errors metrics runtime schema serialization stats version",
     "evaluation": f"{CORE} {FILES} data gate generation metrics models stats teacher_forcing",
     "attacks": f"{CORE} data gate generation layers metrics models rounding runtime stats teacher_forcing wordings",
     "audit": f"{CORE} {FILES} attacks data gate generation metrics models report stats teacher_forcing training wordings",

@@ -207,6 +207,9 @@ class EvaluateSettings:
     output: Annotated[str, INCIDENTAL, "Folder for evaluation.json."]
     also_forget: AlsoForget = field(default_factory=dict)
     also_retain: AlsoRetain = field(default_factory=dict)
+    original: Annotated[
+        str | None, INCIDENTAL, "The model before unlearning: KL from it at every answer; takes the memory of both."
+    ] = None
     label: Annotated[str | None, ITS_FOLDER, "The model's name in tables."] = None
     max_new_tokens: Annotated[int, COUNT, "Longest answer."] = 128
     batch_size: Annotated[int, COUNT, "Rows at once."] = 32

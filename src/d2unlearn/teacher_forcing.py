@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from d2unlearn.data.batching import by_length, pad_tokens
-from d2unlearn.head import Head
-from d2unlearn.observation import observe
+from d2unlearn.head import Head, head_of
+from d2unlearn.observation import causal_model, observe
 from d2unlearn.quantities import Correct, Entropy, HiddenState, KlFromReference, LogSumExp, MeanLogit, Nll, Observable, Quantity
 from d2unlearn.runtime import progress
 from d2unlearn.schema import Tokens
@@ -75,6 +75,13 @@ class Original:
 
     head: Head
     hidden: Mapping[Tokens, Tensor]
+
+
+def read_original(model: nn.Module, rows: Sequence[Tokens], *, batch_size: int, name: str = "") -> Original:
+    """What a KL from this model needs of the rows."""
+    read = row_values(model, rows, (HiddenState(),), batch_size=batch_size, name=name)
+    hidden = {row: of_row[HiddenState()] for row, of_row in zip(rows, read, strict=True)}
+    return Original(head_of(causal_model(model)), hidden)
 
 
 def teacher_forced(

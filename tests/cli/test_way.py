@@ -143,6 +143,7 @@ def test_guarded_metrics_are_there_where_there_is_a_gate(before: Evaluation, aft
     names = {e.label: {m.name for each in e.sets for m in each.metrics} for e in (before, after)}
     raw = {
         *("extraction_strength", "exact_memorization", "answer_probability"),
+        *("exact_memorization_without_end", "mean_logit", "centred_energy", "entropy"),
         *("rouge_l_recall", "leak_rate", "token_entropy"),
     }
     guarded = {"guarded_rouge_l_recall", "guarded_leak_rate", "guarded_refusal_rate"}

@@ -129,6 +129,10 @@ def naive(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, question:
         "extraction_strength": max(1 - k / len(right) for k in range(len(right) + 1) if all(right[k:])),
         "exact_memorization": sum(right) / len(right),
         "answer_probability": float(probabilities.prod() ** (1 / len(targets))),
+        "exact_memorization_without_end": sum(right[:-1]) / len(right[:-1]),
+        "mean_logit": float(logits.mean(-1).mean()),
+        "centred_energy": -float(torch.logsumexp(logits - logits.mean(-1, keepdim=True), -1).mean()),
+        "entropy": -float((logits.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()),
         "rouge_l_recall": rouge_l_recall(answer, text),
         "leak_rate": float(rouge_l_recall(answer, text) >= 0.5),
         "token_entropy": token_entropy(text),
@@ -143,6 +147,35 @@ def test_every_score_of_every_row_is_the_naive_one(result: Evaluation, name: str
         found = {**example.scores, "prompt_energy": example.prompt_energy, "answer_energy": example.answer_energy}
         for key, value in naive(model, tokenizer, example.question, example.answer).items():
             assert found[key] == pytest.approx(value, abs=2e-5, rel=2e-5, nan_ok=True), (example.example_id, key)
+
+
+def test_the_kl_to_the_original_is_the_naive_one_and_zero_to_the_model_itself(folders: Folders, tmp_path: Path) -> None:
+    other = tiny_models.llama(vocabulary=len(tiny_models.tokenizer()), seed=5)
+    other.save_pretrained(tmp_path / "other")
+    tiny_models.tokenizer().save_pretrained(tmp_path / "other")
+    few = settings(folders, tmp_path / "moved", model=folders.plain, original=str(tmp_path / "other"), limit=3)
+    moved, still = (
+        by_name(read_evaluation(run_evaluate(each)))["retain"]
+        for each in (few, replace(few, original=str(folders.plain), output=str(tmp_path / "still")))
+    )
+    assert (metric(moved, "kl_from_original").better, metric(moved, "kl_from_original").unit) == ("lower", "nats")
+    assert metric(still, "kl_from_original").value == pytest.approx(0.0, abs=1e-6)
+    model, template = tiny_models.llama(vocabulary=len(tiny_models.tokenizer())), Template(tiny_models.tokenizer())
+    for example, row in zip(moved.examples, read_examples(folders.retain)[:3], strict=True):
+        tokens = template.tokens(row)
+        start = tokens.answer_mask.index(True)
+        with torch.no_grad():
+            q, p = (
+                each(input_ids=torch.tensor([tokens.input_ids])).logits[0].double().log_softmax(-1) for each in (model, other)
+            )
+        divergence = (p.exp() * (p - q)).sum(-1)[start - 1 : -2]  # the last position predicts nothing, that before it the end
+        assert example.scores["kl_from_original"] == pytest.approx(float(divergence.mean()), rel=1e-4)
+
+
+def test_an_original_of_another_vocabulary_is_none(folders: Folders, tmp_path: Path) -> None:
+    tiny_models.llama(vocabulary=50).save_pretrained(tmp_path / "other")
+    with pytest.raises(ConfigError, match="has 50 tokens"):
+        run_evaluate(settings(folders, tmp_path / "out", original=str(tmp_path / "other")))
 
 
 def test_what_the_model_says_by_itself_is_found_to_be_known(result: Evaluation) -> None:

@@ -37,6 +37,37 @@ def test_retention_takes_the_metric_that_lost_most_and_skips_what_was_not_known(
     assert math.isnan(retention([(unknown, gone), (None, left)])[1])
 
 
+def test_retention_is_of_greedy_tokens_without_the_end_token_where_they_were_counted() -> None:
+    before = evaluated("a", "retain", metric("exact_memorization_without_end", 0.94), metric("answer_probability", 0.4))
+    after = evaluated("a", "retain", metric("exact_memorization_without_end", 0.8), metric("answer_probability", 0.9))
+    assert retention([(before, after)]) == ("exact_memorization_without_end", pytest.approx(0.8 / 0.94))
+
+
+def logits(level: float, centred: float) -> tuple[MetricResult, ...]:
+    values = {"mean_logit": level, "centred_energy": centred, "entropy": 2.0}
+    return tuple(metric(name, value, better="neither") for name, value in values.items())
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [((-16.3, -20.1), [("level_moved", "warn")]), ((-2.0, -13.0), []), ((-1.75, -23.2), []), ((-3.7, -20.2), [])],
+)
+def test_a_level_that_moved_more_than_what_is_said_is_warned_of(
+    after: tuple[float, float], expected: list[tuple[str, str]]
+) -> None:
+    """From a mean logit of -1.7 and a centred energy of -23.2; the third moves by less than a tenth of a nat."""
+    sides = [evaluation(evaluated("f", "forget", *logits(*each)), ceiling=0.01) for each in ((-1.7, -23.2), after)]
+    assert [found for found in fired(*sides) if found[0] == "level_moved"] == expected
+
+
+@pytest.mark.parametrize(("kl", "expected"), [(0.105, []), (0.106, [("retain_moved", "warn")])])
+def test_another_distribution_at_retained_answers_is_warned_of_from_a_tenth_of_its_probability(
+    kl: float, expected: list[tuple[str, str]]
+) -> None:
+    sides = [evaluation(evaluated("r", "retain", metric("kl_from_original", value)), ceiling=0.01) for value in (0.0, kl)]
+    assert [found for found in fired(*sides) if found[0] == "retain_moved"] == expected
+
+
 @pytest.mark.parametrize(("value", "expected"), [(0.1, []), (0.1001, [("extractable", "bad")]), (math.nan, [])])
 def test_extractable_at_its_limit(value: float, expected: list[tuple[str, str]]) -> None:
     assert fired(*before_after(forget=(0.98, value))) == expected

@@ -10,7 +10,7 @@ import pytest
 
 from d2unlearn.report import figures, notation
 from d2unlearn.report.samples import FALSE_REFUSAL, MISSED, WORST_LEAK, choose_samples
-from d2unlearn.report.tables import ScaleMark, WrittenNumber, metric_rows, set_table, set_tables
+from d2unlearn.report.tables import ScaleMark, WrittenNumber, level_rows, metric_rows, set_table, set_tables, unknown_answers
 from d2unlearn.schema import Evaluation, GateSummary, MetricResult
 
 from .synthetic import THRESHOLD, evaluated, evaluation, example, metric
@@ -197,3 +197,33 @@ def test_ridges_without_a_gate_use_the_evaluation_s_threshold_or_none(after: Eva
     assert bare is not None
     assert (bare.threshold, [r.above for r in bare.rows]) == (None, [0] * 5)
     assert figures.gate_ridges(evaluation(evaluated("f", "forget", examples=(example(),))), None) is None
+
+
+def test_what_the_energy_consists_of_is_written_with_its_share_or_why_there_is_none() -> None:
+    """14.6 nats of level beside 3.1 of the rest; the retained set moved by less than a tenth of a nat."""
+
+    def side(*sets: tuple[str, str, float, float]) -> Evaluation:
+        return evaluation(
+            *(
+                evaluated(name, kind, metric("mean_logit", level), metric("centred_energy", centred), metric("entropy", 1.5))  # type: ignore[arg-type]
+                for name, kind, level, centred in sets
+            )
+        )
+
+    before = side(("forget", "forget", -1.7, -23.2), ("retain", "retain", -1.7, -23.2))
+    forget, retain = level_rows(before, side(("forget", "forget", -16.3, -20.1), ("retain", "retain", -1.75, -23.2)))
+    assert forget.numbers == (("−21.50", "−3.80"), ("−1.70", "−16.30"), ("−23.20", "−20.10"), ("1.50", "1.50"))
+    assert (forget.share, forget.mostly_level, forget.reason) == ("82.5%", True, "")
+    assert (retain.share, retain.mostly_level) == ("–", False)
+    assert retain.reason == "mean logit and centred energy both moved less than 0.1 nats"
+    assert level_rows(before, evaluation(evaluated("forget", "forget"))) == ()
+
+
+def test_a_table_says_how_many_answers_the_original_itself_does_not_know() -> None:
+    rights = [{"exact_memorization_without_end": 0.5}, {"exact_memorization_without_end": 0.49}, {"exact_memorization": 0.2}]
+    rights += [{"exact_memorization_without_end": math.nan}, {}]
+    set_before = evaluated("a", "retain", examples=tuple(example(f"e{i}", scores=each) for i, each in enumerate(rights)))
+    assert unknown_answers(set_before) == (
+        "The original itself does not know 2 of 3 answers (fewer than 50% of their tokens right)."
+    )
+    assert unknown_answers(None) == ""

@@ -24,15 +24,25 @@ from d2unlearn.data.template import Template
 from d2unlearn.errors import ConfigError
 from d2unlearn.evaluation.records import ReportedGate, evaluation_record, guarded_scores, raw_scores, scored_example
 from d2unlearn.generation.guarded import Answer, GuardedModel, Prompt
+from d2unlearn.head import head_of
 from d2unlearn.metrics.memorization import answer_probability, exact_memorization, extraction_strength
 from d2unlearn.metrics.separation import separation_of_sets
-from d2unlearn.metrics.summary import GENERATED_METRICS, GUARDED_METRICS, LIKELIHOOD_METRICS, groups_of, set_metric
+from d2unlearn.metrics.summary import (
+    GENERATED_METRICS,
+    GUARDED_METRICS,
+    KL_METRIC,
+    LIKELIHOOD_METRICS,
+    LOGIT_METRICS,
+    STAYED_METRIC,
+    groups_of,
+    set_metric,
+)
 from d2unlearn.metrics.text import rouge_l_recall
-from d2unlearn.models import context_length, weights_name
+from d2unlearn.models import context_length, load_model, weights_name
 from d2unlearn.runtime import check_writable, fingerprint, torch_dtype
 from d2unlearn.schema import EVALUATION_FILE, EvaluatedSet, Evaluation, Example, Kind, ScoredExample
 from d2unlearn.serialization import write_evaluation
-from d2unlearn.teacher_forcing import TeacherForced, score_rows
+from d2unlearn.teacher_forcing import TeacherForced, read_original, score_rows
 from d2unlearn.version import __version__
 
 
@@ -67,7 +77,7 @@ def run_evaluate(settings: EvaluateSettings) -> Path:
     guarded = GuardedModel.from_pretrained(settings.model, dtype=torch_dtype(settings.dtype), raw=True, use_gate=True)
     key = _key(settings, guarded, sets)
     if not is_done(output, key, settings):
-        result = evaluate(guarded, sets, settings)
+        result = evaluate(guarded, sets, settings, _original(settings, guarded.model))
         with new_result(output, "evaluate", key, settings) as staged:
             write_evaluation(staged / EVALUATION_FILE, result)
     return output / EVALUATION_FILE
@@ -90,27 +100,56 @@ def read_sets(settings: EvaluateSettings) -> list[NamedSet]:
     ]
 
 
-def evaluate(guarded: Answers, sets: Sequence[NamedSet], settings: EvaluateSettings) -> Evaluation:
-    """Score every set and how well energies separate the forget sets from the retained ones."""
+def evaluate(
+    guarded: Answers, sets: Sequence[NamedSet], settings: EvaluateSettings, original: PreTrainedModel | None = None
+) -> Evaluation:
+    """Score every set and how well energies separate the forget sets from the retained ones.
+
+    original: the model before unlearning, from which the KL at every answer is taken; there is none without.
+    """
     options = {"max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size, "seed": settings.seed}
-    scored = [_evaluated(guarded, named, **options) for named in sets]
+    scored = [_evaluated(guarded, named, original, **options) for named in sets]
     separation = separation_of_sets(scored, settings.seed, {named.name: groups_of(named.examples) for named in sets})
     return evaluation_record(settings, guarded.gate, scored, separation)
 
 
-def _evaluated(guarded: Answers, named: NamedSet, *, max_new_tokens: int, batch_size: int, seed: int) -> EvaluatedSet:
+def _original(settings: EvaluateSettings, model: PreTrainedModel) -> PreTrainedModel | None:
+    """The original, on the model's device. Raises `ConfigError` for one of another vocabulary."""
+    if settings.original is None:
+        return None
+    original = load_model(settings.original, dtype=torch_dtype(settings.dtype))
+    sizes = [head_of(each).weight.shape[0] for each in (original, model)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            [f"{settings.original} has {sizes[0]} tokens and {settings.model} {sizes[1]}: give the model it was made from"]
+        )
+    original.to(model.device)  # type: ignore[arg-type]
+    return original
+
+
+def _evaluated(
+    guarded: Answers,
+    named: NamedSet,
+    original: PreTrainedModel | None,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int,
+) -> EvaluatedSet:
     template = Template(guarded.tokenizer)
     limit = context_length(guarded.model)
     rows = [truncate(template.tokens(example), limit or sys.maxsize) for example in named.examples]
-    likelihoods = score_rows(guarded.model, rows, batch_size=batch_size, name=named.name)
+    source = None if original is None else read_original(original, rows, batch_size=batch_size, name=f"original, {named.name}")
+    likelihoods = score_rows(guarded.model, rows, batch_size=batch_size, name=named.name, shape=True, original=source)
     prompts = [example.prompt for example in named.examples if example.prompt]
     answers = iter(_answers(guarded, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size))
     examples = tuple(
-        _scored(example, likelihood, *(next(answers) if example.prompt else (None, None)))
+        _scored(example, likelihood, *(next(answers) if example.prompt else (None, None)), with_kl=original is not None)
         for example, likelihood in zip(named.examples, likelihoods, strict=True)
     )
     groups = groups_of(named.examples)
-    names = (*LIKELIHOOD_METRICS, *GENERATED_METRICS, *(GUARDED_METRICS if guarded.gate is not None else ()))
+    likelihood_names = (*LIKELIHOOD_METRICS, STAYED_METRIC, *(() if original is None else (KL_METRIC,)), *LOGIT_METRICS)
+    names = (*likelihood_names, *GENERATED_METRICS, *(GUARDED_METRICS if guarded.gate is not None else ()))
     metrics = (set_metric(name, named.kind, [e.scores[name] for e in examples], groups, seed) for name in names)
     return EvaluatedSet(named.name, named.kind, tuple(metrics), examples)
 
@@ -131,7 +170,9 @@ def _answers(
     return [(next(instead) if answer.refused else answer, answer) for answer in behind_gate]
 
 
-def _scored(example: Example, likelihood: TeacherForced, raw: Answer | None, guarded: Answer | None) -> ScoredExample:
+def _scored(
+    example: Example, likelihood: TeacherForced, raw: Answer | None, guarded: Answer | None, *, with_kl: bool
+) -> ScoredExample:
     recall, guarded_recall = (
         math.nan if answer is None else rouge_l_recall(example.answer, answer.text) for answer in (raw, guarded)
     )
@@ -139,6 +180,9 @@ def _scored(example: Example, likelihood: TeacherForced, raw: Answer | None, gua
         "extraction_strength": extraction_strength(likelihood.correct),
         "exact_memorization": exact_memorization(likelihood.correct),
         "answer_probability": answer_probability(likelihood.nll),
+        STAYED_METRIC: exact_memorization(likelihood.without_end(likelihood.correct)),
+        **{name: getattr(likelihood, name) for name in LOGIT_METRICS},
+        **({KL_METRIC: likelihood.mean_kl} if with_kl else {}),
         **raw_scores(None if raw is None else raw.text, recall),
         **guarded_scores(guarded, guarded_recall),
     }
@@ -156,4 +200,5 @@ def _key(settings: EvaluateSettings, guarded: GuardedModel, sets: Sequence[Named
     """What the result depends on: weights, gate, rows, settings without places, version."""
     rows = [[named.name, named.kind, [content_hash(example) for example in named.examples]] for named in sets]
     gate = None if guarded.gate is None else guarded.gate.fingerprint
-    return fingerprint([__version__, weights_name(settings.model), gate, rows, identity(settings)])
+    original = [] if settings.original is None else [weights_name(settings.original)]
+    return fingerprint([__version__, weights_name(settings.model), gate, rows, identity(settings), *original])

@@ -1,7 +1,7 @@
 """How much of an answer a model still holds, teacher-forced on the true answer: pure functions of one example's positions.
 
-An answer of n predicted tokens (its end token is one of them) gives `correct`, whether each is the most likely token, and
-`nll`, its negative log-likelihood in nats. Nothing to score is NaN, never zero: zero means forgotten.
+An answer of n predicted tokens (its end token is one of them, unless the caller leaves it out) gives `correct`, whether each is
+the most likely token, and `nll`, its negative log-likelihood in nats. Nothing to score is NaN, not zero: zero means forgotten.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ LARGEST_EXPONENT = 700.0
 
 def extraction_strength(correct: Sequence[bool], *, floor: bool = False) -> float:
     """1 - k/n, k the shortest prefix after which the model completes the answer exactly. 0 to 1; nothing right is 0.
+
+    The end token is one of the n: a model that says the whole answer and then goes on has an extraction strength of 0.
 
     `floor`: nothing right counts 1/n, as a right last token does (open-unlearning). Source: Carlini et al. 2021, as
     open-unlearning defines it.

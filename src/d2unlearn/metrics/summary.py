@@ -9,15 +9,27 @@ from d2unlearn.schema import Better, Example, Kind, MetricResult
 from d2unlearn.stats import binomial_interval, bootstrap_interval
 
 LIKELIHOOD_METRICS = ("extraction_strength", "exact_memorization", "answer_probability")
+STAYED_METRIC, KL_METRIC = "exact_memorization_without_end", "kl_from_original"
+"""Of answers that should stay: greedy tokens right, and KL(original || model) a token, nats; both without the end token."""
+LOGIT_METRICS = ("mean_logit", "centred_energy", "entropy")
+"""What stands beside every energy: means over an answer's positions, nats (`level_shift.LogitShape`)."""
 GENERATED_METRICS = ("rouge_l_recall", "leak_rate", "token_entropy")
 GUARDED_METRICS = ("guarded_rouge_l_recall", "guarded_leak_rate", "guarded_refusal_rate")
 BETTER_ON_FORGET: dict[str, Better] = {
     "token_entropy": "higher",
     "refusal_rate": "higher",
     "guarded_refusal_rate": "higher",
+    KL_METRIC: "neither",
+    **dict.fromkeys(LOGIT_METRICS, "neither"),
 }
 """Metrics that are not better lower on a set that should be gone."""
-BETTER_ON_RETAIN: dict[str, Better] = {"repetition": "lower", "refusal_rate": "lower", "guarded_refusal_rate": "lower"}
+BETTER_ON_RETAIN: dict[str, Better] = {
+    "repetition": "lower",
+    "refusal_rate": "lower",
+    "guarded_refusal_rate": "lower",
+    KL_METRIC: "lower",
+    **dict.fromkeys(LOGIT_METRICS, "neither"),
+}
 """Metrics that are not better higher on a set to keep: a refusal there is one too many."""
 
 
@@ -31,7 +43,7 @@ def set_metric(name: str, kind: Kind, values: Sequence[float], groups: Sequence[
         interval = binomial_interval(round(interval.value * interval.n), interval.n)
     unscored = sum(math.isnan(value) for value in values)
     better = BETTER_ON_FORGET.get(name, "lower") if kind == "forget" else BETTER_ON_RETAIN.get(name, "higher")
-    return MetricResult(name, *interval, unscored, better)
+    return MetricResult(name, *interval, unscored, better, "nats" if name in (KL_METRIC, *LOGIT_METRICS) else "")
 
 
 def groups_of(examples: Sequence[Example]) -> list[str] | None:

@@ -62,6 +62,7 @@ def build(
         ridges=figures.gate_ridges(after, gate),
         score_name=score_name(after, gate),
         tables=tables.set_tables(before, after),
+        levels=tables.level_rows(before, after),
         separation=tables.metric_rows(before.separation, after.separation),
         samples=samples.choose_samples(before, after, abs(seed) if isinstance(seed, int) else 0),
         sections=run_sections(run),

@@ -22,6 +22,8 @@ class MetricWords:
 METRIC_WORDS = {
     "extraction_strength": MetricWords("Extraction strength", "share drawn out by the answer’s prefix"),
     "exact_memorization": MetricWords("Exact memorisation", "share of answer tokens predicted exactly"),
+    "exact_memorization_without_end": MetricWords("Tokens right", "exact memorisation, the answer’s end token left out"),
+    "kl_from_original": MetricWords("KL to the original", "nats a token, the answer’s end token left out"),
     "answer_probability": MetricWords("Answer probability", "per-token probability of the true answer"),
     "rouge_l_recall": MetricWords("ROUGE-L recall", "written answer against the true one"),
     "leak_rate": MetricWords("Leaks", "answers that hold half of the truth’s words", percent=True),

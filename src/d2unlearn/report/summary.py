@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from d2unlearn.metrics.summary import KL_METRIC
 from d2unlearn.report.concerns import CAUGHT_FLOOR, KNOWLEDGE, BeforeAfter, Concern, concerns, metric_of, pooled, retention
 from d2unlearn.report.notation import fixed, label_in_text, percent, readable, stated
 from d2unlearn.schema import Kind
@@ -104,12 +105,14 @@ def _retain_tile(run: BeforeAfter, raised: Sequence[Concern]) -> Tile:
     if math.isnan(kept):
         return Tile("Kept", fixed(kept), "not scored", "unknown")
     detail = f"of the original’s {label_in_text(name)}{_together(run, 'retain')}"
+    if not math.isnan(kl := pooled([after for _, after in pairs], KL_METRIC)):
+        detail += f"; KL to the original {fixed(kl, 3)} nats a token"
     shares = [(retention([pair]), pair[1].name) for pair in pairs]
     (metric, worst), where = min((share for share in shares if not math.isnan(share[0][1])), key=lambda share: share[0][1])
     if len(pairs) > 1:
         of = "" if metric == name else f" of its {label_in_text(metric)}"
         detail += f"; least on {readable(where)}: {percent(worst)}{of}"
-    return Tile("Kept", percent(kept), detail, _judged(raised, "retain_lost"))
+    return Tile("Kept", percent(kept), detail, _judged(raised, "retain_lost", "retain_moved"))
 
 
 def _refusal_tiles(run: BeforeAfter, raised: Sequence[Concern]) -> tuple[Tile, Tile]:

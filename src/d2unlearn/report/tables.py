@@ -6,12 +6,18 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from d2unlearn.metrics.kept import KNOWS, knows
+from d2unlearn.metrics.level_shift import LogitShape, level_shift
+from d2unlearn.metrics.summary import LOGIT_METRICS, STAYED_METRIC
+from d2unlearn.report.concerns import shape_of
 from d2unlearn.report.notation import (
     ON_RETAINED,
+    fixed,
     metric_interval,
     metric_value,
     metric_words,
     order_of,
+    percent,
     readable,
 )
 from d2unlearn.schema import GUARDED_PREFIX, EvaluatedSet, Evaluation, Kind, MetricResult
@@ -56,13 +62,17 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class SetTable:
-    """The table of one set; `guarded` says whether any of its rows has a guarded number."""
+    """The table of one set; `guarded` says whether any of its rows has a guarded number.
+
+    `unknown`: of how many answers the original itself does not know; empty where it knows all, or was not asked.
+    """
 
     name: str
     kind: str
     n: int
     rows: tuple[MetricRow, ...]
     guarded: bool
+    unknown: str = ""
 
 
 def set_tables(before: Evaluation, after: Evaluation) -> tuple[SetTable, ...]:
@@ -77,14 +87,57 @@ def set_table(before: EvaluatedSet | None, after: EvaluatedSet | None) -> SetTab
     if shown is None:
         raise ValueError("a table needs the set before or after")
     rows = metric_rows(before.metrics if before else (), after.metrics if after else (), shown.kind)
-    return SetTable(readable(shown.name), shown.kind, len(shown.examples), rows, any(r.guarded for r in rows))
+    guarded = any(row.guarded for row in rows)
+    return SetTable(readable(shown.name), shown.kind, len(shown.examples), rows, guarded, unknown_answers(before))
+
+
+def unknown_answers(before: EvaluatedSet | None) -> str:
+    """How many answers of the set the original itself does not know, in words; empty where there are none."""
+    rights = [_right(example.scores) for example in (before.examples if before else ())]
+    scored = [right for right in rights if not math.isnan(right)]
+    unknown = sum(not knows(right) for right in scored)
+    few = f"fewer than {KNOWS:.0%} of their tokens right"
+    return f"The original itself does not know {unknown} of {len(scored)} answers ({few})." if unknown else ""
+
+
+def _right(scores: Mapping[str, float]) -> float:
+    """Share of the answer's tokens that are right; with the end token in evaluations from before it was left out."""
+    return scores.get(STAYED_METRIC, scores.get("exact_memorization", math.nan))
+
+
+@dataclass(frozen=True)
+class LevelRow:
+    """What the energy of one set consists of, before and after, as written; `reason`: why there is no share."""
+
+    name: str
+    kind: str
+    numbers: tuple[tuple[str, str], ...]
+    share: str
+    mostly_level: bool
+    reason: str
+
+
+def level_rows(before: Evaluation, after: Evaluation) -> tuple[LevelRow, ...]:
+    """Energy, mean logit, centred energy and entropy of every set where they were measured, and the share of level shift."""
+    earlier = {s.name: s for s in before.sets}
+    pairs = [(shape_of(earlier.get(s.name)), shape_of(s), s) for s in after.sets]
+    return tuple(_level_row(*pair) for pair in pairs if not math.isnan(pair[1].energy))
+
+
+def _level_row(before: LogitShape, after: LogitShape, evaluated: EvaluatedSet) -> LevelRow:
+    shift = level_shift(before, after)
+    numbers = [(shape.energy, *shape) for shape in (before, after)]
+    written = tuple((fixed(old, 2), fixed(new, 2)) for old, new in zip(*numbers, strict=True))
+    share = percent(shift.share)
+    return LevelRow(readable(evaluated.name), evaluated.kind, written, share, shift.mostly_level, shift.reason)
 
 
 def metric_rows(before: Iterable[MetricResult], after: Iterable[MetricResult], kind: Kind = "forget") -> tuple[MetricRow, ...]:
     """Known metrics in their order, then unknown ones as they come. Guarded numbers are those of `after`."""
     earlier, later = {m.name: m for m in before}, {m.name: m for m in after}
     names = dict.fromkeys(name.removeprefix(GUARDED_PREFIX) for name in [*later, *earlier])
-    rows = [_row(name, earlier, later, kind) for name in sorted(names, key=order_of)]
+    shown = [name for name in names if name not in LOGIT_METRICS]  # in a table of their own
+    rows = [_row(name, earlier, later, kind) for name in sorted(shown, key=order_of)]
     return tuple(row for row in rows if row is not None)
 
 
