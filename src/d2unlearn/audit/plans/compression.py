@@ -46,16 +46,17 @@ INTEGERS = tuple(
     Quantisation(bits, size, symmetric) for bits in (8, 4) for size in (32, 64, 128) for symmetric in (True, False)
 )
 THINNED = (HalfPrecision(), *(Pruning(share) for share in (0.1, 0.2, 0.3, 0.4, 0.5)))
-FINE_TUNES = (Averaging(80, 1e-4), Averaging(80, 5e-4), Averaging(80, 1e-3))
+FINE_TUNES = tuple(Averaging(80, rate) for rate in (5e-4, 1e-3, 2e-3))
+GATED = (HalfPrecision(), Quantisation(8), Quantisation(4), Quantisation(4, 32, False))
 BUDGETS: Mapping[Level, CompressionBudget] = {
-    "quick": CompressionBudget((Quantisation(8), Quantisation(4), Pruning(0.3)), (Averaging(10),), 150, gated_rows=25),
-    "thorough": CompressionBudget((*INTEGERS, *THINNED), FINE_TUNES, None, (HalfPrecision(), *INTEGERS), 200),
+    "quick": CompressionBudget((Quantisation(8), Quantisation(4), Pruning(0.3)), (Averaging(20, 2e-3),), 150, gated_rows=25),
+    "thorough": CompressionBudget((*INTEGERS, *THINNED), FINE_TUNES, 400, GATED, 200),
     "exhaustive": CompressionBudget(
         (*INTEGERS, Quantisation(3, 32, False), Quantisation(2, 32, False), *THINNED, Pruning(0.6), Pruning(0.7)),
         (*FINE_TUNES, *(Averaging(400, rate.learning_rate) for rate in FINE_TUNES)),
         None,
         (HalfPrecision(), *INTEGERS),
-        None,
+        400,
     ),
 }
 
