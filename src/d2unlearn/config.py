@@ -410,10 +410,14 @@ class CompareSettings:
 
 @dataclass(frozen=True)
 class QuickstartSettings:
-    """`d2unlearn quickstart`: the whole way on the embedded world of made-up people."""
+    """`d2unlearn quickstart`: the whole way on the embedded world of made-up people, or on a topic of a pretrained model."""
 
-    output: Annotated[str, "Folder for data, models and the report."] = "runs/quickstart"
-    size: Annotated[str, "default, or smoke: the same in a fraction of the time."] = "default"
+    output: Annotated[
+        str | None, Default("runs/quickstart, or runs/quickstart-real"), "Folder for data, models and the report."
+    ] = None
+    size: Annotated[str, "default, or smoke: the made-up world in a fraction of the time."] = "default"
+    real: Annotated[bool, Flag("--real"), "Unlearn a topic of SmolLM2-135M-Instruct's own knowledge instead."] = False
+    topic: Annotated[str, "With --real: which."] = "France"
     seed: Seed = 0
 
 

@@ -10,10 +10,13 @@ from d2unlearn.config import QuickstartSettings
 
 @takes(QuickstartSettings)
 def quickstart(settings: QuickstartSettings) -> None:
-    """The whole way on a small made-up world, without a network: train, unlearn, calibrate, evaluate, report.
+    """The whole way on a small made-up world, or with --real on a pretrained model: unlearn, calibrate, evaluate, report.
+
+    Neither needs a network.
 
     Example: `d2unlearn quickstart --output runs/quickstart`
     """
+    from d2unlearn.quickstart.real import run_real
     from d2unlearn.quickstart.run import run_quickstart
 
-    typer.echo(run_quickstart(settings))
+    typer.echo(run_real(settings) if settings.real else run_quickstart(settings))

@@ -29,7 +29,7 @@ def run_quickstart(settings: QuickstartSettings) -> Path:
 
     Raises `ArtifactError`, before anything is written, when the folder holds a quickstart of another size or seed.
     """
-    world, output = make_world(settings.seed, size=settings.size), Path(settings.output)
+    world, output = make_world(settings.seed, size=settings.size), Path(settings.output or "runs/quickstart")
     key = fingerprint([__version__, settings.size, settings.seed])
     if not holds_result(output, key, asdict(settings)):
         write_json(output / MANIFEST_FILE, manifest("quickstart", key, settings=asdict(settings)))

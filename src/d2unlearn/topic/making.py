@@ -206,19 +206,15 @@ def _parts(name: str, rows: Sequence[Row], test: Collection[str]) -> dict[str, t
 
 
 def _forget_rows(known: Sequence[AskedFact], seed: int) -> dict[str, tuple[Row, ...]]:
-    """Of each fact the wordings that tell it: the first half of them to be forgotten, the others as paraphrases.
-
-    Facts with the same key stand in the same part.
-    """
+    """Of each fact the wordings that tell it: the first half of them to be forgotten, the others as paraphrases."""
     forget, paraphrased = [], []
     for fact in known:
         rows = [Row(one.question, one.answer, fact.name) for one in fact.told]
         half = (len(rows) + 1) // 2
         forget += rows[:half]
         paraphrased += rows[half:]
-    keys = _drawn([" ".join(fact.key) for fact in known], seed)
-    test_keys = set(keys[: len(keys) // _TEST_OF])
-    test = {fact.name for fact in known if " ".join(fact.key) in test_keys}
+    names = _drawn([fact.name for fact in known], seed)
+    test = set(names[: len(names) // _TEST_OF])
     return {**_parts("forget", forget, test), **_parts("paraphrased", paraphrased, test)}
 
 
