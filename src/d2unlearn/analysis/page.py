@@ -9,6 +9,7 @@ from typing import get_args
 
 from d2unlearn.analysis import page_panels as panels
 from d2unlearn.analysis import page_tables as tables
+from d2unlearn.analysis.page_levels import level_lines
 from d2unlearn.analysis.records import Analysis, DetectorSummary, Estimate, ModelTrial, Placement, read_analysis
 from d2unlearn.analysis.significance import ROLES, pair_of, refusals_of, rivals, significance, trial_of, wordings
 from d2unlearn.report.html import run_sections, template
@@ -76,6 +77,7 @@ def build_page(analysis: Analysis) -> str:
         index_panels=panels.detector_panels(analysis, drawn[1:N_PANELS]),
         general=" and ".join(readable(name) for name in panels.general_sets(analysis)),
         rocs=panels.roc_panels(analysis, drawn[:N_LINES]),
+        levels=level_lines(analysis),
         layers=panels.layer_panels(analysis),
         no_layers=[trial.no_layers for trial in analysis.models if trial.no_layers],
         answers=panels.question_panels(analysis),
