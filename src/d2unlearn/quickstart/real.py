@@ -84,11 +84,13 @@ def _said(lines: Iterator[str]) -> None:
 
 def _unlearning(model: Path, data: Path, artifact: Path, seed: int) -> UnlearnSettings:
     """A low-rank adapter in bf16, by the recipe that a first trial on this model found enough."""
+    near = data / "near.jsonl"
     return UnlearnSettings(
         model=str(model),
         forget=str(data / "forget.jsonl"),
         retain=str(data / "retain.jsonl"),
         output=str(artifact),
+        near=str(near) if near.is_file() else None,
         learning_rate=1e-3,
         epochs=5.0,
         accumulation=1,
