@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 
 from d2unlearn.audit.page import attack_sections, audit_page, claim_card, claims_headline, write_audit_page
 from d2unlearn.audit.page_pictures import DrawnSetting, pictures
-from d2unlearn.audit.records import Audit
+from d2unlearn.audit.records import Audit, SettingResult
 from d2unlearn.audit.verdict import ClaimMargins
 from d2unlearn.report.notation import fixed
 from d2unlearn.runtime import write_json
+from d2unlearn.schema import MetricResult
 from d2unlearn.serialization import record_to_json
 from report.test_page import Page
 
@@ -178,6 +180,17 @@ def test_many_rows_are_cut_to_the_worst_and_counted() -> None:
     (picture,) = pictures([attack("storage", settings, claim="gone", deciding=3)], ClaimMargins())
     assert [row.label for row in picture.rows][:3] == ["part 3", "part 29", "part 28"]
     assert (len(picture.rows), picture.left) == (14, 16)
+
+
+def test_settings_in_which_no_row_was_asked_are_in_the_table_alone() -> None:
+    unscored = MetricResult("told", math.nan, math.nan, math.nan, 0, 10, "lower")
+    none = SettingResult(
+        {"wording": "x", "family": "x"}, "told", "forget", {"artifact": unscored}, math.nan, math.nan, math.nan
+    )
+    told = setting({"wording": "y", "family": "y"}, 0.1, 0.0, measure="told")
+    assert pictures([attack("paraphrases", (none,), claim="other_words")], ClaimMargins()) == []
+    (picture,) = pictures([attack("paraphrases", (none, told), claim="other_words")], ClaimMargins())
+    assert ([row.label for row in picture.rows], picture.left) == (["y"], 1)
 
 
 def test_a_setting_without_a_number_draws_no_mark() -> None:

@@ -169,13 +169,14 @@ def claim_card(claim: ClaimResult, audit: Audit) -> ClaimCard:
 
 
 def _deciding(claim: ClaimResult, audit: Audit) -> tuple[AttackResult, SettingResult] | None:
-    """The attack and the setting that a claim names."""
-    for result in audit.attacks:
-        if (result.name, result.claim) == (claim.attack, claim.name) and result.deciding is not None:
-            one = result.settings[result.deciding]
-            if in_words(one.setting) == claim.setting:
-                return result, one
-    return None
+    """The attack and the setting that a claim names; of an attack made raw and through the gate, that which it means."""
+    decided = [
+        (result, result.settings[result.deciding])
+        for result in audit.attacks
+        if (result.name, result.claim) == (claim.attack, claim.name) and result.deciding is not None
+    ]
+    named = [(result, one) for result, one in decided if in_words(one.setting) == claim.setting]
+    return next(iter(named or decided), None)
 
 
 # -- the attacks ---------------------------------------------------------------------------------------------------------

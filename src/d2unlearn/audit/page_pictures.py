@@ -133,14 +133,20 @@ class Picture:
 
 
 def pictures(results: Sequence[AttackResult], margins: ClaimMargins) -> list[Picture]:
-    """One attack's pictures, those that judge first: of each measure and set of rows one that judges and one that does not."""
+    """One attack's pictures, those that judge first: of each measure and set of rows one that judges and one that does not.
+
+    Settings in which nothing was scored, and pictures of these alone, are left out.
+    """
     drawn: dict[tuple[Measure, str, bool], dict[tuple[tuple[str, Setting], ...], DrawnSetting]] = {}
     for result in results:
         for index, one in enumerate(result.settings):
             settings = drawn.setdefault((one.measure, one.rows, judges(result.claim, one.measure, margins)), {})
             key = tuple(one.setting.items())
             settings[key] = _with(settings.get(key), result, one, index, margins)
-    made = [_picture(measure, rows, judged, list(settings.values())) for (measure, rows, judged), settings in drawn.items()]
+    scored = {
+        key: [each for each in settings.values() if any(map(_scored, each.values.values()))] for key, settings in drawn.items()
+    }
+    made = [_picture(*key, settings, len(drawn[key]) - len(settings)) for key, settings in scored.items() if settings]
     return sorted(made, key=lambda picture: not picture.judged)
 
 
@@ -170,7 +176,7 @@ def _with(
     return DrawnSetting(one.setting, {**before.values, **values}, limit, before.decides or decides)
 
 
-def _picture(measure: Measure, rows: str, judged: bool, settings: Sequence[DrawnSetting]) -> Picture:
+def _picture(measure: Measure, rows: str, judged: bool, settings: Sequence[DrawnSetting], left: int) -> Picture:
     panels, others = _curves(settings)
     shown, scale = _representative(others), _scale(settings)
     series = tuple(name for name in MARKED if any(name in each.values for each in settings))
@@ -182,7 +188,7 @@ def _picture(measure: Measure, rows: str, judged: bool, settings: Sequence[Drawn
         scale,
         tuple(panels),
         tuple(_row(each, _scale([each]) if measure == "score" else scale) for each in shown),
-        len(others) - len(shown),
+        len(others) - len(shown) + left,
     )
 
 
