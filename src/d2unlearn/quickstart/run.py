@@ -20,7 +20,7 @@ from d2unlearn.schema import MANIFEST_FILE
 from d2unlearn.training.unlearn import run_unlearn
 from d2unlearn.version import __version__
 
-AUDITED: tuple[str, ...] | None = None
+AUDITED: tuple[str, ...] | None = ()
 """The attacks that the quickstart makes: all that an audit has for none named; None: it makes no audit."""
 
 
