@@ -14,6 +14,8 @@ from tables import table
 
 LEVELS = {"thorough": "thorough", "quick": "quick", "exhaustive": "exhaustive"}
 MARKS = {"holds": "holds", "does not hold": "**does not hold**", "not shown": "not shown"}
+SECTIONS = {"layers": "Where it hides", "paraphrases": "Asking otherwise", "universal_prefix": "The gate"}
+"""Attacks that docs/audit.md describes under another heading than their own."""
 NOTHING = "No audits are kept yet: `experiments/audit_results.py` makes them.\n"
 
 
@@ -22,12 +24,12 @@ def audit_blocks() -> dict[str, str]:
     claims = [[text.title, text.measured] for text in CLAIMS.values()]
     attacks = [
         [
-            f"[{plan.title}](#{plan.title.lower().replace(' ', '-')})",
+            f"[{plan.title}](#{SECTIONS.get(name, plan.title).lower().replace(' ', '-')})",
             ", ".join(CLAIMS[claim].title.lower() for claim in plan.claims) or "none: reported",
             ", ".join(plan.subjects),
             "yes" if plan.uses_original else "",
         ]
-        for plan in ATTACKS.values()
+        for name, plan in ATTACKS.items()
     ]
     return {
         "audit-claims": table(["claim", "measured"], claims, "ll"),
