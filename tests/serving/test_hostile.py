@@ -82,7 +82,6 @@ BAD_BODIES: dict[str, bytes | dict[str, Any]] = {
     "tools": {**GOOD, "tools": [{"type": "function"}]},
     "logprobs": {**GOOD, "logprobs": True},
     "a negative limit": {**GOOD, "max_tokens": -1},
-    "a limit of 2**63": {**GOOD, "max_tokens": 2**63},
     "a limit as text": {**GOOD, "max_tokens": "5"},
     "a temperature of 3": {**GOOD, "temperature": 3},
     "a truth value for a temperature": {**GOOD, "temperature": True},
@@ -118,7 +117,7 @@ def test_a_body_that_is_no_request_is_an_error_in_openais_form(served: Served, b
 def test_a_prompt_is_text_or_a_few_texts(served: Served, prompt: Any) -> None:
     """Token ids above all: they could be special tokens."""
     assert served.send("/v1/completions", {"prompt": prompt}).error["type"] == "invalid_request_error"
-    for field in ({"echo": True}, {"suffix": "x"}, {"best_of": 2}, {"logprobs": 5}):
+    for field in ({"echo": True}, {"suffix": "x"}, {"best_of": 2}, {"logprobs": 5}, {"logprobs": 0}):
         assert served.send("/v1/completions", {"prompt": "w1", **field}).status == 400
 
 

@@ -160,8 +160,6 @@ def test_limits_and_stop_texts_end_an_answer(client: OpenAI, served: Served, spl
             said, finish = got.choices[0].message.content, got.choices[0].finish_reason
         assert said == text[: text.index(middle)].strip()
         assert finish == "stop"
-    with pytest.raises(openai.BadRequestError, match="at most 12 tokens"):
-        ask(client, prompt, max_tokens=13)
     assert ask(client, prompt, max_completion_tokens=1).usage.completion_tokens <= 1
     assert served.healthy()
 

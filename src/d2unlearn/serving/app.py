@@ -140,22 +140,21 @@ class Service:
         return StreamingResponse(_stream(reply, body, first, events), media_type="text/event-stream")
 
     async def asked(self, prompt: tuple[Message, ...], body: ChatRequest | TextRequest) -> GenerationRequest:
-        """The request as the engine takes it. Raises `ApiError` for what is too long, or no conversation to the template."""
+        """The request as the engine takes it, its answer at most as long as answers are here.
+
+        Raises `ApiError` for a prompt that is too long, or no conversation to the template.
+        """
         limits = self.limits
-        longest = body.longest or limits.default_new_tokens
-        if longest > limits.max_new_tokens:
-            raise ApiError(
-                400, f"answers have at most {limits.max_new_tokens} tokens here", code="invalid_value", param="max_tokens"
-            )
+        longest = min(body.longest or limits.default_new_tokens, limits.max_new_tokens)
         if self._log_prompts:
             say(f"prompt {json.dumps([list(message) for message in prompt])}")
         try:
             ids = await self.render(prompt)
         except DataError as error:
-            raise ApiError(400, str(error), code="invalid_value", param="messages") from None
+            raise ApiError(400, str(error), code="invalid_value", param=body.asked_in) from None
         if len(ids) > limits.max_prompt_tokens:
             said = f"the prompt has {len(ids)} tokens; at most {limits.max_prompt_tokens} are read here"
-            raise ApiError(400, said, code="context_length_exceeded", param="messages")
+            raise ApiError(400, said, code="context_length_exceeded", param=body.asked_in)
         return GenerationRequest(tuple(ids), longest, body.stops, body.sampling)
 
     async def render(self, prompt: tuple[Message, ...]) -> list[int]:
@@ -277,7 +276,7 @@ def make_app(service: Service) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return error_response(unreadable(error.errors()))
+        return error_response(unreadable(error.errors(), error.body))
 
     @app.exception_handler(GateError)
     @app.exception_handler(Exception)

@@ -1,10 +1,12 @@
 """What is asked and answered over HTTP: OpenAI's chat and text completions, without what this server does not do.
 
-A field that would change the answer and is not supported is an error, never ignored. The gate's threshold is no field.
+Null is as if a field were not sent, and what clients send by default is taken where it changes nothing. A field that would
+change the answer and is not supported is an error, never ignored. The gate's threshold is no field.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import uuid
@@ -12,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 
 from d2unlearn.runtime import is_text
@@ -31,9 +33,33 @@ def _whole(text: str) -> str:
     return text
 
 
+def only(*neutral: Any) -> BeforeValidator:
+    """For a field that is taken with these values alone, because they change nothing. 0 is 0.0, and not false."""
+    said = " or ".join(json.dumps(one) for one in neutral)
+
+    def check(value: Any) -> Any:
+        if not any(isinstance(value, bool) == isinstance(one, bool) and value == one for one in neutral):
+            raise ValueError(f"only {said} is supported here")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _listed(given: Any) -> Any:
+    if not isinstance(given, (str, list)):
+        raise ValueError("should be a text or a list of texts")
+    return [given] if isinstance(given, str) else given
+
+
+def _parted(content: Any) -> Any:
+    if not isinstance(content, (str, list)):
+        raise ValueError("should be a text or a list of parts that are text")
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+_OWN_WORDS = {"missing": "is missing", "model_attributes_type": "should be an object"}
 Text = Annotated[str, AfterValidator(_whole)]
-Stop = Annotated[Text, Field(min_length=1, max_length=200)]
-Nothing = Annotated[float, Field(ge=0, le=0)]
+Stop = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_whole)]
 
 
 class ApiError(HTTPException):
@@ -61,64 +87,119 @@ def error_response(error: HTTPException) -> JSONResponse:
     )
 
 
-def unreadable(problems: Sequence[Mapping[str, Any]]) -> ApiError:
+def unreadable(problems: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
     """What pydantic found wrong with a body, the first of it, without the value that was sent."""
     first = problems[0]
-    field = ".".join(str(part) for part in first["loc"] if part != "body").encode(errors="replace").decode()[:_SHOWN]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
+    field = written_field(first["loc"][1:], body).encode(errors="replace").decode()[:_SHOWN]
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"{field} is not a field that this server knows", code="unknown_parameter", param=field)
-    return ApiError(400, f"{field or 'the body'}: {first['msg']}", code="invalid_value", param=field or None)
+    said = _OWN_WORDS.get(first["type"], first["msg"].removeprefix("Value error, "))
+    return ApiError(400, f"{field or 'the body'}: {said}", code="invalid_value", param=field or None)
+
+
+def written_field(place: Sequence[int | str], body: Any) -> str:
+    """A problem's place as the client wrote it (`messages[0].content`): what is not in the body names a type of pydantic's,
+    except at the end of a mapping, where a field is missing.
+    """
+    field, here = "", body
+    for part in place:
+        if isinstance(here, dict) and (part in here or part == place[-1]):
+            field, here = f"{field}.{part}" if field else str(part), here.get(part)
+        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            field, here = f"{field}[{part}]", here[part]
+    return field
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
+
 
 class TextPart(_Strict):
-    """A part of a message that is a list of parts."""
+    """A part of a message that is a list of parts. Marks for a prompt cache change nothing."""
 
     type: Literal["text"]
     text: Text
+    cache_control: dict[str, Any] | None = None
+    prompt_cache_breakpoint: dict[str, Any] | None = None
+    annotations: list[Any] | None = None
 
 
 class ChatMessage(_Strict):
-    """A turn. `name` and `refusal` (of an answer that is sent back) change nothing."""
+    """A turn. Beside role and content stands what an answer has that is sent back whole; it changes nothing."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: Annotated[list[TextPart], BeforeValidator(_parted)]
     name: str | None = None
     refusal: str | None = None
+    annotations: list[Any] | None = None
+    tool_calls: Annotated[Any, only([])] = None
+    reasoning_content: Annotated[Any, only("")] = None
+    provider_specific_fields: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refusal_alone(cls, given: Any) -> Any:
+        """OpenAI's own refusals have no content; what was said is the refusal."""
+        alone = isinstance(given, dict) and given.get("role") == "assistant" and given.get("content") is None
+        return {**given, "content": given.get("refusal")} if alone else given
 
     def message(self) -> Message:
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return Message("system" if self.role == "developer" else self.role, text)
+        return Message("system" if self.role == "developer" else self.role, "".join(part.text for part in self.content))
 
 
 class StreamOptions(_Strict):
     """How a stream ends: with or without a chunk of counts."""
 
     include_usage: bool | None = None
+    include_obfuscation: Annotated[Any, only(False)] = None
+    continuous_usage_stats: Annotated[Any, only(False)] = None
 
 
 class _Completion(_Strict):
-    """What both kinds of request have. `show_energy`: energy, score and threshold with every choice (not OpenAI's)."""
+    """What both kinds of request have. `show_energy`: energy, score and threshold with every choice (not OpenAI's).
+
+    `user` to `prompt_cache_retention` are notes for whoever serves and for models that think: nothing here reads them.
+    """
 
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    stop: Annotated[list[Stop], Field(max_length=4), BeforeValidator(_listed)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     show_energy: bool = False
-    n: Literal[1] | None = None
-    presence_penalty: Nothing | None = None
-    frequency_penalty: Nothing | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+
     user: str | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+
+    n: Annotated[Any, only(1)] = None
+    best_of: Annotated[Any, only(1)] = None
+    presence_penalty: Annotated[Any, only(0)] = None
+    frequency_penalty: Annotated[Any, only(0)] = None
+    repetition_penalty: Annotated[Any, only(1)] = None
+    length_penalty: Annotated[Any, only(1)] = None
+    logit_bias: Annotated[Any, only({})] = None
+    top_k: Annotated[Any, only(0, -1)] = None
+    min_p: Annotated[Any, only(0)] = None
+    min_tokens: Annotated[Any, only(0)] = None
+    ignore_eos: Annotated[Any, only(False)] = None
+    use_beam_search: Annotated[Any, only(False)] = None
+    skip_special_tokens: Annotated[Any, only(True)] = None
+    logprobs: Annotated[Any, only(False)] = None
+    store: Annotated[Any, only(False)] = None
 
     @property
     def longest(self) -> int | None:
@@ -127,7 +208,7 @@ class _Completion(_Strict):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return tuple(self.stop or ())
 
     @property
     def sampling(self) -> Sampling | None:
@@ -146,11 +227,22 @@ class ChatRequest(_Completion):
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
     max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: Literal[False] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    response_format: dict[Literal["type"], Literal["text"]] | None = None
-    metadata: dict[str, str] | None = None
-    store: Literal[False] | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    parallel_tool_calls: bool | None = None
+
+    top_logprobs: Annotated[Any, only(0)] = None
+    tools: Annotated[Any, only([])] = None
+    tool_choice: Annotated[Any, only("none", "auto")] = None
+    functions: Annotated[Any, only([])] = None
+    function_call: Annotated[Any, only("none", "auto")] = None
+    response_format: Annotated[Any, only({"type": "text"})] = None
+    modalities: Annotated[Any, only(["text"])] = None
+
+    @property
+    def asked_in(self) -> str:
+        """The field that holds the prompt."""
+        return "messages"
 
     @property
     def longest(self) -> int | None:
@@ -160,25 +252,28 @@ class ChatRequest(_Completion):
         """The conversation. Raises `ApiError` unless it ends with something that the user says."""
         messages = tuple(message.message() for message in self.messages)
         if messages[-1].role != "user" or not messages[-1].content.strip():
-            raise ApiError(400, "the last message should be the user's, and not empty", code="invalid_value", param="messages")
+            said = "messages: the last one should be the user's, and not empty"
+            raise ApiError(400, said, code="invalid_value", param="messages")
         return [messages]
 
 
 class TextRequest(_Completion):
     """`POST /v1/completions`. Each prompt is asked as the user's turn: that is what the gate was calibrated for."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
-    best_of: Literal[1] | None = None
-    echo: Literal[False] | None = None
-    logprobs: None = None
-    suffix: None = None
+    prompt: Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS), BeforeValidator(_listed)]
+    echo: Annotated[Any, only(False)] = None
+    suffix: Annotated[Any, only("")] = None
+
+    @property
+    def asked_in(self) -> str:
+        """The field that holds the prompts."""
+        return "prompt"
 
     def prompts(self) -> list[tuple[Message, ...]]:
         """Each prompt as a conversation of one turn. Raises `ApiError` for an empty one."""
-        given = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        if not all(text.strip() for text in given):
-            raise ApiError(400, "a prompt is empty", code="invalid_value", param="prompt")
-        return [(Message("user", text),) for text in given]
+        if not all(text.strip() for text in self.prompt):
+            raise ApiError(400, "prompt: one is empty", code="invalid_value", param="prompt")
+        return [(Message("user", text),) for text in self.prompt]
 
 
 class Reply:
