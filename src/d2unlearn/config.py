@@ -138,6 +138,9 @@ class CalibrateSettings:
     seed: Annotated[int | None, SEED, Default("the one `unlearn` had, else 0"), "Seed of everything that is drawn."] = None
     group_size: GroupSize = None
     columns: Columns = field(default_factory=dict)
+    unseen: Annotated[
+        bool, INCIDENTAL, Flag("--unseen"), "You vouch that no row of --retain was trained on; the gate says that you do."
+    ] = False
 
 
 @dataclass(frozen=True)

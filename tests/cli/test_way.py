@@ -403,11 +403,15 @@ def test_a_model_that_unlearn_did_not_make_can_be_calibrated_too(walked: Walked,
     import shutil
 
     folder = shutil.copytree(walked.given.model, tmp_path / "model")
-    command = ("calibrate", "--model", folder, "--retain", walked.given.retain, "--max-new-tokens", 2, "--max-false-refusal")
-    ran = d2(*command, 0.1)
-    assert ran.out.startswith(
-        f"unlearn made no note beside the model: all 120 rows of {walked.given.retain} are taken as unseen"
+    command = ("calibrate", "--model", folder, "--retain", walked.given.retain, "--max-new-tokens", 2)
+    assert refused(d2(*command, "--max-false-refusal", 0.1)).startswith(
+        f"{folder} has no manifest of unlearn that says which rows it set aside: nothing shows"
     )
+    assert not (folder / "d2_gate.json").exists()
+    command = (*command, "--unseen", "--max-false-refusal")
+    ran = d2(*command, 0.1)
+    assert ran.out.startswith(f"all 120 rows of {walked.given.retain}, which you vouch for as unseen (--unseen)")
+    assert "in float32; that none of these prompts was trained on is the user's word (--unseen): nothing shows it" in ran.out
     assert EnergyGate.from_pretrained(folder).n_calibration == 78
     assert "is done" in d2(*command, 0.1).out
     assert "is done" not in d2(*command, 0.2).out

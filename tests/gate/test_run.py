@@ -11,10 +11,13 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from d2unlearn.artifact import manifest
 from d2unlearn.config import CalibrateSettings
+from d2unlearn.data.holdout import hold_out
+from d2unlearn.data.identity import row_key
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import GateError
 from d2unlearn.gate import EnergyGate
 from d2unlearn.gate.run import run_calibrate
+from d2unlearn.report.gate import read_gate_summary
 from d2unlearn.runtime import write_json
 from d2unlearn.schema import GATE_FILE, MANIFEST_FILE
 
@@ -41,8 +44,16 @@ def artifact(tmp_path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedToken
     return folder
 
 
-def settings(artifact: Path, retain: Path, seed: int | None = None) -> CalibrateSettings:
-    return CalibrateSettings(str(artifact), str(retain), max_false_refusal=0.2, max_new_tokens=2, seed=seed)
+def settings(artifact: Path, retain: Path, seed: int | None = None, *, unseen: bool = False) -> CalibrateSettings:
+    return CalibrateSettings(str(artifact), str(retain), unseen=unseen, max_false_refusal=0.2, max_new_tokens=2, seed=seed)
+
+
+@pytest.fixture
+def others(tmp_path: Path) -> Path:
+    """Rows of which the manifest says nothing."""
+    path = tmp_path / "others.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{q} w1", "answer": "w3"}) + "\n" for q in tiny.questions(2, 40)))
+    return path
 
 
 def test_rows_set_aside_are_found_in_a_file_that_was_saved_anew(artifact: Path, retain: Path, tmp_path: Path) -> None:
@@ -111,3 +122,44 @@ def test_a_second_calibration_is_no_other_for_what_the_first_wrote_and_mends_wha
     config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "d2_gate"}))
     list(run_calibrate(settings(artifact, retain)))
     assert json.loads(config.read_text())["d2_gate"] == json.loads(written[config])["d2_gate"]
+
+
+def test_rows_that_nothing_shows_to_be_unseen_make_no_gate(artifact: Path, others: Path, retain: Path) -> None:
+    with pytest.raises(GateError, match=r"none of the rows that unlearn set aside are in .*or vouch .* with --unseen"):
+        list(run_calibrate(settings(artifact, others)))
+    (artifact / MANIFEST_FILE).unlink()
+    with pytest.raises(GateError, match=r"has no manifest of unlearn .*or vouch for these rows with --unseen"):
+        list(run_calibrate(settings(artifact, retain)))
+    assert not (artifact / GATE_FILE).exists()
+
+
+def test_a_gate_of_rows_vouched_for_says_so_wherever_its_guarantee_stands(artifact: Path, others: Path, retain: Path) -> None:
+    lines = list(run_calibrate(settings(artifact, others, unseen=True)))
+    assert lines[0] == f"all 40 rows of {others}, which you vouch for as unseen (--unseen)"
+    gate, content = EnergyGate.from_pretrained(artifact), json.loads((artifact / GATE_FILE).read_text())
+    said = "; that none of these prompts was trained on is the user's word (--unseen): nothing shows it"
+    assert (gate.vouched, content["vouched"]) == (True, True)
+    assert gate.guarantee.endswith(said)
+    assert f"guarantee: {gate.guarantee}" in lines
+    summary = read_gate_summary(artifact)
+    assert summary is not None
+    assert summary.guarantee == content["guarantee"] == gate.guarantee
+    assert said in (artifact / "README.md").read_text()
+    assert json.loads((artifact / MANIFEST_FILE).read_text())["calibration"]["settings"]["unseen"] is True
+    list(run_calibrate(settings(artifact, retain)))
+    assert not EnergyGate.from_pretrained(artifact).vouched
+    assert "vouched" not in json.loads((artifact / GATE_FILE).read_text())
+    assert said not in (artifact / "README.md").read_text()
+
+
+def test_vouching_neither_covers_the_file_trained_on_nor_is_noted_where_all_rows_were_set_aside(
+    artifact: Path, retain: Path, tmp_path: Path
+) -> None:
+    held_out = hold_out(read_examples(retain), seed=UNLEARN_SEED).held_out
+    noted = manifest("unlearn", "key", settings={"seed": UNLEARN_SEED}, held_out=[row_key(row) for row in held_out])
+    write_json(artifact / MANIFEST_FILE, noted)
+    with pytest.raises(GateError, match="is the file that unlearn trained on: leave --unseen out"):
+        list(run_calibrate(settings(artifact, retain, unseen=True)))
+    aside = tmp_path / "aside.jsonl"
+    aside.write_text("".join(json.dumps({"question": r.prompt[0].content, "answer": r.answer}) + "\n" for r in held_out))
+    assert next(iter(run_calibrate(settings(artifact, aside, unseen=True)))) == f"20 rows of {aside} that unlearn set aside"

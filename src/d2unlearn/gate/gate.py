@@ -29,6 +29,7 @@ from d2unlearn.schema import GATE_FILE, Example, GateSummary, Interval
 from d2unlearn.stats import conformal_rank
 
 N_PROBES = 8
+VOUCHED = "; that none of these prompts was trained on is the user's word (--unseen): nothing shows it"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class EnergyGate:
     `max_new_tokens` tokens with the template (`template`: its fingerprint) and the dtype recorded here. `vocab_rows`: logits
     from that index on are left out of the energy (None: all count). `weights_hash` None: not yet bound to a folder.
     `hash_of_calibrated`: the hash was taken from the files that were calibrated, not from a folder saved to later.
+    `vouched`: nothing shows that the calibration prompts are unseen but the user's word, and the guarantee says so.
     """
 
     calibration: Calibration
@@ -55,6 +57,7 @@ class EnergyGate:
     seed: int = 0
     weights_hash: str | None = None
     hash_of_calibrated: bool = False
+    vouched: bool = False
 
     @property
     def score(self) -> Score:
@@ -82,7 +85,7 @@ class EnergyGate:
         return (
             f"at most {100 * self.max_false_refusal:g}% of requests of the same kind as the {self.n_calibration} retained "
             f"calibration prompts are refused, {means}, for greedy answers of up to {self.max_new_tokens} tokens with the "
-            f"same prompt template in {self.dtype}"
+            f"same prompt template in {self.dtype}{VOUCHED if self.vouched else ''}"
         )
 
     def refusal(self, prompt_ids: Sequence[int]) -> str:
@@ -112,14 +115,15 @@ class EnergyGate:
         refusal_texts: Sequence[str] | None = None,
         folder: str | Path | None = None,
         score: str = "auto",
+        vouched: bool = False,
     ) -> EnergyGate:
         """Generate answers to held-out retained prompts (and forget prompts, if any), and set the threshold by them.
 
         `retain`: rows that the model was not trained on since unlearning began; a seeded 35% of them choose and standardise the
         score, the rest set the threshold. Answers in the rows are not used. The model is put in evaluation mode. `folder`:
         where the model's weight files lie, to bind the gate to them. `score`: a name of `CANDIDATES`, or `auto`: chosen by what
-        forget prompts show. Raises `GateError` for rows without a prompt, for too few rows (before anything is generated), and
-        for a model whose energies are not finite.
+        forget prompts show. `vouched`: only the user's word says that the rows are unseen. Raises `GateError` for rows without
+        a prompt, for too few rows (before anything is generated), and for a model whose energies are not finite.
         """
         candidates, default = _candidates(score)
         texts = checked_texts(GATE_REFUSALS if refusal_texts is None else refusal_texts)
@@ -171,6 +175,7 @@ class EnergyGate:
             seed=seed,
             weights_hash=None if folder is None else weights_hash(folder),
             hash_of_calibrated=folder is not None,
+            vouched=vouched,
         )
 
     @property

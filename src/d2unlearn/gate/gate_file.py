@@ -17,6 +17,8 @@ from d2unlearn.schema import GateSummary, Interval
 _FORMAT = 1
 _MEASURED = ("conformal_threshold", "rank", "candidates", "calibration_false_refusal", "grouped")
 """Fields of a calibration that stand apart, under `measured`; the summary holds the others."""
+_VOUCHED = "vouched"
+"""Stands in the file where it is true, and in none that an earlier version wrote."""
 
 
 def gate_content(gate: Mapping[str, Any], summary: GateSummary) -> dict[str, Any]:
@@ -27,7 +29,8 @@ def gate_content(gate: Mapping[str, Any], summary: GateSummary) -> dict[str, Any
         "statistic": STATISTIC,
         **asdict(summary),
         "score": score_to_json(calibration.score),
-        **{name: value for name, value in gate.items() if name not in ("calibration", "probes")},
+        **{name: value for name, value in gate.items() if name not in ("calibration", "probes", _VOUCHED)},
+        **({_VOUCHED: True} if gate[_VOUCHED] else {}),
         "probes": [asdict(probe) for probe in gate["probes"]],
         "measured": {name: value for name, value in asdict(calibration).items() if name in _MEASURED},
     }
@@ -40,7 +43,8 @@ def gate_arguments(content: Mapping[str, Any], names: Sequence[str]) -> dict[str
         raise GateError(f"gate format {content.get('format')!r} is not known to this version, which reads {_FORMAT}")
     check_statistic(content)
     try:
-        gate = {name: content[name] for name in names if name not in ("calibration", "probes")}
+        gate = {name: content[name] for name in names if name not in ("calibration", "probes", _VOUCHED)}
+        gate[_VOUCHED] = bool(content.get(_VOUCHED, False))
         gate["refusal_texts"] = checked_texts(gate["refusal_texts"])
         gate |= {"calibration": _calibration(content), "probes": probes_from_json(content["probes"])}
     except (KeyError, TypeError, ValueError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 from d2unlearn.artifact import DONE, read_manifest
 from d2unlearn.artifact import manifest as new_manifest
 from d2unlearn.config import CalibrateSettings, identity
+from d2unlearn.data.holdout import hold_out
 from d2unlearn.data.identity import is_among
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import GateError
@@ -30,14 +31,12 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
     manifest = read_manifest(folder) or {}
     seed = _seed(settings, manifest)
     settings = replace(settings, seed=seed)
-    held_out = set(manifest["held_out"]) if "held_out" in manifest else None
-    retain, note = _unseen(
-        read_examples(settings.retain, group_size=settings.group_size, columns=settings.columns), held_out, settings.retain
-    )
+    rows = read_examples(settings.retain, group_size=settings.group_size, columns=settings.columns)
+    retain, vouched, note = _unseen(rows, manifest, settings)
     forget = None
     if settings.forget is not None:
         forget = read_examples(settings.forget, group_size=settings.group_size, columns=settings.columns)
-    key = _key(settings, folder, retain, forget)
+    key = _key(settings, folder, retain, forget, vouched)
     if manifest.get("calibration", {}).get("key") == key and _has_gate(folder):
         if not is_carried(folder):
             EnergyGate.from_pretrained(folder).save(folder)
@@ -59,6 +58,7 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
         vocab_rows=len(tokenizer) if _excludes_padded_rows(manifest) else None,
         seed=seed,
         folder=folder,
+        vouched=vouched,
     )
     gate.save(folder)
     section = {"key": key, "settings": asdict(settings), "version": __version__}
@@ -76,21 +76,40 @@ def _has_gate(folder: Path) -> bool:
     return True
 
 
-def _unseen(examples: Sequence[Example], held_out: set[str] | None, source: str) -> tuple[list[Example], str]:
-    """The rows to calibrate on: those that `unlearn` set aside, where the file holds them; and a line that says which."""
-    if held_out is None:
-        return list(
-            examples
-        ), f"unlearn made no note beside the model: all {len(examples)} rows of {source} are taken as unseen"
-    chosen = [example for example in examples if is_among(example, held_out)]
-    if chosen:
-        return chosen, f"{len(chosen)} rows of {source} that unlearn set aside"
-    return list(examples), f"none of the rows that unlearn set aside are in {source}: all {len(examples)} are taken as unseen"
+def _unseen(
+    examples: Sequence[Example], manifest: Mapping[str, Any], settings: CalibrateSettings
+) -> tuple[list[Example], bool, str]:
+    """(the rows to calibrate on, whether only the user vouches that nothing was trained on them, a line that says which).
+
+    Shown to be unseen are the rows that the manifest lists as set aside. Raises `GateError` where there is none and nobody
+    vouches, and for rows vouched for that are those that `unlearn` divided.
+    """
+    source, keys = settings.retain, set(manifest.get("held_out", ()))
+    chosen = [example for example in examples if is_among(example, keys)]
+    if chosen and (not settings.unseen or len(chosen) == len(examples)):
+        return chosen, False, f"{len(chosen)} rows of {source} that unlearn set aside"
+    if not settings.unseen:
+        why = (
+            f"none of the rows that unlearn set aside are in {source}"
+            if "held_out" in manifest
+            else f"{settings.model} has no manifest of unlearn that says which rows it set aside"
+        )
+        raise GateError(
+            f"{why}: nothing shows that the model was not trained on its rows, and a guarantee holds for unseen rows alone; "
+            "give the retain file that unlearn had, or vouch for these rows with --unseen (the gate will say so)"
+        )
+    if chosen and all(is_among(row, keys) for row in hold_out(examples, seed=_unlearn_seed(manifest)).held_out):
+        raise GateError(f"{source} is the file that unlearn trained on: leave --unseen out, and the rows set aside are used")
+    return list(examples), True, f"all {len(examples)} rows of {source}, which you vouch for as unseen (--unseen)"
 
 
 def _seed(settings: CalibrateSettings, manifest: Mapping[str, Any]) -> int:
     """The seed given, else that of `unlearn`: the validation rows that chose its checkpoint then never set the threshold."""
-    return int(manifest.get("settings", {}).get("seed") or 0) if settings.seed is None else settings.seed
+    return _unlearn_seed(manifest) if settings.seed is None else settings.seed
+
+
+def _unlearn_seed(manifest: Mapping[str, Any]) -> int:
+    return int(manifest.get("settings", {}).get("seed") or 0)
 
 
 def _excludes_padded_rows(manifest: Mapping[str, Any]) -> bool:
@@ -98,6 +117,8 @@ def _excludes_padded_rows(manifest: Mapping[str, Any]) -> bool:
     return bool(manifest.get("settings", {}).get("exclude_padded_rows"))
 
 
-def _key(settings: CalibrateSettings, folder: Path, retain: Sequence[Example], forget: Sequence[Example] | None) -> str:
+def _key(
+    settings: CalibrateSettings, folder: Path, retain: Sequence[Example], forget: Sequence[Example] | None, vouched: bool
+) -> str:
     rows = [[content_hash(example) for example in examples] for examples in (retain, forget or ())]
-    return fingerprint([__version__, weights_hash(folder), rows, identity(settings)])
+    return fingerprint([__version__, weights_hash(folder), rows, identity(settings), *(["vouched"] if vouched else [])])
