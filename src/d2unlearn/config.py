@@ -499,7 +499,7 @@ def read_yaml(file: str | Path | None) -> dict[str, Any]:
         return {}
     path = Path(file)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
     except FileNotFoundError:
         raise ConfigError([f"{path} does not exist"]) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -511,4 +511,21 @@ def read_yaml(file: str | Path | None) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError([f"{path} should hold `key: value` lines, not a {type(values).__name__}"])
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
+    named = {str(key).replace("-", "_"): value for key, value in values.items()}
+    if len(named) < len(values):
+        keys = [str(key).replace("-", "_") for key in values]
+        raise ConfigError([f"{path}: {key} is given twice" for key in named if keys.count(key) > 1])
+    return named
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML's safe loader, for which a key that stands twice in a mapping is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [
+            key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"
+        ]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)

@@ -138,6 +138,31 @@ def test_rows_that_are_on_both_sides(given: Given) -> None:
 # -- settings -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("unlearn --model a --output b --model=c --output d", "--model is given twice, and takes one value; --output is given"),
+        ("generate --sample --greedy", "--sample/--greedy is given twice"),
+        ("data check --group-size 1 --group-size 2", "--group-size is given twice"),
+        ("unlearn --set a=1 --set b=2 --set a=3", "--set a is given twice"),
+        ("evaluate --also-forget a=x --also-forget a=y", "--also-forget a is given twice"),
+        ("report --config twice.yaml", "twice.yaml is not valid YAML: before is given twice"),
+        ("unlearn --config nested.yaml", "nested.yaml is not valid YAML: gamma is given twice"),
+        ("calibrate --config spelled.yaml", "spelled.yaml: batch_size is given twice"),
+    ],
+)
+def test_what_is_given_twice_is_not_dropped(command: str, says: str) -> None:
+    Path("twice.yaml").write_text("before: a\nafter: b\nbefore: c\n")
+    Path("nested.yaml").write_text("method_parameters: {gamma: 1, gamma: 2}\n")
+    Path("spelled.yaml").write_text("batch-size: 1\nbatch_size: 2\n")
+    assert turned_down(*command.split()).startswith(says)
+
+
+def test_what_is_meant_to_be_given_several_times_is(given: Given) -> None:
+    sentence = turned_down("calibrate", "--model", "none", "--retain", given.retain, "--refusal", "No.", "--refusal", "Sorry.")
+    assert sentence == "none is not a folder: the gate is written beside the weights it belongs to"
+
+
 def test_unknown_keys_and_every_other_mistake_together(given: Given) -> None:
     Path("run.yaml").write_text(f"model: {given.model}\nmax_false_refusals: 0.1\nbatch_size: many\nseed: -1\n")
     assert turned_down("calibrate", "--config", "run.yaml") == (
@@ -158,7 +183,7 @@ def test_unknown_keys_and_every_other_mistake_together(given: Given) -> None:
         (("--dtype", "int3"), "dtype 'int3' is not known"),
         (("--report-to", "nowhere"), "report_to should be none, all or one of"),
         (("--epochs", "0"), "epochs should be a positive number or auto, not 0"),
-        (("--output", "a\udcff"), "output should be text, not 'a\\udcff'"),
+        (("--alternate", "a\udcff"), "alternate should be text or nothing, not 'a\\udcff'"),
     ],
 )
 def test_settings_that_cannot_be_run(given: Given, options: tuple[str, ...], says: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import typer
 
-from d2unlearn.cli.options import takes
+from d2unlearn.cli.options import OnceEach, takes
 from d2unlearn.config import CheckSettings, MakeSettings
 
 data_app = typer.Typer(help="Make data sets, and look at them before using them.", no_args_is_help=True)
@@ -18,7 +18,7 @@ def data() -> None:
     """Make data sets, and look at them before using them."""
 
 
-@data_app.command()
+@data_app.command(cls=OnceEach)
 @takes(MakeSettings)
 def make(settings: MakeSettings) -> None:
     """Make all files from the name of a topic: the model is asked, and what it knows is to be forgotten.
@@ -31,7 +31,7 @@ def make(settings: MakeSettings) -> None:
         typer.echo(line)
 
 
-@data_app.command()
+@data_app.command(cls=OnceEach)
 @takes(CheckSettings, quiet=False)
 def check(settings: CheckSettings) -> None:
     """Say what was read, show one rendered row with its answer marked, find duplicates and overlap, and what is lacking.

@@ -18,6 +18,7 @@ from d2unlearn.cli.compare import compare
 from d2unlearn.cli.data import data_app
 from d2unlearn.cli.evaluate import evaluate
 from d2unlearn.cli.generate import generate
+from d2unlearn.cli.options import OnceEach
 from d2unlearn.cli.play import play
 from d2unlearn.cli.quickstart import quickstart
 from d2unlearn.cli.report import report
@@ -42,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (quickstart, unlearn, calibrate, generate, chat, serve, play, evaluate, analyze, audit, compare, report):
-    app.command()(verb)
+    app.command(cls=OnceEach)(verb)
 app.add_typer(data_app, name="data")
 
 

@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import typer
 import yaml
+from typer.core import TyperCommand, TyperOption
 
 from d2unlearn.config import load_settings, read_yaml
 from d2unlearn.errors import ConfigError
@@ -19,6 +20,20 @@ from d2unlearn.fields import Commas, Default, Group, Metavar, NamesModel, bare, 
 
 Verb = Callable[[Any], None]
 CONFIG = typer.Option(None, "--config", metavar="FILE", help="YAML file with any of these options; the command line wins.")
+
+
+class OnceEach(TyperCommand):
+    """A command that refuses an option given twice, where only one of its values could be used."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As the class above does. Raises `ConfigError`."""
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            single = [option for option in order if isinstance(option, TyperOption) and not option.multiple]
+            twice = dict.fromkeys("/".join(o.opts[:1] + o.secondary_opts) for o in single if single.count(o) > 1)
+            if twice:
+                raise ConfigError([f"{flag} is given twice, and takes one value" for flag in twice])
+        return super().parse_args(ctx, args)
 
 
 def takes(
@@ -130,6 +145,9 @@ def _read(name: str, value: Any, hint: Any) -> Any:
     if wrong:
         raise ConfigError([f"{flag} takes NAME=VALUE, not {text!r}" for text in wrong])
     pairs = dict(text.split("=", 1) for text in value)
+    if len(pairs) < len(value):
+        names = [text.split("=", 1)[0] for text in value]
+        raise ConfigError([f"{flag} {name} is given twice" for name in pairs if names.count(name) > 1])
     if get_args(kind)[1] is str:
         return pairs
     try:
