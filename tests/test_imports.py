@@ -17,7 +17,7 @@ import d2unlearn
 
 SOURCE = Path(d2unlearn.__file__).parent
 CORE = "energy errors head layers likelihood observation positions quantities refusals schema"
-FILES = "artifact config fields runtime serialization version"
+FILES = "artifact config fields runtime serialization version yaml_text"
 
 ALLOWED = {
     "version": "",
@@ -33,7 +33,8 @@ ALLOWED = {
     "rounding": "",
     "models": "errors runtime",
     "fields": "runtime",
-    "config": "errors fields runtime",
+    "yaml_text": "",
+    "config": "errors fields runtime yaml_text",
     "artifact": "errors runtime schema version",
     "likelihood": "",
     "positions": "likelihood",

@@ -38,6 +38,7 @@ from d2unlearn.fields import (
     one_of,
     typed,
 )
+from d2unlearn.yaml_text import read_values
 
 Settings = TypeVar("Settings")
 
@@ -182,6 +183,7 @@ class ServeSettings:
     stop_timeout: Annotated[float, ABOVE_ZERO, "Seconds that running requests have to finish at a stop."] = 20.0
     hold_back: Annotated[int, ZERO_OR_MORE, "Tokens that a stream stays behind, so that late refusals leak less."] = 0
     api_keys: Annotated[str | None, _FILE, "One key a line; a request has to bring one of them."] = None
+    metrics_keys: Annotated[str | None, _FILE, Default("as for requests"), "Keys of /metrics alone, one a line."] = None
     hide_energy: Annotated[bool, "Show no energies to clients, who could search by them."] = False
     log_prompts: Annotated[bool, Default("never"), "Log what is asked."] = False
 
@@ -499,7 +501,7 @@ def read_yaml(file: str | Path | None) -> dict[str, Any]:
         return {}
     path = Path(file)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
+        values = read_values(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError([f"{path} does not exist"]) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -516,16 +518,3 @@ def read_yaml(file: str | Path | None) -> dict[str, Any]:
         keys = [str(key).replace("-", "_") for key in values]
         raise ConfigError([f"{path}: {key} is given twice" for key in named if keys.count(key) > 1])
     return named
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """YAML's safe loader, for which a key that stands twice in a mapping is a mistake."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [
-            key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"
-        ]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)

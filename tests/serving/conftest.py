@@ -104,16 +104,18 @@ def serving(
     guarded: GuardedModel,
     *,
     keys: Sequence[str] = (),
+    metrics_keys: Sequence[str] = (),
     with_app: Callable[[FastAPI, Service], None] = lambda app, service: None,
     **settings: Any,
 ) -> Iterator[Served]:
     """Serve `guarded` on a free port while the block runs."""
-    wanted = ServeSettings(**{"model": NAME, "port": 0, "stop_timeout": 5.0, **settings})
+    named = {"metrics_keys": "a file with these keys"} if metrics_keys else {}
+    wanted = ServeSettings(**{"model": NAME, "port": 0, "stop_timeout": 5.0, **named, **settings})
     listener = listen(wanted.host, wanted.port)
     service = make_service(guarded, wanted)
     app = make_app(service)
     with_app(app, service)
-    server = Server(app, service, wanted, [key_digest(key) for key in keys])
+    server = Server(app, service, wanted, *([key_digest(key) for key in each] for each in (keys, metrics_keys)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -223,6 +223,23 @@ def test_the_page_loads_nothing_from_elsewhere_and_escapes_what_it_is_given(play
     assert played.send("/", headers={"Host": "evil.example"}).status == 421
 
 
+def test_every_response_has_the_headers_that_serve_has(played: Served, served: Served, split: Halves) -> None:
+    asked = {"messages": [{"role": "user", "content": split.prompts[0]}]}
+    sent = [played.send(path) for path in ("/", "/play/style.css", "/play/script.js", "/health", "/metrics", "/nowhere")]
+    sent += [played.send("/play/ask", asked), played.send("/play/ask", "{"), played.send("/", headers={"Host": "x.example"})]
+    sent += [served.send("/health"), served.chat(split.prompts[0]), served.chat("w1", stream=True), served.send("/nowhere")]
+    expected = {
+        "x-d2-gate": "on",
+        "x-content-type-options": "nosniff",
+        "cache-control": "no-store",
+        "cross-origin-resource-policy": "same-origin",
+        "referrer-policy": "no-referrer",
+        "x-frame-options": "DENY",
+    }
+    for each in sent:
+        assert {name: each.headers.get(name) for name in expected} == expected
+
+
 def test_a_question_of_the_page_is_held_to_the_servers_limits(played: Served, split: Halves) -> None:
     asked = {"messages": [{"role": "user", "content": split.prompts[0]}]}
     found = played.send("/play/ask", asked)

@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperOption
 from d2unlearn.config import load_settings, read_yaml
 from d2unlearn.errors import ConfigError
 from d2unlearn.fields import Commas, Default, Group, Metavar, NamesModel, bare, flag_of, marker_of
+from d2unlearn.yaml_text import read_values
 
 Verb = Callable[[Any], None]
 CONFIG = typer.Option(None, "--config", metavar="FILE", help="YAML file with any of these options; the command line wins.")
@@ -151,6 +152,6 @@ def _read(name: str, value: Any, hint: Any) -> Any:
     if get_args(kind)[1] is str:
         return pairs
     try:
-        return {key: yaml.safe_load(text) for key, text in pairs.items()}
+        return {key: read_values(text) for key, text in pairs.items()}
     except yaml.YAMLError as error:
         raise ConfigError([f"{flag} takes NAME=VALUE with a plain value: {' '.join(str(error).split())}"]) from None

@@ -25,7 +25,17 @@ from d2unlearn.schema import Message
 from d2unlearn.serving.batch import Completion, GenerationRequest, Piece
 from d2unlearn.serving.engine import OUT_OF_MEMORY, Busy, Engine, Job, Stopping
 from d2unlearn.serving.metrics import Metrics
-from d2unlearn.serving.openai_api import ApiError, ChatRequest, Reply, TextRequest, error_body, error_response, unreadable
+from d2unlearn.serving.middleware import METRICS_PATH
+from d2unlearn.serving.openai_api import (
+    ApiError,
+    ChatRequest,
+    Reply,
+    TextRequest,
+    error_body,
+    error_response,
+    told_tokens,
+    unreadable,
+)
 
 LOOK_SECONDS = 0.25
 """How often a waiting request looks whether its client is still there."""
@@ -119,6 +129,7 @@ class Service:
         self.metrics = metrics
         self._log_prompts = log_prompts
         self._hide_energy = hide_energy
+        self._refusal_tokens = refusal_lengths(engine) if hide_energy else None
         self._calls: set[Call] = set()
         self._renderer = ThreadPoolExecutor(1, "d2unlearn-template")
 
@@ -131,7 +142,7 @@ class Service:
         asked = [await self.asked(prompt, body) for prompt in body.prompts()]
         call = Call(bool(body.stream), self.limits.timeout)
         self._submit(asked, call)
-        reply = Reply(body, self.name)
+        reply = Reply(body, self.name, self._refusal_tokens)
         events = self._noted(call, len(asked), request)
         if not body.stream:
             completions = {index: event async for index, event in events if isinstance(event, Completion)}
@@ -186,11 +197,17 @@ class Service:
         try:
             async for index, event in call.events(count, request):
                 if isinstance(event, Completion):
-                    self.metrics.note_completion(event)
+                    self.metrics.note_completion(event, told_tokens(event, self._refusal_tokens))
                 yield index, event
         finally:
             call.gone = True
             self._calls.discard(call)
+
+
+def refusal_lengths(engine: Engine) -> dict[str, int]:
+    """The tokens of each text that the gate refuses with."""
+    guarded = engine.guarded
+    return {text: len(guarded.template.text_ids(text)) for text in (guarded.gate.refusal_texts if guarded.gate else ())}
 
 
 async def _stream(
@@ -265,7 +282,7 @@ def make_app(service: Service) -> FastAPI:
         state = {"status": "ok" if alive else "stopping", "model": service.name, "guarded": guarded.gate is not None}
         return JSONResponse({**state, "waiting": service.engine.waiting}, status_code=200 if alive else 503)
 
-    @app.get("/metrics")
+    @app.get(METRICS_PATH)
     async def metrics() -> Response:
         service.metrics.queue.set(service.engine.waiting)
         return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -16,9 +16,10 @@ KNOWN_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health
 
 
 class Metrics:
-    """Counters of one server, in a registry of its own."""
+    """Counters of one server, in a registry of its own. `energies`: with energies, scores and the threshold among them."""
 
-    def __init__(self, gate: EnergyGate | None) -> None:
+    def __init__(self, gate: EnergyGate | None, *, energies: bool = True) -> None:
+        self._energies = energies
         self.registry = CollectorRegistry()
         own = self.registry
         self.requests = Counter("d2_requests", "HTTP requests, by path and status.", ["path", "status"], registry=own)
@@ -33,13 +34,17 @@ class Metrics:
         self.tokens = Counter("d2_tokens", "Tokens read and generated.", ["kind"], registry=own)
         self.batch = Histogram("d2_batch_size", "Requests answered together.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=own)
         self.queue = Gauge("d2_queue_length", "Requests waiting.", registry=own)
-        self.energy = Histogram(
-            "d2_energy_nats", "Energy at the last prompt position.", buckets=energy_buckets(gate), registry=own
+        self.energy = (
+            Histogram("d2_energy_nats", "Energy at the last prompt position.", buckets=energy_buckets(gate), registry=own)
+            if energies
+            else None
         )
         self.score = (
-            Histogram("d2_score", "The gate's score of a request.", buckets=score_buckets(gate), registry=own) if gate else None
+            Histogram("d2_score", "The gate's score of a request.", buckets=score_buckets(gate), registry=own)
+            if gate and energies
+            else None
         )
-        if gate is not None:
+        if gate is not None and energies:
             Gauge("d2_threshold", "Requests that score above it are refused.", registry=own).set(gate.threshold)
 
     def note_request(self, path: str, status: int, seconds: float) -> None:
@@ -48,17 +53,18 @@ class Metrics:
         self.requests.labels(known, str(status)).inc()
         self.latency.labels(known).observe(seconds)
 
-    def note_completion(self, completion: Completion) -> None:
-        """One prompt was answered or refused."""
+    def note_completion(self, completion: Completion, told_tokens: int) -> None:
+        """One prompt was answered or refused; its client was told of so many generated tokens."""
+        answer = completion.answer
         self.answers.labels(completion.finish).inc()
         self.tokens.labels("prompt").inc(completion.n_prompt)
-        self.tokens.labels("completion").inc(completion.answer.n_tokens)
-        if completion.answer.refused:
+        self.tokens.labels("completion").inc(answer.n_tokens if self._energies else told_tokens)
+        if answer.refused:
             self.refusals.inc()
-        if math.isfinite(completion.answer.energy):
-            self.energy.observe(completion.answer.energy)
-        if self.score is not None and completion.answer.score is not None and math.isfinite(completion.answer.score):
-            self.score.observe(completion.answer.score)
+        if self.energy is not None and math.isfinite(answer.energy):
+            self.energy.observe(answer.energy)
+        if self.score is not None and answer.score is not None and math.isfinite(answer.score):
+            self.score.observe(answer.score)
 
     def page(self) -> bytes:
         return generate_latest(self.registry)

@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +25,22 @@ HEAD_SECONDS = 10.0
 """A connection that shows no whole request head for so long, twice in a row, is closed."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 GATE_HEADER = "x-d2-gate"
+METRICS_PATH = "/metrics"
+SAFE_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-store",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
+}
+"""On every response, so that a browser neither keeps nor reinterprets an answer, nor shows it to another site's page."""
 
 
 @dataclass(frozen=True)
 class Rules:
     """`hosts`: names that a request may be addressed to (None: any), so that no web page elsewhere reaches a server on loopback
-    by a name of its own. `keys`: digests of the API keys, none when none is needed. `gate`: what `x-d2-gate` says of the gate.
+    by a name of its own. `keys`: digests of the API keys, none when none is needed; `metrics_keys`: of those that alone open
+    `/metrics`, none when the others do. `gate`: what `x-d2-gate` says of the gate.
     `body_seconds`, `request_seconds`: for sending the body, and for everything.
     """
 
@@ -40,6 +50,7 @@ class Rules:
     body_seconds: float
     request_seconds: float
     gate: str
+    metrics_keys: tuple[bytes, ...] = ()
     log: bool = True
 
 
@@ -94,7 +105,8 @@ class LimitsMiddleware:
             return None
         if self._too_many_connections():
             return ApiError(503, "too many connections are open; try again in a moment", code="overloaded", retry_after=1)
-        if rules.keys and not self._has_key(headers.get("authorization", "")):
+        keys = (rules.metrics_keys if scope["path"] == METRICS_PATH else ()) or rules.keys
+        if keys and not _is_one_of(keys, headers.get("authorization", "")):
             return ApiError(401, "give a valid API key: Authorization: Bearer KEY", code="invalid_api_key")
         if scope["method"] != "POST":
             return None
@@ -106,12 +118,13 @@ class LimitsMiddleware:
             return _too_large(rules)
         return None
 
-    def _has_key(self, given: str) -> bool:
-        """Whether it is one of the keys; every one is compared, each in constant time."""
-        scheme, _, key = given.partition(" ")
-        digest = key_digest(key.strip())
-        matches = [hmac.compare_digest(digest, known) for known in self._rules.keys]
-        return any(matches) and scheme.lower() == "bearer"
+
+def _is_one_of(keys: Sequence[bytes], given: str) -> bool:
+    """Whether a header brings one of the keys; every one is compared, each in constant time."""
+    scheme, _, key = given.partition(" ")
+    digest = key_digest(key.strip())
+    matches = [hmac.compare_digest(digest, known) for known in keys]
+    return any(matches) and scheme.lower() == "bearer"
 
 
 class _Exchange:
@@ -126,7 +139,7 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = int(message["status"])
-            MutableHeaders(scope=message)[GATE_HEADER] = self._gate
+            MutableHeaders(scope=message).update({**SAFE_HEADERS, GATE_HEADER: self._gate})
         await self._send(message)
 
 

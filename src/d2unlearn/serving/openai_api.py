@@ -277,9 +277,10 @@ class TextRequest(_Completion):
 
 
 class Reply:
-    """The answers to one request in OpenAI's form: a whole, or chunk by chunk."""
+    """The answers to one request in OpenAI's form: a whole, or chunk by chunk. `refusal_tokens`: as in `told_tokens`."""
 
-    def __init__(self, body: ChatRequest | TextRequest, model: str) -> None:
+    def __init__(self, body: ChatRequest | TextRequest, model: str, refusal_tokens: Mapping[str, int] | None = None) -> None:
+        self._refusal_tokens = refusal_tokens
         self._chat = isinstance(body, ChatRequest)
         self._show_energy = body.show_energy
         self._common: dict[str, Any] = {
@@ -291,7 +292,7 @@ class Reply:
 
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         choices = [self._choice(i, completion.answer.text, completion) for i, completion in enumerate(completions)]
-        return {**self._common, "choices": choices, "usage": usage(completions)}
+        return {**self._common, "choices": choices, "usage": usage(completions, self._refusal_tokens)}
 
     def start(self, index: int) -> dict[str, Any]:
         """A chat's first chunk, which says who speaks."""
@@ -310,7 +311,7 @@ class Reply:
 
     def counts(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """The last chunk, when it was asked for."""
-        return {**self._chunk(None), "usage": usage(completions)}
+        return {**self._chunk(None), "usage": usage(completions, self._refusal_tokens)}
 
     def _chunk(self, choice: dict[str, Any] | None) -> dict[str, Any]:
         kind = "chat.completion.chunk" if self._chat else "text_completion"
@@ -338,7 +339,16 @@ def json_number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def usage(completions: Sequence[Completion]) -> dict[str, int]:
-    """Tokens read and generated; a refused answer counts as far as it was generated."""
-    read, made = sum(done.n_prompt for done in completions), sum(done.answer.n_tokens for done in completions)
+def usage(completions: Sequence[Completion], refusal_tokens: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Tokens read and generated; what `told_tokens` says of each."""
+    read = sum(done.n_prompt for done in completions)
+    made = sum(told_tokens(done, refusal_tokens) for done in completions)
     return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+
+
+def told_tokens(completion: Completion, refusal_tokens: Mapping[str, int] | None) -> int:
+    """The generated tokens that a client is told of. A refused answer counts as far as it was generated; where the lengths of
+    the refusals are given, as its refusal does, so that the count does not tell at which token the score passed the threshold.
+    """
+    answer = completion.answer
+    return answer.n_tokens if refusal_tokens is None or not answer.refused else refusal_tokens.get(answer.text, 0)

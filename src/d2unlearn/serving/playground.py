@@ -272,7 +272,7 @@ def add_playground(
 
     @app.get("/")
     async def home() -> Response:
-        return HTMLResponse(page, headers={"Content-Security-Policy": POLICY, "Cache-Control": "no-store"})
+        return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
 
     @app.get("/play/style.css")
     async def style() -> Response:

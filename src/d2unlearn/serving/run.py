@@ -38,7 +38,7 @@ PROBE = (Message("user", "Who is there?"),)
 
 def run_serve(settings: ServeSettings) -> None:
     """Serve until a signal ends it. Raises `D2Error` before it listens: no gate, a gate of other weights, an address in use."""
-    keys = read_keys(settings.api_keys)
+    keys, metrics_keys = read_keys(settings.api_keys), read_keys(settings.metrics_keys, "--metrics-keys")
     listener = listen(settings.host, settings.port)
     with listener:
         guarded = load(settings)
@@ -49,7 +49,7 @@ def run_serve(settings: ServeSettings) -> None:
             say("note: other machines can reach this server, and it asks for no API key (--api-keys FILE)")
         listener.listen(BACKLOG)
         say(f"listening on {address}/v1; Ctrl-C stops")
-        serve_app(make_app(service), service, settings, listener, keys)
+        serve_app(make_app(service), service, settings, listener, keys, metrics_keys)
 
 
 def load(settings: ServeSettings) -> GuardedModel:
@@ -62,7 +62,7 @@ def load(settings: ServeSettings) -> GuardedModel:
 
 def make_service(guarded: GuardedModel, settings: ServeSettings) -> Service:
     """The engine and what the routes need of it."""
-    metrics = Metrics(guarded.gate)
+    metrics = Metrics(guarded.gate, energies=not settings.hide_energy or settings.metrics_keys is not None)
     engine = Engine(
         guarded,
         EngineLimits(settings.batch_size, settings.queue, hold_back=settings.hold_back),
@@ -97,16 +97,16 @@ def promise(guarded: GuardedModel) -> str:
     return "RAW, nothing guards these answers" if guarded.gate is None else guarded.gate.guarantee
 
 
-def read_keys(file: str | None) -> tuple[bytes, ...]:
+def read_keys(file: str | None, flag: str = "--api-keys") -> tuple[bytes, ...]:
     """Digests of the keys in a file. Raises `ConfigError` for a file that cannot be read or holds none."""
     if file is None:
         return ()
     try:
         lines = Path(file).read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"--api-keys {file} cannot be read: {getattr(error, 'strerror', None) or 'no text'}"]) from None
+        raise ConfigError([f"{flag} {file} cannot be read: {getattr(error, 'strerror', None) or 'no text'}"]) from None
     if not lines:
-        raise ConfigError([f"--api-keys {file} holds no key: put one on each line"])
+        raise ConfigError([f"{flag} {file} holds no key: put one on each line"])
     return tuple(map(key_digest, lines))
 
 
@@ -129,11 +129,16 @@ def shown_host(host: str) -> str:
 
 
 def serve_app(
-    app: FastAPI, service: Service, settings: ServeSettings, listener: socket.socket, keys: Sequence[bytes] = ()
+    app: FastAPI,
+    service: Service,
+    settings: ServeSettings,
+    listener: socket.socket,
+    keys: Sequence[bytes] = (),
+    metrics_keys: Sequence[bytes] = (),
 ) -> None:
     """Serve the application until a signal."""
     allow_files(settings.connections)
-    Server(app, service, settings, keys).run(sockets=[listener])
+    Server(app, service, settings, keys, metrics_keys).run(sockets=[listener])
 
 
 def allow_files(connections: int) -> None:
@@ -161,12 +166,20 @@ def allow_files(connections: int) -> None:
 class Server(uvicorn.Server):
     """uvicorn with limits in front; told to stop, it lets requests finish for a while, then ends them with an error."""
 
-    def __init__(self, app: FastAPI, service: Service, settings: ServeSettings, keys: Sequence[bytes] = ()) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        service: Service,
+        settings: ServeSettings,
+        keys: Sequence[bytes] = (),
+        metrics_keys: Sequence[bytes] = (),
+    ) -> None:
         self._service = service
         self._settings = settings
         rules = Rules(
             hosts=frozenset((*LOOPBACK, settings.host)) if settings.host in LOOPBACK else None,
             keys=tuple(keys),
+            metrics_keys=tuple(metrics_keys),
             max_body_bytes=settings.max_body_bytes,
             body_seconds=min(settings.timeout, 30.0),
             request_seconds=2 * settings.timeout,
