@@ -12,7 +12,8 @@ MAX_VALUES = 100_000
 
 def read_values(text: str) -> Any:
     """`yaml.safe_load`. Raises `yaml.YAMLError` for what is no YAML too, for a key that stands twice in a mapping, for an alias
-    within what it names, and for more than `MAX_VALUES` values once every alias is written out (nine lines can stand for a billion).
+    within what it names, and for more than `MAX_VALUES` values once every alias is written out (nine lines can stand for a
+    billion).
     """
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     if node is not None and _size(node, {}) > MAX_VALUES:
