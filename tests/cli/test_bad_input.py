@@ -158,6 +158,17 @@ def test_what_is_given_twice_is_not_dropped(command: str, says: str) -> None:
     assert turned_down(*command.split()).startswith(says)
 
 
+def test_of_several_files_none_is_dropped(given: Given) -> None:
+    other = write_rows(Path("other.jsonl"), rows(5, 3, "Berlin"))
+    command = ("data", "check", "--retain", given.retain)
+    assert d2(*command, "--forget", given.forget, "--forget", other).out.startswith("forget: 19 rows")
+    Path("run.yaml").write_text(f"forget: [{given.forget}, {other}]\n")
+    assert d2(*command, "--config", "run.yaml").out.startswith("forget: 19 rows")
+    both = write_rows(Path("both.jsonl"), rows(2, 2, "Paris"))
+    unlearn = ("unlearn", "--model", given.model, "--retain", given.retain, *NEW, "--forget", other, "--forget", both)
+    assert turned_down(*unlearn).startswith(f"2 rows are both in {other}, {both} and in {given.retain} (both.jsonl:1, both")
+
+
 def test_what_is_meant_to_be_given_several_times_is(given: Given) -> None:
     sentence = turned_down("calibrate", "--model", "none", "--retain", given.retain, "--refusal", "No.", "--refusal", "Sorry.")
     assert sentence == "none is not a folder: the gate is written beside the weights it belongs to"

@@ -343,3 +343,24 @@ def test_prompts_to_answer_come_with_their_rows(tmp_path: Path) -> None:
     path.write_text('{"id": 3}\n{"prompt": " "}\n{"prompt": "Q"}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r":1: a row needs a prompt or a question, not only id; rows\.jsonl:2: prompt should"):
         read_prompts(path)
+
+
+def test_several_files_are_read_one_after_the_other_and_their_rows_told_apart(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a/rows.jsonl", "b/rows.jsonl", "c.csv")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+    paths[0].write_text("".join(json.dumps({"question": f"a{i}?", "answer": "x"}) + "\n" for i in range(3)))
+    paths[1].write_text(json.dumps({"question": "b?", "answer": "x"}) + "\n")
+    paths[2].write_text("question,answer\nc?,x\n")
+    read = read_examples([str(path) for path in paths], group_size=2)
+    assert [row.question for row in read] == ["a0?", "a1?", "a2?", "b?", "c?"]
+    assert [row.group for row in read] == ["block-0", "block-0", "block-1", "block-2", "block-3"]
+    assert [row.source for row in read] == [
+        *(f"{paths[0]}:{line}" for line in (1, 2, 3)),
+        f"{paths[1]}:1",
+        "c.csv:2",
+    ]
+    assert [row.example_id for row in read] == [row.source for row in read]
+    assert read_examples([str(paths[2])]) == read_examples(paths[2])
+    with pytest.raises(DataError, match=r"c\.csv is given twice; its rows would count twice"):
+        read_examples([str(paths[2]), str(paths[0]), str(paths[2])])

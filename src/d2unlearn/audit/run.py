@@ -101,7 +101,7 @@ def folders(settings: AuditSettings) -> dict[SubjectName, str]:
 def read_rows(settings: AuditSettings) -> AuditRows:
     """All rows that the settings name."""
 
-    def read(source: str | None) -> list[Example]:
+    def read(source: str | Sequence[str] | None) -> list[Example]:
         return [] if source is None else read_examples(source, group_size=settings.group_size, columns=settings.columns)
 
     return AuditRows(

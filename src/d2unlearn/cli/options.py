@@ -111,7 +111,8 @@ def _with_folders(settings: Any) -> Any:
 
 def _option(setting: Field[Any], hint: Any) -> Any:
     default = shown_default(setting, hint)
-    help_text = f"{marker_of(hint, str)}{' Repeatable.' if get_origin(bare(hint)) in (list, dict) else ''}"
+    repeatable = get_origin(bare(hint)) is dict or get_origin(_kind(hint)) is list
+    help_text = f"{marker_of(hint, str)}{' Repeatable.' if repeatable else ''}"
     return typer.Option(
         None,
         *flag_of(setting.name, hint).split(),
@@ -132,14 +133,16 @@ def _kind(hint: Any) -> Any:
     if get_origin(kind) is dict:
         return list[str]
     options = [option for option in get_args(kind) if option is not type(None)]
-    return kind if get_origin(kind) is list or not options else str if str in options else options[0]
+    if get_origin(kind) is list or list[str] in options:
+        return list[str] if list[str] in options else kind
+    return kind if not options else str if str in options else options[0]
 
 
 def _read(name: str, value: Any, hint: Any) -> Any:
     """The value of an option as a settings file would hold it: pairs as a mapping, with numbers and truth values as such."""
     kind, flag = bare(hint), flag_of(name, hint)
     if get_origin(kind) is not dict:
-        return value
+        return value[0] if list[str] in get_args(kind) and len(value) == 1 else value
     if marker_of(hint, Commas) is not None:
         value = [pair for text in value for pair in text.split(",")]
     wrong = [text for text in value if "=" not in text]

@@ -26,9 +26,9 @@ class _Named(Protocol):
     """Where sets stand: the settings of `data check`."""
 
     @property
-    def forget(self) -> str | None: ...
+    def forget(self) -> str | Sequence[str] | None: ...
     @property
-    def retain(self) -> str | None: ...
+    def retain(self) -> str | Sequence[str] | None: ...
     @property
     def data(self) -> str | None: ...
     @property
@@ -84,7 +84,7 @@ def read_sets_of(settings: _Named) -> dict[str, list[Example]]:
     Raises `DataError` where none was named, or the folder holds none of the files that `data make` writes.
     """
     there = {} if settings.data is None else {name: file_of(settings.data, name) for name in TOPIC_FILES}
-    sources: dict[str, str | Path] = {name: path for name, path in there.items() if path is not None}
+    sources: dict[str, str | Path | Sequence[str]] = {name: path for name, path in there.items() if path is not None}
     if settings.data is not None and not sources:
         raise DataError(f"{settings.data} holds none of the files that `data make` writes: {', '.join(TOPIC_FILES)} (.jsonl)")
     given = {"forget": settings.forget, "retain": settings.retain, **settings.also_forget, **settings.also_retain}

@@ -12,6 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,9 +34,9 @@ BETWEEN_ITEMS = re.compile(r"[\s,]*")
 
 
 def read_examples(
-    source: str | Path, *, group_size: int | None = None, columns: Mapping[str, str] | None = None
+    source: str | Path | Sequence[str], *, group_size: int | None = None, columns: Mapping[str, str] | None = None
 ) -> list[Example]:
-    """All rows of a data set, in order.
+    """All rows of a data set, in order; of several, one after the other. Files of one name are told apart by their paths.
 
     `columns`: {known name: the file's heading}, for headings of one's own (`{"question": "Frage", "answer": "Antwort"}`).
     `group_size` says that rows come in blocks of that many that belong together (TOFU: 20 questions an author), where the file
@@ -43,12 +44,24 @@ def read_examples(
     them named; a fault of the headings once.
     """
 
-    def example(index: int, where: str, row: Mapping[str, Any]) -> Example:
-        return example_of(
-            named(where, row, columns), where, group=None if group_size is None else f"block-{index // group_size}"
-        )
+    if isinstance(source, str | Path):
+        return _read_one(source, group_size, columns, 0)
+    twice = next((each for each in source if list(source).count(each) > 1), None)
+    if twice is not None:
+        raise DataError(f"{twice} is given twice; its rows would count twice")
+    examples: list[Example] = []
+    blocks = 0
+    names = [Path(each).name for each in source]
+    for each, name in zip(source, names, strict=True):
+        rows = _read_one(each, group_size, columns, blocks)
+        blocks += 0 if group_size is None else -(-len(rows) // group_size)
+        examples += rows if names.count(name) == 1 else [_placed(row, each) for row in rows]
+    return examples
 
-    return _all_or_every_mistake(source, _rows(source), example)
+
+def source_names(source: str | Sequence[str]) -> str:
+    """One data set or several as a person reads of them."""
+    return source if isinstance(source, str) else ", ".join(source)
 
 
 def read_prompts(path: Path) -> list[tuple[Mapping[str, Any], str]]:
@@ -97,6 +110,19 @@ def split_file(folder: Path, split: str) -> Path:
 def content_hash(example: Example) -> str:
     """sha256 of prompt and answer: the same row has the same hash wherever it stands."""
     return fingerprint([[list(message) for message in example.prompt], example.answer])
+
+
+def _read_one(source: str | Path, group_size: int | None, columns: Mapping[str, str] | None, first_block: int) -> list[Example]:
+    def example(index: int, where: str, row: Mapping[str, Any]) -> Example:
+        block = None if group_size is None else f"block-{first_block + index // group_size}"
+        return example_of(named(where, row, columns), where, group=block)
+
+    return _all_or_every_mistake(source, _rows(source), example)
+
+
+def _placed(row: Example, path: str) -> Example:
+    where = f"{path}:{row.source.rpartition(':')[2]}"
+    return replace(row, example_id=where, source=where)
 
 
 def _all_or_every_mistake(

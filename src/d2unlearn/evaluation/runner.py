@@ -88,7 +88,10 @@ def read_sets(settings: EvaluateSettings) -> list[NamedSet]:
 
     Raises `ConfigError` for two sets of one name.
     """
-    named: list[tuple[str, Kind, str]] = [("forget", "forget", settings.forget), ("retain", "retain", settings.retain)]
+    named: list[tuple[str, Kind, str | list[str]]] = [
+        ("forget", "forget", settings.forget),
+        ("retain", "retain", settings.retain),
+    ]
     named += [(name, "forget", source) for name, source in settings.also_forget.items()]
     named += [(name, "retain", source) for name, source in settings.also_retain.items()]
     twice = [name for name, count in Counter(name for name, _, _ in named).items() if count > 1]

@@ -12,7 +12,7 @@ from d2unlearn.artifact import manifest as new_manifest
 from d2unlearn.config import CalibrateSettings, identity
 from d2unlearn.data.holdout import hold_out
 from d2unlearn.data.identity import is_among
-from d2unlearn.data.records import content_hash, read_examples
+from d2unlearn.data.records import content_hash, read_examples, source_names
 from d2unlearn.errors import GateError
 from d2unlearn.gate.export import is_carried
 from d2unlearn.gate.gate import EnergyGate
@@ -84,7 +84,7 @@ def _unseen(
     Shown to be unseen are the rows that the manifest lists as set aside. Raises `GateError` where there is none and nobody
     vouches, and for rows vouched for that are those that `unlearn` divided.
     """
-    source, keys = settings.retain, set(manifest.get("held_out", ()))
+    source, keys = source_names(settings.retain), set(manifest.get("held_out", ()))
     chosen = [example for example in examples if is_among(example, keys)]
     if chosen and (not settings.unseen or len(chosen) == len(examples)):
         return chosen, False, f"{len(chosen)} rows of {source} that unlearn set aside"

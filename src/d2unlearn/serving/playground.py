@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from d2unlearn.artifact import read_manifest
 from d2unlearn.config import PlaySettings, ServeSettings
-from d2unlearn.data.records import read_examples
+from d2unlearn.data.records import read_examples, source_names
 from d2unlearn.data.template import Template
 from d2unlearn.errors import DataError, ModelError
 from d2unlearn.gate import EnergyGate
@@ -204,7 +204,7 @@ def histogram(gate: EnergyGate) -> dict[str, Any]:
     return {"low": float(edges[0]), "high": float(edges[-1]), **shares}
 
 
-def read_samples(sources: Mapping[str, str], *, seed: int = 0) -> list[SampleQuestions]:
+def read_samples(sources: Mapping[str, str | list[str]], *, seed: int = 0) -> list[SampleQuestions]:
     """A few questions of each file, drawn by the seed. Names that begin with `forget` get that colour.
 
     Raises `DataError` for a file without a question.
@@ -213,20 +213,21 @@ def read_samples(sources: Mapping[str, str], *, seed: int = 0) -> list[SampleQue
     for name, source in sources.items():
         rows = [row.question for row in read_examples(source) if len(row.prompt) == 1 and row.question.strip()]
         if not rows:
-            raise DataError(f"{source} has no row that is a single question, so there is nothing to choose from")
+            raise DataError(f"{source_names(source)} has no row that is a single question, so there is nothing to choose from")
         drawn = random.Random(f"{name}-{seed}").sample(rows, min(SHOWN_SAMPLES, len(rows)))
         samples.append(SampleQuestions(name, "forget" if name.startswith("forget") else "retain", tuple(drawn)))
     return samples
 
 
-def given_samples(settings: PlaySettings, made: Mapping[str, Any]) -> dict[str, str]:
+def given_samples(settings: PlaySettings, made: Mapping[str, Any]) -> Mapping[str, str | list[str]]:
     """The files asked for, or those that the artifact was made from, where they still are."""
     if settings.samples:
         return settings.samples
-    known = {name: str(made[name]) for name in ("forget", "retain") if made.get(name)}
-    present = {name: source for name, source in known.items() if Path(source).exists()}
+    known: dict[str, str | list[str]] = {name: made[name] for name in ("forget", "retain") if made.get(name)}
+    files = {name: [source] if isinstance(source, str) else source for name, source in known.items()}
+    present = {name: source for name, source in known.items() if all(Path(each).exists() for each in files[name])}
     for name in known.keys() - present.keys():
-        say(f"note: {known[name]} is not here, so no {name} questions are offered (--samples {name}=FILE)")
+        say(f"note: {source_names(known[name])} is not here, so no {name} questions are offered (--samples {name}=FILE)")
     return present
 
 

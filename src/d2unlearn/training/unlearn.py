@@ -18,7 +18,7 @@ from d2unlearn.artifact import CHECKPOINTS, STAGED, clear, is_done, manifest, pu
 from d2unlearn.config import UnlearnSettings, identity
 from d2unlearn.data.holdout import HeldOut, hold_out, split_validation
 from d2unlearn.data.identity import folded_key, row_key
-from d2unlearn.data.records import content_hash, read_examples
+from d2unlearn.data.records import content_hash, read_examples, source_names
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.fields import typed
 from d2unlearn.methods import METHODS, Method
@@ -167,7 +167,7 @@ def _outcome(trainer: UnlearnTrainer, settings: UnlearnSettings) -> Iterator[str
                 "or more retain rows"
             )
     if left <= STILL_KNOWN:
-        given = f"--model {settings.output} --retain {settings.retain} --forget {settings.forget}"
+        given = f"--model {settings.output} {_options('--retain', settings.retain)} {_options('--forget', settings.forget)}"
         yield f"next: d2unlearn calibrate {given}"
 
 
@@ -221,10 +221,11 @@ def _loaded(settings: UnlearnSettings) -> _Run:
     forget = _read_rows(settings, settings.forget)
     retain = hold_out(_read_rows(settings, settings.retain), seed=settings.seed)
     near = None if settings.near is None else _read_rows(settings, settings.near)
-    _check_apart(forget, [*retain.train, *retain.held_out], settings.forget, settings.retain)
+    forget_source, retain_source = source_names(settings.forget), source_names(settings.retain)
+    _check_apart(forget, [*retain.train, *retain.held_out], forget_source, retain_source)
     if near is not None:
-        _check_apart(forget, near, settings.forget, str(settings.near))
-        _check_apart(retain.train, near, settings.retain, str(settings.near))
+        _check_apart(forget, near, forget_source, str(settings.near))
+        _check_apart(retain.train, near, retain_source, str(settings.near))
     alternates = _read_alternates(settings, method, {"alternate": forget, "retain_alternate": retain.train})
     model = load_model(settings.model, dtype=torch_dtype(settings.dtype))
     tokenizer, saved_dtype = load_tokenizer(settings.model), model.dtype
@@ -233,7 +234,11 @@ def _loaded(settings: UnlearnSettings) -> _Run:
     return _Run(settings, method, forget, retain, near, alternates, model, tokenizer, saved_dtype)
 
 
-def _read_rows(settings: UnlearnSettings, source: str) -> list[Example]:
+def _options(flag: str, source: str | list[str]) -> str:
+    return " ".join(f"{flag} {each}" for each in ([source] if isinstance(source, str) else source))
+
+
+def _read_rows(settings: UnlearnSettings, source: str | list[str]) -> list[Example]:
     return read_examples(source, group_size=settings.group_size, columns=settings.columns)
 
 
@@ -358,7 +363,7 @@ def _manifest(run: _Run, pace: Pace, key: str, trainer: UnlearnTrainer, seconds:
     )
 
 
-def _described(source: str | None, rows: Sequence[Example]) -> dict[str, Any]:
+def _described(source: str | list[str] | None, rows: Sequence[Example]) -> dict[str, Any]:
     return {"source": source, "rows": len(rows), "sha256": _rows_hash(rows)}
 
 
