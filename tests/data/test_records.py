@@ -165,7 +165,7 @@ BAD_LINES = [
     ('{"question": "Q", "answer": ""}', "answer should be a text that is not empty, not ''"),
     ('{"question": " \\n ", "answer": "A"}', "question should be a text that is not empty"),
     ('{"question": 3, "answer": "A"}', "question should be a text that is not empty, not 3"),
-    ('{"question": NaN, "answer": "A"}', "question should be a text that is not empty, not nan"),
+    ('{"question": NaN, "answer": "A"}', "not valid JSON (NaN is no number of JSON"),
     ('{"question": "Q", "answer": null}', "answer should be a text that is not empty, not None"),
     ('{"question": "\\ud83d", "answer": "A"}', "question holds half of a surrogate pair"),
     ('{"text": ["A"]}', "text should be a text"),
@@ -364,3 +364,16 @@ def test_several_files_are_read_one_after_the_other_and_their_rows_told_apart(tm
     assert read_examples([str(paths[2])]) == read_examples(paths[2])
     with pytest.raises(DataError, match=r"c\.csv is given twice; its rows would count twice"):
         read_examples([str(paths[2]), str(paths[0]), str(paths[2])])
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_numbers_that_could_not_be_written_back_are_refused_by_file_and_line(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "asked.jsonl"
+    path.write_text(f'{{"prompt": "Who?"}}\n{{"prompt": "Who?", "score": {number}}}\n')
+    said = rf"asked\.jsonl:2: not valid JSON \({number} is no number of JSON"
+    with pytest.raises(DataError, match=said):
+        read_prompts(path)
+    whole = tmp_path / "rows.json"
+    whole.write_text(f'[{{"question": "Who?", "answer": "I.", "score": {number}}}]')
+    with pytest.raises(DataError, match=rf"rows\.json:1: not valid JSON \({number} is no number of JSON"):
+        read_examples(whole)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from d2unlearn.data.formats import HeadingError, heading, named, text_of
 from d2unlearn.data.formats import example_of as example_of
@@ -171,7 +172,7 @@ def _jsonl_rows(path: Path) -> Iterator[_Row]:
 def _json_rows(path: Path) -> Iterator[_Row]:
     text = _decoded(path.name, path.read_bytes())
     try:
-        rows = json.loads(text, object_pairs_hook=_once)
+        rows = _parsed(text)
     except NOT_JSON as error:
         if getattr(error, "msg", "") == "Extra data" and text.lstrip().startswith("{"):
             yield from _jsonl_rows(path)
@@ -255,7 +256,7 @@ def _columns(where: str, row: object) -> Mapping[str, Any]:
     """A row's columns. Raises `DataError` for what has none."""
     if isinstance(row, bytes):
         try:
-            row = json.loads(_decoded(where, row), object_pairs_hook=_once)
+            row = _parsed(_decoded(where, row))
         except NOT_JSON as error:
             raise _not_json(where, error) from None
     if isinstance(row, DataError):
@@ -263,6 +264,22 @@ def _columns(where: str, row: object) -> Mapping[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{where}: should be an object with columns, not {type(row).__name__}")
     return row
+
+
+def _parsed(text: str) -> Any:
+    """What a text of JSON says. Raises one of `NOT_JSON`, also for NaN and infinite numbers, that could not be written back."""
+    return json.loads(text, object_pairs_hook=_once, parse_constant=_not_finite, parse_float=_finite)
+
+
+def _not_finite(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON; null stands for a value that is missing")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        _not_finite(digits)
+    return number
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
