@@ -177,6 +177,9 @@ class ServeSettings:
     dtype: Dtype = "auto"
     max_new_tokens: AnswerLength = None
     max_prompt_tokens: Annotated[int | None, COUNT, Default("what the context leaves, at most 4096"), "Longest prompt."] = None
+    max_prompt_characters: Annotated[
+        int | None, COUNT, Default("32 for each token of the longest prompt"), "Longest prompt that is tokenised at all."
+    ] = None
     max_body_bytes: Annotated[int, COUNT, "Largest request."] = 1_000_000
     batch_size: Annotated[int, COUNT, "Requests answered together."] = 16
     queue: Annotated[int, COUNT, "Requests that may wait; beyond, 503."] = 256

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -130,6 +131,27 @@ def test_specials_inside_each_other_and_marks_of_our_own_stay_text() -> None:
     none = copy.deepcopy(made)
     none._typed = None
     assert pieces(made.tokenizer, none.question_ids("\ue0007\ue001"))[2:-1] == ["7"]
+
+
+def test_a_spelling_typed_a_thousand_times_is_tokenised_once_and_stands_in_every_place(
+    monkeypatch: pytest.MonkeyPatch, chat_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    template = Template(chat_tokenizer)
+    once, plain = template.text_ids("<eos>"), template.question_ids("is")
+    asked: list[Any] = []
+    call = type(chat_tokenizer).__call__
+
+    def noted(self: Any, text: Any, *given: Any, **options: Any) -> Any:
+        asked.append(text)
+        return call(self, text, *given, **options)
+
+    monkeypatch.setattr(type(chat_tokenizer), "__call__", noted)
+    repeated = template.question_ids("<eos>" * 1000)
+    assert len(asked) == 2  # the spelling, and all that stands between spellings
+    assert repeated == [*plain[: plain.index(chat_tokenizer.convert_tokens_to_ids("is"))], *once * 1000, plain[-1]]
+    mixed = template.question_ids("is<eos>" * 1000)
+    assert len(asked) == 4
+    assert mixed[2:-1] == [chat_tokenizer.convert_tokens_to_ids("is"), *once] * 1000
 
 
 def test_unicode_and_whitespace_survive_rendering(chat_tokenizer: PreTrainedTokenizerFast) -> None:

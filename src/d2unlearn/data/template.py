@@ -83,16 +83,17 @@ class Template:
         return Tokens(example.example_id, tuple(ids), (False,) * len(bos) + (True,) * (len(ids) - len(bos)), bool(eos))
 
     def _ids(self, messages: tuple[Message, ...], *, open_answer: bool) -> list[int]:
+        """The ids of what the template renders; each text between typed spellings, and each spelling, is tokenised once."""
         typed: list[str] = []
         marked = [{"role": m.role, "content": self._mark(m.content, typed)} for m in messages]
         rendered = self._rendered(marked, open_answer)
-        ids: list[int] = []
-        for index, piece in enumerate(re.split(_TYPED.format(r"(\d+)"), rendered)):
-            if index % 2:
-                ids += self.text_ids(typed[int(piece)])
-            elif piece:
-                ids += self.tokenizer(piece, add_special_tokens=False).input_ids
-        return ids
+        pieces = re.split(_TYPED.format(r"(\d+)"), rendered)
+        spelled = {text: self.text_ids(text) for text in dict.fromkeys(typed)}
+        between = [piece for piece in dict.fromkeys(pieces[::2]) if piece]
+        found = self.tokenizer(between, add_special_tokens=False).input_ids if between else []
+        read = {"": [], **dict(zip(between, found, strict=True))}
+        each = (spelled[typed[int(piece)]] if index % 2 else read[piece] for index, piece in enumerate(pieces))
+        return [token for ids in each for token in ids]
 
     def _mark(self, content: str, typed: list[str]) -> str:
         """The content with each special token's spelling replaced by a mark; appends the spellings to `typed`."""

@@ -12,7 +12,7 @@ import json
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -40,13 +40,15 @@ from d2unlearn.serving.openai_api import (
 LOOK_SECONDS = 0.25
 """How often a waiting request looks whether its client is still there."""
 Event = Piece | Completion | Exception
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class ServiceLimits:
-    """Tokens of a prompt, tokens of an answer (and how many where none are asked for), seconds of a request."""
+    """Tokens and characters of a prompt, tokens of an answer (and how many where none are asked for), seconds of a request."""
 
     max_prompt_tokens: int
+    max_prompt_characters: int
     max_new_tokens: int
     default_new_tokens: int
     timeout: float
@@ -77,6 +79,19 @@ class Call:
                 raise _failure(event)
             count -= isinstance(event, Completion)
             yield index, event
+
+    async def result_of(self, work: asyncio.Future[_T], request: Request) -> _T:
+        """What the work comes to. It is given up, and not begun, when the client goes, time is up or the server ends."""
+        try:
+            while (left := self._deadline - self._loop.time()) > 0 and not self.gone:
+                done, _ = await asyncio.wait([work], timeout=min(left, LOOK_SECONDS))
+                if done:
+                    return work.result()
+                if await request.is_disconnected():
+                    raise ApiError(499, "the client has gone")
+            raise _stopped() if self.gone else ApiError(504, "the answer was not ready in time", code="timeout")
+        finally:
+            work.cancel()
 
     async def _next(self, request: Request) -> tuple[int, Event]:
         while (left := self._deadline - self._loop.time()) > 0:
@@ -131,6 +146,7 @@ class Service:
         self._hide_energy = hide_energy
         self._refusal_tokens = refusal_lengths(engine) if hide_energy else None
         self._calls: set[Call] = set()
+        self._reading = 0
         self._renderer = ThreadPoolExecutor(1, "d2unlearn-template")
 
     async def complete(self, body: ChatRequest | TextRequest, request: Request) -> Response:
@@ -139,8 +155,8 @@ class Service:
             raise ApiError(404, f"the model here is {self.name}", code="model_not_found", param="model")
         if body.show_energy and self._hide_energy:
             raise ApiError(403, "this server does not show energies", code="energies_hidden", param="show_energy")
-        asked = [await self.asked(prompt, body) for prompt in body.prompts()]
         call = Call(bool(body.stream), self.limits.timeout)
+        asked = await self.asked(body, call, request)
         self._submit(asked, call)
         reply = Reply(body, self.name, self._refusal_tokens)
         events = self._noted(call, len(asked), request)
@@ -150,28 +166,47 @@ class Service:
         first = await anext(events)
         return StreamingResponse(_stream(reply, body, first, events), media_type="text/event-stream")
 
-    async def asked(self, prompt: tuple[Message, ...], body: ChatRequest | TextRequest) -> GenerationRequest:
-        """The request as the engine takes it, its answer at most as long as answers are here.
+    async def asked(self, body: ChatRequest | TextRequest, call: Call, request: Request) -> list[GenerationRequest]:
+        """The prompts as the engine takes them, with answers at most as long as answers are here. They wait for one thread.
 
-        Raises `ApiError` for a prompt that is too long, or no conversation to the template.
+        Raises `ApiError` for one that is too long (in characters before anything is tokenised), or no conversation to the
+        template; where as many wait as may; and where nobody waits for this one any more.
         """
+        prompts = body.prompts()
+        for prompt in prompts:
+            self._check_characters(prompt, body)
+        if self._reading + len(prompts) > self.engine.limits.queue:
+            raise ApiError(503, f"{self._reading} prompts are waiting; try again in a moment", code="overloaded", retry_after=1)
+        self._reading += len(prompts)
+        self._calls.add(call)
+        try:
+            return [await self._read(prompt, body, call, request) for prompt in prompts]
+        finally:
+            self._reading -= len(prompts)
+            self._calls.discard(call)
+
+    def _check_characters(self, prompt: tuple[Message, ...], body: ChatRequest | TextRequest) -> None:
+        count, most = sum(len(message.content) for message in prompt), self.limits.max_prompt_characters
+        if count > most:
+            said = f"the prompt has {count} characters; at most {most} are read here"
+            raise ApiError(400, said, code="context_length_exceeded", param=body.asked_in)
+
+    async def _read(
+        self, prompt: tuple[Message, ...], body: ChatRequest | TextRequest, call: Call, request: Request
+    ) -> GenerationRequest:
         limits = self.limits
-        longest = min(body.longest or limits.default_new_tokens, limits.max_new_tokens)
         if self._log_prompts:
             say(f"prompt {json.dumps([list(message) for message in prompt])}")
+        work = asyncio.get_running_loop().run_in_executor(self._renderer, self.engine.guarded.template.prompt_ids, prompt)
         try:
-            ids = await self.render(prompt)
+            ids = await call.result_of(work, request)
         except DataError as error:
             raise ApiError(400, str(error), code="invalid_value", param=body.asked_in) from None
         if len(ids) > limits.max_prompt_tokens:
             said = f"the prompt has {len(ids)} tokens; at most {limits.max_prompt_tokens} are read here"
             raise ApiError(400, said, code="context_length_exceeded", param=body.asked_in)
+        longest = min(body.longest or limits.default_new_tokens, limits.max_new_tokens)
         return GenerationRequest(tuple(ids), longest, body.stops, body.sampling)
-
-    async def render(self, prompt: tuple[Message, ...]) -> list[int]:
-        """The prompt's ids, made in one thread for all requests."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._renderer, self.engine.guarded.template.prompt_ids, prompt)
 
     def stop(self) -> None:
         """Take no more requests."""
@@ -181,7 +216,7 @@ class Service:
         """End what is still running, with an error that says why."""
         for call in self._calls:
             call.gone = True
-            call.put(-1, ApiError(503, "the server was stopped", code="stopping", retry_after=5))
+            call.put(-1, _stopped())
 
     def _submit(self, asked: list[GenerationRequest], call: Call) -> None:
         try:
@@ -240,6 +275,10 @@ async def _chained(first: tuple[int, Piece | Completion], events: AsyncIterator[
 
 def _sent(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n"
+
+
+def _stopped() -> ApiError:
+    return ApiError(503, "the server was stopped", code="stopping", retry_after=5)
 
 
 def _failure(error: Exception) -> ApiError:

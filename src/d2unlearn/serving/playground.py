@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,7 +33,7 @@ from d2unlearn.gate.traces import collect_traces
 from d2unlearn.generation.guarded import Answer, GuardedModel
 from d2unlearn.models import load_model, load_tokenizer
 from d2unlearn.runtime import pick_device, say, torch_dtype
-from d2unlearn.serving.app import Service, make_app
+from d2unlearn.serving.app import Call, Service, make_app
 from d2unlearn.serving.batch import Completion, GenerationRequest, Piece, generate_rows
 from d2unlearn.serving.engine import Busy, Stopping
 from d2unlearn.serving.openai_api import ApiError, ChatRequest, json_number
@@ -286,9 +286,8 @@ def add_playground(
         return Response(_text("d2unlearn.serving", "playground.js"), media_type="text/javascript")
 
     @app.post("/play/ask")
-    async def ask(body: ChatRequest) -> dict[str, Any]:
-        (prompt,) = body.prompts()
-        asked = await service.asked(prompt, body)
+    async def ask(body: ChatRequest, request: Request) -> dict[str, Any]:
+        (asked,) = await service.asked(body, Call(False, service.limits.timeout), request)
         try:
             future = service.engine.run(lambda: playground.compare(asked))
         except (Busy, Stopping) as error:

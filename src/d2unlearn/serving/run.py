@@ -27,6 +27,8 @@ from d2unlearn.serving.middleware import LOOPBACK, LimitsMiddleware, PatientProt
 
 MOST_PROMPT_TOKENS = 4096
 """Where the settings name no limit."""
+CHARACTERS_A_TOKEN = 32
+"""A prompt with more characters for each token that may be read is turned down before it is tokenised."""
 BACKLOG = 2048
 """Connections that wait to be taken up."""
 OTHER_FILES = 200
@@ -89,7 +91,8 @@ def service_limits(guarded: GuardedModel, settings: ServeSettings) -> ServiceLim
         asked = f"prompts of {settings.max_prompt_tokens or 1} and answers of {longest} tokens"
         raise ConfigError([f"{asked} do not fit the model's context of {context}"])
     prompt = settings.max_prompt_tokens or min(room, MOST_PROMPT_TOKENS)
-    return ServiceLimits(prompt, longest, min(default, longest), settings.timeout)
+    characters = settings.max_prompt_characters or CHARACTERS_A_TOKEN * prompt
+    return ServiceLimits(prompt, characters, longest, min(default, longest), settings.timeout)
 
 
 def promise(guarded: GuardedModel) -> str:
