@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -80,11 +80,12 @@ class Call:
             count -= isinstance(event, Completion)
             yield index, event
 
-    async def result_of(self, work: asyncio.Future[_T], request: Request) -> _T:
+    async def result_of(self, work: Future[_T], request: Request) -> _T:
         """What the work comes to. It is given up, and not begun, when the client goes, time is up or the server ends."""
+        waited = asyncio.wrap_future(work)
         try:
             while (left := self._deadline - self._loop.time()) > 0 and not self.gone:
-                done, _ = await asyncio.wait([work], timeout=min(left, LOOK_SECONDS))
+                done, _ = await asyncio.wait([waited], timeout=min(left, LOOK_SECONDS))
                 if done:
                     return work.result()
                 if await request.is_disconnected():
@@ -92,6 +93,7 @@ class Call:
             raise _stopped() if self.gone else ApiError(504, "the answer was not ready in time", code="timeout")
         finally:
             work.cancel()
+            waited.cancel()
 
     async def _next(self, request: Request) -> tuple[int, Event]:
         while (left := self._deadline - self._loop.time()) > 0:
@@ -197,7 +199,7 @@ class Service:
         limits = self.limits
         if self._log_prompts:
             say(f"prompt {json.dumps([list(message) for message in prompt])}")
-        work = asyncio.get_running_loop().run_in_executor(self._renderer, self.engine.guarded.template.prompt_ids, prompt)
+        work = self._renderer.submit(self.engine.guarded.template.prompt_ids, prompt)
         try:
             ids = await call.result_of(work, request)
         except DataError as error:
