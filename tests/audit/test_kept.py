@@ -33,7 +33,7 @@ READING = Reading(
 def test_what_is_kept_is_read_as_it_was(
     claim: Claim | None, tmp_path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    kept = KeptParts(tmp_path, "original", "float32", 0, texts=True)
+    kept = KeptParts(tmp_path, "original", "float32", 0, texts=True, labels=frozenset())
     part = Part("part", {"rows": ["hash"]}, Cost(), lambda: [READING], claim)
     planned = PlannedPart(PLAN, Subject("artifact", GuardedModel(model, tokenizer, None), "weights"), part)
     assert kept.read(planned) is None

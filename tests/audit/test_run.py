@@ -30,11 +30,12 @@ class Planted:
         self.made: list[str] = []
         self.held = dict(HELD)
         self.fails_at = ""
+        self.deepest = {"oracle": 2}
 
     def plan(self, name: str, **options: object) -> AttackPlan:
         def parts(subject: Subject, rows: AuditRows, level: Level, seed: int) -> Iterator[Part]:
             for asked in asked_sets(subject, rows, None, seed):
-                for step in (1, 2):
+                for step in range(1, 1 + self.deepest.get(subject.name, 2)):
 
                     def made(step: int = step, asked: object = asked) -> Sequence[Reading]:
                         return self._readings(f"{name}, {subject.name}, {asked.name}, {step}", subject, asked, step)  # type: ignore[attr-defined]
@@ -72,8 +73,9 @@ def settings(tmp_path: Path) -> AuditSettings:
     for seed, name in enumerate(HELD):
         tiny.model(seed).save_pretrained(tmp_path / name)
         tiny.tokenizer().save_pretrained(tmp_path / name)
-    for name, n in {"forget": 200, "retain": 10, "never_seen": 200}.items():
-        rows = [{"question": q, "answer": "w1 w2", "group": f"{name}-{i % 20}"} for i, q in enumerate(tiny.questions(3, n))]
+    for seed, (name, n) in enumerate({"forget": 200, "retain": 10, "never_seen": 200}.items()):
+        asked = tiny.questions(seed, n)
+        rows = [{"question": q, "answer": "w1 w2", "group": f"{name}-{i % 20}"} for i, q in enumerate(asked)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = {name: str(tmp_path / f"{name}.jsonl") for name in ("forget", "retain")}
     models = {name: str(tmp_path / name) for name in ("original", "oracle")}
@@ -142,6 +144,65 @@ def test_one_attack_alone_may_find_and_cannot_clear(planted: Planted, settings: 
     record = audited(replace(settings, attack=["second"], output=f"{settings.output}-2", seed=1))
     assert verdicts(record)["gone"] == "not shown"
     assert record.left_out == {"first": "not asked for"}
+
+
+def test_a_setting_that_the_control_lacks_keeps_a_claim_from_holding(planted: Planted, settings: AuditSettings) -> None:
+    """Such as a layer, or a learning rate, that a model of another size does not have."""
+    planted.held["artifact"], planted.deepest["oracle"] = 0.0, 1
+    gone = audited(settings).claims[0]
+    assert gone.verdict == "not shown"
+    assert "One of its settings has nothing to be held against (step 2)" in gone.why
+
+
+def test_an_attack_that_has_no_parts_is_not_made(
+    planted: Planted, settings: AuditSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted.held["artifact"] = 0.0
+    empty = AttackPlan("second", "S", "", lambda *_: (), claims=("gone",))
+    monkeypatch.setattr(run, "ATTACKS", {"first": planted.plan("first"), "second": empty})
+    gone = audited(settings).claims[0]
+    assert gone.verdict == "not shown"
+    assert "Not every attack of this claim was made" in gone.why
+
+
+def test_a_control_that_would_clear_anything_is_refused(planted: Planted, settings: AuditSettings, tmp_path: Path) -> None:
+    for name, option in (("artifact", "--model"), ("original", "--original")):
+        with pytest.raises(ConfigError, match=f"--oracle has the very weights of {option}"):
+            run_audit(replace(settings, oracle=str(tmp_path / name)))
+    for name in ("forget", "retain"):
+        rows = (tmp_path / "never_seen.jsonl").read_text() + (tmp_path / f"{name}.jsonl").read_text()
+        (tmp_path / "mixed.jsonl").write_text(rows)
+        with pytest.raises(DataError, match=f"mixed.jsonl:201: rows of --never-seen stand in --{name} too"):
+            run_audit(replace(settings, never_seen=str(tmp_path / "mixed.jsonl")))
+    tiny.tokenizer({**tiny.SPECIAL, "eos_token": "w3"}).save_pretrained(tmp_path / "oracle")
+    with pytest.raises(ConfigError, match="--oracle has another tokenizer or chat template"):
+        run_audit(settings)
+    assert planted.made == []
+
+
+def test_parts_kept_under_other_names_or_groups_of_rows_are_made_again(
+    planted: Planted, settings: AuditSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Rows are paired by their ids and drawn by their groups, which a part's own hash may not know."""
+    parts = planted.plan("first").parts
+
+    def without_groups(*of: object) -> Iterator[Part]:
+        yield from (replace(part, about=part.name) for part in parts(*of))  # type: ignore[arg-type]
+
+    plan = AttackPlan("first", "F", "", without_groups, claims=("gone",))
+    monkeypatch.setattr(run, "ATTACKS", {"first": plan})
+    planted.held = {"artifact": 0.3, "original": 0.9, "oracle": 0.2}
+    first = audited(settings)
+    made = list(planted.made)
+    (tmp_path / "forget.jsonl").rename(tmp_path / "other.jsonl")
+    again = audited(replace(settings, forget=str(tmp_path / "other.jsonl"), output=f"{settings.output}-2"))
+    assert planted.made == made * 2
+    assert again.claims == first.claims
+    rows = [json.loads(line) for line in (tmp_path / "other.jsonl").read_text().splitlines()]
+    ungrouped = "".join(json.dumps({**row, "group": "all"}) + "\n" for row in rows)
+    (tmp_path / "other.jsonl").write_text(ungrouped)
+    alone = audited(replace(settings, forget=str(tmp_path / "other.jsonl"), output=f"{settings.output}-3"))
+    assert "Its rows are of 1 group" in alone.claims[0].why
 
 
 def test_stopped_it_goes_on_where_it_was(planted: Planted, settings: AuditSettings) -> None:

@@ -100,6 +100,9 @@ def test_without_an_original_or_with_too_few_rows_it_is_not_shown(subject: Subje
     alone = Subject("artifact", subject.guarded, "weights")
     with pytest.raises(NotShownError, match="needs the model before unlearning"):
         list(storage.PLAN.parts(alone, ROWS, "quick", 0))
+    itself = dataclasses.replace(alone, original=lambda: alone.model)
+    with pytest.raises(NotShownError, match="has the very weights of this one"):
+        list(storage.PLAN.parts(itself, ROWS, "quick", 0))
     with pytest.raises(NotShownError, match="9 forget rows are too few"):
         list(storage.PLAN.parts(subject, dataclasses.replace(ROWS, forget=ROWS.forget[:9]), "quick", 0))
 

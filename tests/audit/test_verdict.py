@@ -103,6 +103,25 @@ def test_a_control_of_other_rows_brings_its_own_chance() -> None:
     assert unpaired.high - unpaired.value == pytest.approx(1.645 * se, rel=0.3)
 
 
+def test_a_control_of_few_other_rows_clears_nothing() -> None:
+    """One easy fact that was never seen would else clear whatever is below it."""
+    for theirs, reason in (
+        ([0.9], "its rows are of 1 group: at least 5 are needed"),
+        ([0.9] * 20, "20 rows cannot bound a share by 0.02: 149 are needed"),
+    ):
+        other = (reading(theirs, name="never-seen"),)
+        attack = judge_attack([Compared({}, "answer_probability", "forget", (reading([0.4] * 400),), other)], MARGINS)
+        assert attack.reason == reason
+        assert judge_claim([attack], all_made=True).verdict == "not shown"
+
+
+def test_what_the_control_was_not_asked_clears_nothing() -> None:
+    clean, alone = compared([0.0] * 400, [0.0] * 400), compared([0.9] * 400, [math.nan] * 400)
+    attack = judge_attack([clean, alone], MARGINS)
+    assert attack.reason == "in some of its settings the artifact was asked and what it is held against was not"
+    assert judge_claim([attack], all_made=True).verdict == "not shown"
+
+
 def test_chance_over_many_settings_finds_nothing() -> None:
     """400 settings of which none differs: the worst of them is no finding, in about 95 of 100 such audits."""
     found = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,9 +10,9 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from d2unlearn.artifact import is_done, locked, new_result
-from d2unlearn.audit.claims import CLAIMS, NEVER_SEEN
+from d2unlearn.audit.claims import CLAIMS, FORGET, NEVER_SEEN, Claim
 from d2unlearn.audit.judging import judging_hash
-from d2unlearn.audit.kept import KeptParts
+from d2unlearn.audit.kept import KeptParts, labels_of
 from d2unlearn.audit.making import Making
 from d2unlearn.audit.page import write_audit_page
 from d2unlearn.audit.parts import LEVELS, AttackPlan, AuditRows, Level, Subject, SubjectName
@@ -22,7 +22,7 @@ from d2unlearn.audit.summary import AttackText, Readings, attack_results, worst_
 from d2unlearn.audit.verdict import ClaimMargins
 from d2unlearn.config import AuditSettings, identity
 from d2unlearn.data.records import content_hash, read_examples
-from d2unlearn.errors import ArtifactError, ConfigError
+from d2unlearn.errors import ArtifactError, ConfigError, DataError
 from d2unlearn.gate.gate import EnergyGate
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.models import weights_name
@@ -32,6 +32,8 @@ from d2unlearn.serialization import record_to_json
 from d2unlearn.version import __version__
 
 _FORMAT = 1
+_COMPARED = 16
+"""Forget rows whose tokens all models have to agree on."""
 READINGS = "attacks"
 """Folder of the readings row by row, a file an attack."""
 
@@ -39,13 +41,15 @@ READINGS = "attacks"
 def run_audit(settings: AuditSettings) -> Path:
     """Audit and write `OUTPUT/audit.json` with a manifest, at once when it is there already, and its page; the record's path.
 
-    Raises `ConfigError` for an attack that there is not, `ModelError` and `DataError` for what cannot be read.
+    Raises `ConfigError` for an attack that there is not and for models that cannot be compared, `ModelError` and `DataError`
+    for what cannot be read, and for facts called never seen that stand among the other rows.
     """
     output = Path(settings.output)
     check_writable(output)
     plans, rows = chosen_attacks(settings.attack), read_rows(settings)
     gate = EnergyGate.from_pretrained(settings.model) if (Path(settings.model) / GATE_FILE).is_file() else None
     weights = {name: weights_name(folder) for name, folder in folders(settings).items()}
+    _check_controls(weights, rows)
     depends = [weights, None if gate is None else gate.fingerprint, _contents(rows), judging_hash(), identity(settings)]
     key = fingerprint([_FORMAT, __version__, depends])
     if not is_done(output, key, settings):
@@ -68,8 +72,11 @@ def audit(
     workspace: Path,
 ) -> tuple[Audit, list[Readings]]:
     """Make the attacks and judge. What `workspace` or the cache holds is not done again."""
-    kept = KeptParts(workspace, weights.get("original", ""), settings.dtype, settings.seed, texts=not settings.redact)
+    kept = KeptParts(
+        workspace, weights.get("original", ""), settings.dtype, settings.seed, texts=not settings.redact, labels=labels_of(rows)
+    )
     subjects = _subjects(settings, weights)
+    _check_tokenizers(subjects, rows)
     making = Making(plans, rows, subjects, level_of(settings), settings.seed, kept)
     readings = making.readings()
     return _record(making, readings, weights, settings), readings
@@ -113,6 +120,37 @@ def read_rows(settings: AuditSettings) -> AuditRows:
     )
 
 
+def _check_controls(weights: Mapping[SubjectName, str], rows: AuditRows) -> None:
+    """Raises for a control that would clear anything: a model, or rows, held against itself."""
+    for name, option in (("artifact", "--model"), ("original", "--original")):
+        if "oracle" in weights and weights["oracle"] == weights[name]:
+            raise ConfigError([f"--oracle has the very weights of {option}; name a model that never saw the forget rows"])
+    unseen = {content_hash(row): row for row in rows.never_seen}
+    for option, of_set in (("--forget", rows.forget), ("--retain", rows.retain), ("--near", rows.near)):
+        both = [unseen[key] for key in map(content_hash, of_set) if key in unseen]
+        if both:
+            raise DataError(
+                f"{both[0].source}: rows of --never-seen stand in {option} too ({len(both)} of them); "
+                "give facts that the model never saw"
+            )
+
+
+def _check_tokenizers(subjects: Mapping[SubjectName, Subject], rows: AuditRows) -> None:
+    """Raises `ConfigError` where models cut answers into other tokens: probabilities by token could not be compared."""
+    answers = {
+        name: [
+            [token for token, is_answer in zip(row.input_ids, row.answer_mask, strict=True) if is_answer]
+            for row in subject.rendered(FORGET, rows.forget[:_COMPARED]).tokens
+        ]
+        for name, subject in subjects.items()
+    }
+    for name, of_model in answers.items():
+        if of_model != answers["artifact"]:
+            raise ConfigError(
+                [f"--{name} has another tokenizer or chat template than --model: their numbers cannot be compared"]
+            )
+
+
 def _contents(rows: AuditRows) -> dict[str, list[str]]:
     return {name: [content_hash(row) for row in of_set] for name, of_set in vars(rows).items()}
 
@@ -135,13 +173,14 @@ def _subjects(settings: AuditSettings, weights: Mapping[SubjectName, str]) -> di
 def _record(making: Making, readings: Sequence[Readings], weights: Mapping[SubjectName, str], settings: AuditSettings) -> Audit:
     margins = ClaimMargins(settings.probability_margin, settings.told_margin, settings.refused_margin, settings.picked_margin)
     gate = making.subjects["artifact"].guarded.gate
-    not_made = [plan for name, plan in ATTACKS.items() if name in making.left_out or plan not in making.plans]
+    left_out = {name: "not asked for" for name, plan in ATTACKS.items() if plan not in making.plans} | making.left_out
+    made = {(each.attack, each.claim) for each in readings if each.subject == "artifact" and each.readings}
     attacks, claims = attack_results(
         readings,
         {name: AttackText(plan.title, plan.shows, plan.uses_original) for name, plan in ATTACKS.items()},
         rate=None if gate is None else gate.max_false_refusal,
         margins=margins,
-        made={claim: not any(claim in plan.claims for plan in not_made) for claim in CLAIMS},
+        made={claim: all(_is_made(plan, claim, left_out, made) for plan in ATTACKS.values()) for claim in CLAIMS},
         seed=settings.seed,
     )
     rows = making.rows
@@ -157,11 +196,16 @@ def _record(making: Making, readings: Sequence[Readings], weights: Mapping[Subje
         claims=tuple(claims),
         attacks=tuple(attacks),
         examples=() if settings.redact else tuple(worst_told(readings, {row.example_id: row for row in rows.forget})),
-        left_out={name: "not asked for" for name, plan in ATTACKS.items() if plan not in making.plans} | making.left_out,
+        left_out=left_out,
         seed=settings.seed,
         redacted=settings.redact,
         warnings=("the artifact has no gate: nothing is refused, and nothing about refusals is shown",) if gate is None else (),
     )
+
+
+def _is_made(plan: AttackPlan, claim: Claim, left_out: Mapping[str, str], made: Collection[tuple[str, Claim | None]]) -> bool:
+    """Whether an attack was made on the artifact as far as it may count for the claim. made: attack and claim of readings."""
+    return claim not in plan.claims or (plan.name not in left_out and (plan.name, claim) in made)
 
 
 def _described(rows: Sequence[Example]) -> AuditedRows:

@@ -137,7 +137,9 @@ def judge_attack(compared: Sequence[Compared], margins: ClaimMargins, *, seed: i
 
 
 def _what_keeps_it_from_clearing(differences: Sequence[_Difference], margins: Sequence[float]) -> str:
-    """Too few groups or rows in one of the settings that were asked; empty where there are enough."""
+    """Answers without a control's, or too few groups or rows, in one of the settings that were asked; empty for none."""
+    if any(each.answered and math.isnan(each.value) for each in differences):
+        return "in some of its settings the artifact was asked and what it is held against was not"
     asked = [(each, margin) for each, margin in zip(differences, margins, strict=True) if not math.isnan(each.value)]
     few = min((each.groups for each, _ in asked), default=LEAST_GROUPS)
     if few < LEAST_GROUPS:
@@ -194,27 +196,32 @@ def row_means(repeats: Sequence[Reading]) -> _Floats:
 
 
 class _Difference(NamedTuple):
-    """Artifact minus control, and the same in the draws [draws]; rows compared, and their groups."""
+    """Artifact minus control, and the same in the draws [draws].
+
+    n, groups: rows compared, and their groups; of the smaller side where the sides are of other rows. answered: rows that the
+    artifact was asked.
+    """
 
     value: float
     drawn: _Floats
     n: int
     groups: int
+    answered: int
 
 
 def _difference(one: Compared, *, seed: int, draws: int) -> _Difference:
     ours = np.stack([np.array(reading.values) for reading in one.artifact])
-    if isinstance(one.control, float):
-        sample = _Sample.of(one.artifact, ours - one.control)
+    answered = int((~np.isnan(ours)).any(axis=0).sum())
+    if isinstance(one.control, float) or one.control[0].row_ids == one.artifact[0].row_ids:
+        theirs = one.control if isinstance(one.control, float) else row_means(one.control)
+        sample = _Sample.of(one.artifact, ours - theirs)
         means = sample.means(seed, draws)
-    elif one.control[0].row_ids == one.artifact[0].row_ids:
-        sample = _Sample.of(one.artifact, ours - row_means(one.control))
-        means = sample.means(seed, draws)
-    else:
-        sample = _Sample.of(one.artifact, ours)
-        other = _Sample.of(one.control, np.stack([np.array(reading.values) for reading in one.control]))
-        means = sample.means(seed, draws) - other.means(seed + 1, draws)
-    return _Difference(float(means[0]), means[1:], sample.n, sample.groups)
+        return _Difference(float(means[0]), means[1:], sample.n, sample.groups, answered)
+    sample = _Sample.of(one.artifact, ours)
+    other = _Sample.of(one.control, np.stack([np.array(reading.values) for reading in one.control]))
+    means = sample.means(seed, draws) - other.means(seed + 1, draws)
+    fewest = min(sample.n, other.n), min(sample.groups, other.groups)
+    return _Difference(float(means[0]), means[1:], *fewest, answered)
 
 
 class _Sample(NamedTuple):

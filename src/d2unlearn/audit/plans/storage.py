@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+import torch
+
 from d2unlearn.attacks.reading import AskedRows, NotShownError, Reading
 from d2unlearn.attacks.residuals import Residuals, hand_over, mean_shift, n_layers, steer
 from d2unlearn.attacks.restoring import (
@@ -24,12 +26,14 @@ from d2unlearn.attacks.restoring import (
     Restoring,
     interpolate,
     restore,
+    same_parameters,
     spread,
     weight_parts,
 )
 from d2unlearn.audit.claims import FORGET
 from d2unlearn.audit.parts import AttackPlan, AuditRows, Cost, Level, Part, Subject, drawn
 from d2unlearn.data.records import content_hash
+from d2unlearn.observation import causal_model
 from d2unlearn.schema import Example
 
 MOST_FOR_VECTOR = 0.1
@@ -71,7 +75,7 @@ class _Asked(NamedTuple):
 def storage_parts(subject: Subject, rows: AuditRows, level: Level, seed: int) -> Iterator[Part]:
     """One part a setting; one a layer for a constant vector."""
     budget = BUDGETS[level]
-    subject.needs_original()
+    _check_original(subject)
     given = _asked(subject, rows.forget, budget, seed)
     yield from _restoring_parts(given, budget.restoring)
     yield from _residual_parts(given, budget.residuals)
@@ -86,6 +90,16 @@ PLAN = AttackPlan(
     subjects=("artifact", "oracle"),
     uses_original=True,
 )
+
+
+def _check_original(subject: Subject) -> None:
+    """Raises `NotShownError` where there is no original, or nothing of it that the model does not have already."""
+    theirs = same_parameters(subject.model, subject.needs_original())
+    ours = dict(causal_model(subject.model).named_parameters())
+    if all(torch.equal(ours[name], theirs[name].to(ours[name].device)) for name in ours):
+        raise NotShownError(
+            "the model before unlearning (--original) has the very weights of this one: nothing can be put back"
+        )
 
 
 def _asked(subject: Subject, forget: Sequence[Example], budget: StorageBudget, seed: int) -> _Asked:
