@@ -238,6 +238,16 @@ def test_readings_are_written_by_attack_without_texts(planted: Planted, settings
     assert sum(len(each["readings"][0]["values"]) for each in content) == 6 * 200
 
 
+def test_redacted_no_file_names_a_group(planted: Planted, settings: AuditSettings) -> None:
+    """Groups are often called by the persons that are to be forgotten. The same one keeps one number everywhere."""
+    record = audited(replace(settings, redact=True))
+    assert (record.redacted, record.examples, record.rows["forget"].groups) == (True, (), 20)
+    files = [file for file in Path(settings.output).rglob("*") if file.is_file()]
+    assert [file for file in files if "forget-3" in file.read_text()] == []
+    content = json.loads((Path(settings.output) / "attacks" / "first.json").read_text())["readings"]
+    assert {tuple(each["readings"][0]["groups"]) for each in content} == {tuple(f"group {1 + i % 20}" for i in range(200))}
+
+
 def test_what_cannot_be_is_said(planted: Planted, settings: AuditSettings) -> None:
     with pytest.raises(ConfigError, match="--attack third: there is first, second"):
         run_audit(replace(settings, attack=["third"]))

@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from d2unlearn.artifact import is_done, locked, new_result
+from d2unlearn.attacks.reading import Reading
 from d2unlearn.audit.claims import CLAIMS, FORGET, NEVER_SEEN, Claim
 from d2unlearn.audit.judging import judging_hash
 from d2unlearn.audit.kept import KeptParts, labels_of
@@ -214,14 +215,24 @@ def _described(rows: Sequence[Example]) -> AuditedRows:
 
 
 def _write(folder: Path, record: Audit, readings: Sequence[Readings]) -> None:
-    """The record, and beside it the readings of each attack without texts, which the record's examples show."""
+    """The record, and beside it the readings of each attack without texts, which the record's examples show.
+
+    Redacted, groups have numbers for names: what they are called may be what was to be forgotten.
+    """
     (folder / READINGS).mkdir(parents=True)
+    labels = (group for each in readings for reading in each.readings for group in reading.groups)
+    names = {group: f"group {number}" for number, group in enumerate(dict.fromkeys(labels), 1)} if record.redacted else {}
     for attack in dict.fromkeys(each.attack for each in readings):
-        of_attack = [_without_texts(each) for each in readings if each.attack == attack]
+        of_attack = [_without_texts(each, names) for each in readings if each.attack == attack]
         content = {"readings": [record_to_json(each, "readings") for each in of_attack]}
         write_json(folder / READINGS / f"{attack}.json", content)
     write_json(folder / AUDIT_FILE, record_to_json(record, "audit"))
 
 
-def _without_texts(each: Readings) -> Readings:
-    return replace(each, readings=tuple(replace(reading, texts=()) for reading in each.readings))
+def _without_texts(each: Readings, names: Mapping[str, str]) -> Readings:
+    """names: of groups that are to be called otherwise."""
+
+    def bare(reading: Reading) -> Reading:
+        return replace(reading, texts=(), groups=tuple(names.get(group, group) for group in reading.groups))
+
+    return replace(each, readings=tuple(map(bare, each.readings)))
