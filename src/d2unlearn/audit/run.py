@@ -123,8 +123,9 @@ def read_rows(settings: AuditSettings) -> AuditRows:
 
 def _check_controls(weights: Mapping[SubjectName, str], rows: AuditRows) -> None:
     """Raises for a control that would clear anything: a model, or rows, held against itself."""
-    for name, option in (("artifact", "--model"), ("original", "--original")):
-        if "oracle" in weights and weights["oracle"] == weights[name]:
+    oracle = weights.get("oracle")
+    for known, option in ((weights["artifact"], "--model"), (weights.get("original"), "--original")):
+        if oracle is not None and oracle == known:
             raise ConfigError([f"--oracle has the very weights of {option}; name a model that never saw the forget rows"])
     unseen = {content_hash(row): row for row in rows.never_seen}
     for option, of_set in (("--forget", rows.forget), ("--retain", rows.retain), ("--near", rows.near)):
