@@ -39,7 +39,9 @@ def yaml_file(folder: Path, text: str) -> Path:
 
 def test_what_is_not_given_is_the_default() -> None:
     assert load_settings(UnlearnSettings, None, NEEDED) == UnlearnSettings(**NEEDED)
-    assert load_settings(QuickstartSettings, None, {"size": None}) == QuickstartSettings("runs/quickstart", "default", 0)
+    assert load_settings(QuickstartSettings, None, {"size": None}) == QuickstartSettings(
+        output=None, size="default", real=False, topic="France", seed=0
+    )
 
 
 def test_the_published_recipe_is_the_default() -> None:
@@ -91,7 +93,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one() -> None:
         "unknown key max_false_refusals; did you mean max_false_refusal?"
     ]
     (far,) = mistakes(QuickstartSettings, zzz=1)
-    assert far == "unknown key zzz; known: output, size, seed"
+    assert far == "unknown key zzz; known: output, size, real, topic, seed"
 
 
 def test_all_mistakes_are_told_together(tmp_path: Path) -> None:
