@@ -15,6 +15,7 @@ from d2unlearn.audit.claims import CLAIMS, FORGET
 from d2unlearn.audit.parts import AttackPlan, AuditRows, Cost, Level, Part, Subject, asked_sets
 from d2unlearn.audit.records import Audit, read_audit
 from d2unlearn.audit.run import run_audit
+from d2unlearn.audit.summary import AT_REST, Readings, control_warnings
 from d2unlearn.config import AuditSettings
 from d2unlearn.errors import ArtifactError, ConfigError, DataError
 from gate import tiny
@@ -236,6 +237,21 @@ def test_readings_are_written_by_attack_without_texts(planted: Planted, settings
     assert len(content) == 3 * 2
     assert all(each["readings"][0]["texts"] == [] for each in content)
     assert sum(len(each["readings"][0]["values"]) for each in content) == 6 * 200
+
+
+@pytest.mark.parametrize(
+    ("oracle", "unseen", "warned"),
+    [(0.3, 0.2, []), (0.85, 0.2, ["the model that never knew (0.850)"]), (0.3, 0.9, ["facts that were never seen (0.900)"])],
+)
+def test_a_control_that_knows_as_much_as_the_original_is_warned_of(oracle: float, unseen: float, warned: list[str]) -> None:
+    def read(subject: str, rows: str, value: float) -> Readings:
+        reading = Reading(AT_REST, "answer_probability", rows, ("a", "b"), ("a", "b"), (value, value))
+        return Readings("layers", subject, "gone", False, (reading,))
+
+    done = [read("original", FORGET, 0.9), read("oracle", FORGET, oracle), read("original", "never_seen", unseen)]
+    warnings = control_warnings(done)
+    assert len(warnings) == len(warned)
+    assert all(words in warning for words, warning in zip(warned, warnings, strict=True))
 
 
 def test_redacted_no_file_names_a_group(planted: Planted, settings: AuditSettings) -> None:

@@ -19,7 +19,7 @@ from d2unlearn.audit.page import write_audit_page
 from d2unlearn.audit.parts import LEVELS, AttackPlan, AuditRows, Level, Subject, SubjectName
 from d2unlearn.audit.records import Audit, AuditedModel, AuditedRows
 from d2unlearn.audit.suite import ATTACKS
-from d2unlearn.audit.summary import AttackText, Readings, attack_results, worst_told
+from d2unlearn.audit.summary import AttackText, Readings, attack_results, control_warnings, worst_told
 from d2unlearn.audit.verdict import ClaimMargins
 from d2unlearn.config import AuditSettings, identity
 from d2unlearn.data.records import content_hash, read_examples
@@ -35,6 +35,7 @@ from d2unlearn.version import __version__
 _FORMAT = 1
 _COMPARED = 16
 """Forget rows whose tokens all models have to agree on."""
+NO_GATE = "the artifact has no gate: nothing is refused, and nothing about refusals is shown"
 READINGS = "attacks"
 """Folder of the readings row by row, a file an attack."""
 
@@ -201,7 +202,7 @@ def _record(making: Making, readings: Sequence[Readings], weights: Mapping[Subje
         left_out=left_out,
         seed=settings.seed,
         redacted=settings.redact,
-        warnings=("the artifact has no gate: nothing is refused, and nothing about refusals is shown",) if gate is None else (),
+        warnings=((NO_GATE,) if gate is None else ()) + tuple(control_warnings(readings)),
     )
 
 

@@ -21,6 +21,10 @@ _SEED = "seed"
 """A setting's key of that name tells repeats of one setting apart."""
 NO_CONTROL = "there is nothing to compare it with: name a model that never knew (--oracle) or facts of this kind (--never-seen)"
 MOST_EXAMPLES = 10
+AT_REST: Mapping[str, Setting] = {"wording": "as it is"}
+"""The setting of a model that is asked for answers as they were learnt."""
+KNOWN_APART = 0.1
+"""Answer probability by which a model that knows should stand above a control at rest."""
 
 
 class AttackText(NamedTuple):
@@ -94,6 +98,23 @@ def worst_told(done: Sequence[Readings], rows: Mapping[str, Example]) -> list[To
                         told.setdefault(row_id, []).append(example)
     order = sorted(told.values(), key=lambda examples: (-sum(e.guarded for e in examples), -len(examples)))
     return [max(examples, key=lambda example: example.guarded) for examples in order[:MOST_EXAMPLES]]
+
+
+def control_warnings(done: Sequence[Readings]) -> list[str]:
+    """What is wrong with a control that the original itself hardly stands above at rest: nothing is seen beside it."""
+    found: dict[tuple[str, str], Reading] = {}
+    for each in done:
+        for reading in each.readings:
+            if (dict(reading.setting), reading.measure) == (dict(AT_REST), "answer_probability"):
+                found[each.subject, reading.rows] = reading
+    known = found.get(("original", FORGET))
+    controls = {"the model that never knew": ("oracle", FORGET), "facts that were never seen": ("original", NEVER_SEEN)}
+    return [
+        f"the original finds the forgotten answers hardly likelier ({known.mean:.3f}) than {words} ({found[key].mean:.3f}) "
+        "let expect: either it never knew them or the control knows too, and a claim that holds means little"
+        for words, key in controls.items()
+        if known is not None and key in found and known.mean - found[key].mean < KNOWN_APART
+    ]
 
 
 def in_words(setting: Mapping[str, Setting]) -> str:

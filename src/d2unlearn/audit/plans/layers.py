@@ -12,6 +12,7 @@ from d2unlearn.attacks.restoring import spread
 from d2unlearn.attacks.scoring import probabilities
 from d2unlearn.audit.claims import FORGET
 from d2unlearn.audit.parts import AttackPlan, AuditRows, Cost, Level, Part, Subject, asked_sets, drawn
+from d2unlearn.audit.summary import AT_REST
 from d2unlearn.data.records import content_hash
 from d2unlearn.schema import Example
 
@@ -38,8 +39,7 @@ BUDGETS: Mapping[Level, LayersBudget] = {
 def layers_parts(subject: Subject, rows: AuditRows, level: Level, seed: int) -> Iterator[Part]:
     """One part for what is at rest, one for each layer."""
     budget = BUDGETS[level]
-    as_it_is = {"wording": "as it is"}
-    readings = [(asked, as_it_is) for asked in asked_sets(subject, rows, budget.at_rest, seed)]
+    readings = [(asked, AT_REST) for asked in asked_sets(subject, rows, budget.at_rest, seed)]
     paraphrased = drawn(rows.paraphrased, budget.at_rest, seed)
     if paraphrased:
         readings.append((subject.rendered(FORGET, paraphrased), {"wording": "paraphrased"}))
