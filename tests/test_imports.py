@@ -57,8 +57,8 @@ ALLOWED = {
     "audit": f"{CORE} {FILES} attacks data gate generation metrics models report stats teacher_forcing training wordings",
     "benchmark": f"{CORE} {FILES} data evaluation gate generation metrics models stats teacher_forcing",
     "analysis": f"{CORE} {FILES} data evaluation gate generation metrics models report rounding stats",
-    "comparison": f"{CORE} {FILES} attacks benchmark data evaluation gate generation guards methods metrics models report "
-    "stats teacher_forcing training",
+    "comparison": f"{CORE} {FILES} attacks audit benchmark data evaluation gate generation guards methods metrics models "
+    "report stats teacher_forcing training wordings",
     "quickstart": f"{CORE} {FILES} audit data evaluation gate models report topic training",
     "cli": f"{FILES} analysis audit benchmark comparison data errors evaluation gate generation models quickstart report "
     "schema serving stats topic training",

@@ -401,6 +401,7 @@ class CompareSettings:
     attack_learning_rate: Annotated[
         float, ABOVE_ZERO, "Of relearning, for millions of parameters; a fiftieth, a fifth and twice of it are tried too."
     ] = 5e-4
+    wording_rows: Annotated[int, COUNT, "Forgotten test questions asked in other words, in every wording that judges."] = 40
     keep_artifacts: Annotated[bool, "Keep the trained models too."] = False
     backend: Annotated[
         str,

@@ -30,11 +30,18 @@ def at_worst(choice: str, value: float) -> RelearningResult:
     return RelearningResult(choice, 1, {"0": metric("p", 0.01), "80": metric("p", value)}, (1e-4, 5e-4), {"80": 1e-4})
 
 
+def in_other_words(told: list[float], table: str = "0a1b2c3d") -> list[SetResult]:
+    """Four questions of two authors, asked in 49 wordings of two families; the second family tells nothing."""
+    values = {"any": tuple(told), "exam": tuple(told), "typos": (0.0,) * 4}
+    shares = tuple(metric(name, sum(some) / len(some)) for name, some in values.items())
+    return [SetResult(f"other_words.49.{table}", "forget", 4, shares, GROUPS, values)]
+
+
 def run_result(entry: str, seed: int, forget: list[float], retain: list[float], **changes: Any) -> RunResult:
     """One run. `refused`: (forget, retain) refusals; `rouge`: overlap of all answers with the truth, by metric.
 
     `returned`: what 20 steps of relearning bring back, as older results say it; `worst`: what comes back at the worst learning
-    rate, by choice of rows; `seconds`, `bytes`.
+    rate, by choice of rows; `reworded`: `in_other_words`; `seconds`, `bytes`.
     """
     kinds: dict[str, Any] = {"original": "as_is", "oracle": "as_is", "input_classifier": "guard"}
     refused, rouge = changes.get("refused", (None, None)), changes.get("rouge", {})
@@ -63,6 +70,7 @@ def run_result(entry: str, seed: int, forget: list[float], retain: list[float], 
         cost=NO_COST if seconds is None else TrainingCost(9 * seconds, seconds, changes.get("bytes", math.nan), "cpu"),
         machine="made up",
         versions={"d2unlearn": "0"},
+        reworded=tuple(changes.get("reworded", ())),
     )
 
 

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from cli.command import d2, refused
+from d2unlearn.audit.judging import judging_hash
 from d2unlearn.comparison import evaluating, tuning
 from d2unlearn.comparison.context import RunContext
 from d2unlearn.comparison.objective import OBJECTIVE, validation_score
@@ -183,6 +184,23 @@ def test_the_original_knows_and_methods_forget(results: dict[str, Any]) -> None:
     assert {attack.learning_rates for attack in results["original/seed-0"].comebacks} == {(5e-4,)}
 
 
+def test_forgotten_test_questions_are_asked_in_other_words_the_same_of_everybody(
+    compared: Compared, results: dict[str, Any]
+) -> None:
+    asked = {key: result.reworded for key, result in results.items() if isinstance(result, RunResult)}
+    assert asked.pop("input_classifier/seed-0") == ()
+    name, groups = f"other_words.49.{judging_hash()[:8]}", asked["eua/seed-0"][0].groups
+    assert {(found.name, found.n, found.groups) for some in asked.values() for found in some} == {(name, 4, groups)}
+    for (found,) in asked.values():
+        values = dict(found.values)
+        told = values.pop("any")
+        assert len(values) == 24
+        assert told == tuple(np.nanmax(list(values.values()), axis=0))
+        assert found.metrics[0].value == np.mean(told)
+    table = (compared.output / "table.md").read_text()
+    assert "told in other words, any of 49 ↓" in table
+
+
 def test_a_guard_refuses_behind_untouched_weights(results: dict[str, Any]) -> None:
     guard, original = results["input_classifier/seed-0"], results["original/seed-0"]
     assert (guard.score_name, guard.comebacks, guard.learning_rate) == ("input_classifier", (), None)
@@ -281,6 +299,9 @@ def test_results_of_other_settings_are_not_taken_for_these(copied: CompareSettin
         list(run_compare(replace(copied, max_new_tokens=5)))
     with pytest.raises(ArtifactError, match=r"other data, weights or settings: \S+eua/seed-0\.json; remove"):
         list(run_compare(replace(copied, epochs=3.0, run="cities/eua/seed-0")))
+    with pytest.raises(ArtifactError, match=r"original/seed-0\.json") as caught:
+        list(run_compare(replace(copied, wording_rows=5)))
+    assert str(caught.value).count(".json") == 4  # neither tunings nor the guard
     with pytest.raises(ArtifactError, match=r"eua/tune\.json"):
         list(run_compare(replace(copied, search={"eua": {"gamma": [0.1, 0.2]}})))
     assert list(run_compare(replace(copied, jobs=7, methods=["eua"], plan=True))) == [

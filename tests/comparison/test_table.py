@@ -26,7 +26,7 @@ from d2unlearn.comparison.outcomes import MetricOutcome, difference_of, outcomes
 from d2unlearn.comparison.records import RunResult
 from d2unlearn.comparison.table import FORGET_QUALITY, SeedMean, SplitTable, TableColumn, p_interval, seed_interval, split_table
 
-from .made_up import run_result, tuning_result
+from .made_up import in_other_words, run_result, tuning_result
 
 RUNS = [
     run_result("original", 0, [1.0] * 4, [1.0] * 4, suite={"model_utility": 0.6}, returned=0.99),
@@ -245,6 +245,62 @@ def test_older_results_of_relearning_stand_in_a_section_of_their_own() -> None:
     assert [*sections_with(both, "After")][1:] == [older]
     assert relearned_in(RUNS) == "comeback.first.20"
     assert relearned_in([*runs_at_worst(), RUNS[0]]) == "comeback.spread over groups.80"
+
+
+def runs_reworded() -> list[RunResult]:
+    """The original tells all in other words and the retain model a quarter; of two seeds eua tells one question, npo three."""
+    given = {"original": [1.0] * 4, "oracle": [1.0, 0.0, 0.0, 0.0]}
+    told = {"eua": in_other_words([1.0, 0.0, 0.0, 0.0]), "npo": in_other_words([1.0, 1.0, 0.0, 1.0]), "input_classifier": []}
+    return [
+        *(run_result(name, 0, [0.0] * 4, [1.0] * 4, reworded=in_other_words(of_all)) for name, of_all in given.items()),
+        *(run_result(name, seed, [0.0] * 4, [1.0] * 4, reworded=found) for name, found in told.items() for seed in (0, 1)),
+    ]
+
+
+TOLD = "other_words.49.0a1b2c3d.any"
+
+
+def test_what_is_told_in_other_words_has_a_column_and_is_compared_question_by_question() -> None:
+    table = split_table("ten", runs_reworded(), [], {})
+    raw = next(section for section in table.sections if section.title == "Raw weights")
+    assert [column.label for column in raw.columns if column.key == TOLD] == ["told in other words, any of 49"]
+    shown = {row.contestant: row.cells[TOLD].value for row in table.rows}
+    assert shown == {"original": 1.0, "oracle": 0.25, "eua": 0.25, "npo": 0.75, "input_classifier": 1.0}
+    assert cell(table, "npo", "other_words.49.0a1b2c3d.typos").value == 0.0
+    assert table.sizes == {"forget": 4, "retain": 4, "forget_in_other_words": 4}
+    told = outcome(table, "npo", TOLD)
+    assert (told.difference, told.n, told.theme) == (pytest.approx(0.5), 4, "forget.any")
+    assert outcome(table, "input_classifier", TOLD).difference == pytest.approx(0.75)  # its weights are the original's
+    assert list(outcome_counts([told])) == ["told in other words, any of 49", "all"]
+
+
+def test_older_results_show_a_dash_and_are_not_compared_in_other_words() -> None:
+    old = [replace(run, reworded=()) if run.contestant == "npo" else run for run in runs_reworded()]
+    table = split_table("ten", old, [], {})
+    page = page_of([table], objective="objective")
+    heads, *body = [
+        line.split(" | ") for line in page.split("### Raw weights")[1].split("###")[0].splitlines() if line.startswith("| ")
+    ]
+    place = next(index for index, head in enumerate(heads) if head.startswith("told in other words, any of 49"))
+    assert {row[0].strip("| ¹"): row[place].strip(" |") for row in body if "---" not in row[0]} == {
+        "original": "100.0%", "oracle": "25.0%", "eua": "25.0% ± 0.0%", "npo": "–", "input_classifier": "100.0%"
+    }  # fmt: skip
+    assert {found.contestant for found in table.outcomes if found.respect == TOLD} == {"input_classifier"}
+    assert "at least one of the wordings that judge" in page
+
+
+def test_no_results_in_other_words_leave_everything_as_it_was(table: SplitTable) -> None:
+    assert "other words" not in page_of([table], objective="objective")
+    assert not [column for section in table.sections for column in section.columns if "other words" in column.label]
+
+
+def test_wordings_of_another_table_are_another_column_and_not_compared() -> None:
+    of_another = tuple(in_other_words([0.0] * 4, "ffffffff"))
+    changed = [replace(run, reworded=of_another) if run.contestant == "npo" else run for run in runs_reworded()]
+    table = split_table("ten", changed, [], {})
+    assert cell(table, "npo", "other_words.49.ffffffff.any").value == 0.0
+    assert TOLD not in next(row for row in table.rows if row.contestant == "npo").cells
+    assert not [found for found in table.outcomes if found.contestant == "npo" and found.respect.startswith("other_words")]
 
 
 def test_questions_of_one_group_stand_for_themselves() -> None:

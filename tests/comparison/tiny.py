@@ -95,6 +95,7 @@ def settings_in(folder: Path, **changes: Any) -> CompareSettings:
         "max_false_refusal": 0.05,
         "test_rows": 12,
         "max_new_tokens": 4,
+        "wording_rows": 4,
         "backend": "here",
     }
     return CompareSettings(**{**given, **changes})

@@ -29,7 +29,11 @@ _OF_TUNED = (
     *("trials", "learning_rate", "epochs", "batch_size", "accumulation", "max_length", "lora", "lora_rank", "bf16"),
     *("gradient_checkpointing", "max_false_refusal"),
 )
-"""Settings that all results depend on, and those of entries that are tuned; data, weights, seeds and spaces come on top."""
+_OF_EVALUATED = ("wording_rows",)
+"""Settings that all results depend on, and those of entries that are tuned; data, weights, seeds and spaces come on top.
+
+The last are of evaluated weights, where they are not the default: older results, made without them, stay done.
+"""
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,8 @@ class RunContext:
         chosen = {key: settings[key] for key in _OF_ALL}
         if self.run.kind != "as_is":
             chosen |= {key: settings[key] for key in _OF_TUNED} | {"seed": settings["seeds"][0], "space": asdict(self.space)}
+        if self.run.seed is not None and self.run.kind != "guard":
+            chosen |= {key: settings[key] for key in _OF_EVALUATED if settings[key] != getattr(CompareSettings, key)}
         content = [[content_hash(row) for row in some] for some in rows]
         return fingerprint([_FORMAT, self.run.key, content, names, weights, self.split.benchmark, chosen])
 

@@ -20,7 +20,8 @@ from d2unlearn.comparison.entries import base_rate, behind, load_raw, unlearn_se
 from d2unlearn.comparison.logs import keep_logs
 from d2unlearn.comparison.outcomes import ATTACK_STEPS, RELEARNED_ROWS
 from d2unlearn.comparison.plan import reads_logs
-from d2unlearn.comparison.records import NO_COST, RETAIN_MODEL, RunResult, SetResult, TrainingCost
+from d2unlearn.comparison.records import NO_COST, RETAIN_MODEL, RunResult, SetResult, TrainingCost, group_numbers
+from d2unlearn.comparison.rewording import told_reworded
 from d2unlearn.config import BenchmarkSettings, CalibrateSettings, EvaluateSettings
 from d2unlearn.data.template import Template
 from d2unlearn.errors import GateError
@@ -56,6 +57,7 @@ def evaluate_run(context: RunContext) -> RunResult | None:
         suite=suite,
         gate_reason=reason,
         comebacks=_relearning_results(context, folder),
+        reworded=(told_reworded(context, folder),),
         cost=cost,
     )
 
@@ -209,13 +211,11 @@ def _result(context: RunContext, evaluation: Evaluation) -> RunResult:
 def _set_result(evaluated: EvaluatedSet, groups: Sequence[str | None]) -> SetResult:
     names = {metric.name for metric in evaluated.metrics}
     kept = GUARDED_VALUES if names.issuperset(GUARDED_VALUES) else BARE_VALUES
-    labels = [str(index) if group is None else group for index, group in enumerate(groups)]
-    numbers = {label: str(number) for number, label in enumerate(dict.fromkeys(labels))}
     return SetResult(
         evaluated.name,
         evaluated.kind,
         len(evaluated.examples),
         evaluated.metrics,
-        tuple(numbers[label] for label in labels),
+        group_numbers(groups),
         {name: tuple(round(example.scores[name], DIGITS) for example in evaluated.examples) for name in kept},
     )

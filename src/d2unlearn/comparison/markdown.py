@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from d2unlearn.comparison.outcomes import LEVEL, MetricOutcome, Result
+from d2unlearn.comparison.outcomes import LEVEL, OTHER_WORDS, MetricOutcome, Result
 from d2unlearn.comparison.records import PROPOSED_METHOD
 from d2unlearn.comparison.table import (
     CONFIDENCE,
@@ -32,6 +32,12 @@ HOW_COMPARED = (
     "otherwise."
 )
 
+_REWORDED = (
+    "Told in other words: the share of forgotten test questions, drawn once for all, that the raw weights give away in at "
+    "least one of the wordings that judge; nothing is trained, tuned or chosen on these. Some of them give words away: wins "
+    "and losses count from the retain model's share up."
+)
+
 
 def page_of(tables: Sequence[SplitTable], *, objective: str) -> str:
     """All splits, one under the other."""
@@ -47,6 +53,8 @@ def parts_of(table: SplitTable, *, objective: str) -> Iterator[str]:
     for section in table.sections:
         if filled_columns(section, table.rows):
             yield f"### {section.title}\n\n{section_table(section, table.rows)}\n"
+    if wording_note(table):
+        yield f"{wording_note(table)}\n"
     yield from _notes(table.rows)
     tunings = ["", "trials", "of them worth nothing", "score on validation questions", "chosen"]
     yield f"### How parameters were chosen\n\nBy the {objective}.\n\n{markdown_table(tunings, tuning_texts(table))}\n"
@@ -67,6 +75,12 @@ def seeds_text(rows: Sequence[EntryRow]) -> str:
     )
     tested = any(FORGET_QUALITY in row.cells for row in rows)
     return f"{spread} Forget quality, a p-value: geometric mean (interval)." if tested else spread
+
+
+def wording_note(table: SplitTable) -> str:
+    """What is told in other words, said where somebody was asked; else empty."""
+    asked = any(key.startswith(f"{OTHER_WORDS}.") for row in table.rows for key in row.cells)
+    return _REWORDED if asked else ""
 
 
 def compared_text(table: SplitTable) -> str:

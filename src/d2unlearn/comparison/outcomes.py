@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from d2unlearn.attacks.relearned_rows import RowChoice
+from d2unlearn.attacks.wordings import ANY
 from d2unlearn.comparison.records import ORIGINAL, PROPOSED_METHOD, RETAIN_MODEL, RunResult, SetResult
 from d2unlearn.schema import Better, Kind
 from d2unlearn.stats import Floats, crossed_test, holm
@@ -31,6 +32,8 @@ UNGUARDED = {GUARDED_ROUGE: "rouge_l_recall"}
 RELEARNED_ROWS: tuple[RowChoice, ...] = ("whole groups", "spread over groups", "one row", "half of each group")
 ATTACK_STEPS = 80
 """Which rows are relearned, and for how many steps, each at the learning rate at which most comes back."""
+OTHER_WORDS = "other_words"
+"""Begins the name of the set of forgotten questions asked in the wordings that judge: `other_words.NUMBER.HASH`."""
 COMEBACK = "comeback"
 RELEARNED = (f"{COMEBACK}.spread over groups.{ATTACK_STEPS}", f"{COMEBACK}.first.20")
 """What is compared seed by seed, of what comes back. The second is of older results, at one learning rate."""
@@ -81,12 +84,11 @@ def outcomes_of(
         return []
     retain_model = next((run for run in runs if run.contestant == RETAIN_MODEL), None)
     outcomes = []
-    for questions in pairs[0].base[0].sets:
-        for metric, better in METRICS[questions.kind]:
-            floor = _floor(retain_model, questions, metric, better)
-            skipped = refuses_in_text if metric == REFUSAL_RATE else ()
-            compared = {pair.entry: _by_question(pair, questions, metric, floor) for pair in pairs if pair.entry not in skipped}
-            outcomes += _outcomes(f"{questions.name}.{metric}", f"{questions.kind}.{metric}", better, compared)
+    for questions, metric, better in _compared_in(pairs):
+        floor = _floor(retain_model, questions, metric, better)
+        skipped = refuses_in_text if metric == REFUSAL_RATE else ()
+        compared = {pair.entry: _by_question(pair, questions, metric, floor) for pair in pairs if pair.entry not in skipped}
+        outcomes += _outcomes(f"{questions.name}.{metric}", f"{questions.kind}.{metric}", better, compared)
     metric = relearned_in([run for pair in pairs for run in (*pair.base, *pair.rival)])
     return outcomes + _outcomes(metric, COMEBACK, "lower", {pair.entry: _by_seed(pair, metric) for pair in pairs})
 
@@ -129,6 +131,16 @@ def _pairs(runs: Sequence[RunResult], names: Sequence[str]) -> Iterator[_Pair]:
             theirs = [_with_weights_of(run, original) for run in theirs] if original is not None else []
         if theirs:
             yield _Pair(name, tuple(by_seed[run.seed] for run in theirs), tuple(theirs))
+
+
+def _compared_in(pairs: Sequence[_Pair]) -> Iterator[tuple[SetResult, str, Better]]:
+    """What is compared question by question: every set in its metrics, and what is told in any other words."""
+    for questions in pairs[0].base[0].sets:
+        for metric, better in METRICS[questions.kind]:
+            yield questions, metric, better
+    reworded = {questions.name: questions for pair in pairs for run in pair.base for questions in run.reworded}
+    for questions in reworded.values():
+        yield questions, ANY, "lower"
 
 
 def _outcomes(
@@ -193,10 +205,10 @@ def _values(run: RunResult, name: str, metric: str) -> Floats | None:
 
 
 def _with_weights_of(run: RunResult, original: RunResult) -> RunResult:
-    """A guard's run whose raw knowledge is the original's: that is what its weights hold, and what relearning brings back."""
+    """A guard's run whose raw knowledge is the original's: what its weights hold, tell in other words, and relearn."""
     sets = []
     for questions in run.sets:
         weights = original.of_set(questions.name)
         raw = {} if weights is None else {k: v for k, v in weights.values.items() if not k.startswith("guarded_")}
         sets.append(replace(questions, values={**questions.values, **raw}))
-    return replace(run, sets=tuple(sets), comebacks=original.comebacks)
+    return replace(run, sets=tuple(sets), comebacks=original.comebacks, reworded=original.reworded)

@@ -6,7 +6,7 @@ The fields' names are the files' keys: `contestant` is an entry's name, `comebac
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,7 +93,8 @@ class RunResult:
     """One entry on one split with one seed, evaluated on test questions.
 
     `parameters`: those that were chosen; empty for a model as it is. `score_name`, `threshold`: of its gate or guard;
-    `gate_reason`: why there is none. `suite`: a benchmark's metrics.
+    `gate_reason`: why there is none. `suite`: a benchmark's metrics. `reworded`: what the raw weights tell of some forgotten
+    questions in other words, by family of wordings; empty for a guard, and in older results.
     """
 
     key: str
@@ -114,6 +115,14 @@ class RunResult:
     cost: TrainingCost
     machine: str
     versions: Mapping[str, str]
+    reworded: tuple[SetResult, ...] = ()
 
     def of_set(self, name: str) -> SetResult | None:
-        return next((result for result in self.sets if result.name == name), None)
+        return next((result for result in (*self.sets, *self.reworded) if result.name == name), None)
+
+
+def group_numbers(groups: Sequence[str | None]) -> tuple[str, ...]:
+    """Groups as numbers in the order in which they come; what has none stands for itself."""
+    labels = [str(index) if group is None else group for index, group in enumerate(groups)]
+    numbers = {label: str(number) for number, label in enumerate(dict.fromkeys(labels))}
+    return tuple(numbers[label] for label in labels)

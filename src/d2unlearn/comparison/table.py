@@ -15,10 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student
 
+from d2unlearn.attacks.wordings import ANY
 from d2unlearn.comparison.outcomes import (
     ATTACK_STEPS,
     COMEBACK,
     GUARDED_ROUGE,
+    OTHER_WORDS,
     REFUSAL_RATE,
     RELEARNED_ROWS,
     STRENGTH,
@@ -135,10 +137,16 @@ def split_table(
     rows = [_row([run for run in runs if run.contestant == name], original, base) for name in names]
     rows += [EntryRow(name, "guard", (), {}, reason) for name, reason in left_out.items()]
     sets = {questions.name: questions for run in runs for questions in run.sets}
+    reworded = {questions.name: questions for run in runs for questions in run.reworded}
     return SplitTable(
         split,
-        {name: questions.n for name, questions in sets.items()},
-        sections_of(sets, any(run.suite for run in runs), {attack.choice for run in runs for attack in run.comebacks}),
+        {name: questions.n for name, questions in sets.items()} | _asked_reworded(reworded),
+        sections_of(
+            sets,
+            any(run.suite for run in runs),
+            {attack.choice for run in runs for attack in run.comebacks},
+            list(reworded),
+        ),
         tuple(rows),
         tuple(outcomes_of(runs, names, refuses_in_text=refuses_in_text)),
         tuple(_tuning(tuning) for tuning in sorted(tunings, key=lambda tuning: rank[tuning.contestant])),
@@ -154,7 +162,8 @@ def entries_in(tables: Sequence[SplitTable]) -> list[str]:
 
 def numbers_of(run: RunResult, base: tuple[float, float] = (math.nan, math.nan)) -> dict[str, float]:
     """Every number of a run by its key. base: (time, memory) that cost is a ratio to."""
-    numbers = {f"{questions.name}.{metric.name}": metric.value for questions in run.sets for metric in questions.metrics}
+    sets = (*run.sets, *run.reworded)
+    numbers = {f"{questions.name}.{metric.name}": metric.value for questions in sets for metric in questions.metrics}
     numbers |= {f"suite.{metric.name}": metric.value for metric in run.suite}
     numbers |= {f"separation.{metric.name}": metric.value for metric in run.separation}
     for attack in run.comebacks:
@@ -183,9 +192,12 @@ def seed_interval(values: Sequence[float]) -> SeedMean:
 
 
 def sections_of(
-    sets: Mapping[str, SetResult], suite: bool, relearned: AbstractSet[str] = frozenset()
+    sets: Mapping[str, SetResult], suite: bool, relearned: AbstractSet[str] = frozenset(), reworded: Sequence[str] = ()
 ) -> tuple[TableSection, ...]:
-    """What is shown, from the sets that there are. relearned: the choices of rows that some run relearned."""
+    """What is shown, from the sets that there are.
+
+    relearned: the choices of rows that some run relearned; reworded: the names of the sets asked in other words.
+    """
     forget = [name for name, questions in sets.items() if questions.kind == "forget"]
     retain = [name for name, questions in sets.items() if questions.kind == "retain"]
     others = [name for name in forget if name != "forget"]
@@ -194,6 +206,7 @@ def sections_of(
         _column("forget", "answer_probability", "lower"),
         *(_column(name, STRENGTH, "lower") for name in others),
         *(_column(name, "leak_rate", "lower") for name in others),
+        *(TableColumn(f"{name}.{ANY}", metric_label(f"{name}.{ANY}"), "lower", percent=True) for name in reworded),
         _column("forget", "token_entropy", "higher"),
         *(_column(name, STRENGTH, "higher") for name in retain),
     ]
@@ -228,8 +241,15 @@ def metric_label(metric: str) -> str:
     if metric.startswith(f"{COMEBACK}."):
         _, choice, steps = metric.split(".")
         return f"relearned: {OLDER_ROWS.get(choice, choice)}, {steps} steps"
+    if metric.startswith(f"{OTHER_WORDS}."):
+        return f"told in other words, any of {metric.split('.')[1]}"
     name, kind = metric.rsplit(".", 1)
     return LABELS[kind].format(readable(name))
+
+
+def _asked_reworded(reworded: Mapping[str, SetResult]) -> dict[str, int]:
+    """How many of the forgotten questions are asked in other words, where any are."""
+    return {f"forget_in_{OTHER_WORDS}": max(questions.n for questions in reworded.values())} if reworded else {}
 
 
 def _relearning_sections(relearned: AbstractSet[str]) -> list[TableSection]:

@@ -9,13 +9,19 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from d2unlearn.comparison.outcomes import COMEBACK, GUARDED_ROUGE, REFUSAL_RATE, STRENGTH, MetricOutcome, Result
+from d2unlearn.comparison.outcomes import COMEBACK, GUARDED_ROUGE, OTHER_WORDS, REFUSAL_RATE, STRENGTH, MetricOutcome, Result
 from d2unlearn.comparison.records import PROPOSED_METHOD
 from d2unlearn.comparison.table import SplitTable
 from d2unlearn.report.figures import AXIS, FORGET_COLOUR, INK, RETAIN, STYLE, Drawing, svg_of
 from d2unlearn.report.notation import readable
 
-GROUPS = {STRENGTH: "in the weights", GUARDED_ROUGE: "told", REFUSAL_RATE: "gate refuses", COMEBACK: "relearned"}
+GROUPS = {
+    STRENGTH: "in the weights",
+    OTHER_WORDS: "reworded",
+    GUARDED_ROUGE: "told",
+    REFUSAL_RATE: "gate refuses",
+    COMEBACK: "relearned",
+}
 """What the columns are of, by metric; within a group a column a set of questions."""
 CELL = 0.36
 """Width and height of a cell, inches."""
@@ -75,7 +81,8 @@ def area_of(difference: float) -> float:
 
 
 def _group(metric: str) -> str:
-    return COMEBACK if metric.startswith(f"{COMEBACK}.") else metric.rpartition(".")[2]
+    begins = metric.partition(".")[0]
+    return begins if begins in (COMEBACK, OTHER_WORDS) else metric.rpartition(".")[2]
 
 
 def _mark(axes: Axes, x: float, y: float, result: Result, area: float) -> None:
