@@ -49,7 +49,7 @@ BENCHMARK = Group("A benchmark of the field")
 TRAINING = Group("How all of them are trained")
 WHERE = Group("Where runs are done")
 
-Files = str | list[str]
+RowFiles = str | list[str]
 """One data set, or several that are read one after the other as one."""
 Seed = Annotated[int, SEED, "Seed of everything that is drawn."]
 Dtype = Annotated[str, "float32, bfloat16, float16, or auto: as the weights were saved."]
@@ -80,8 +80,10 @@ class UnlearnSettings:
     """`d2unlearn unlearn`: what to remove from which model, and how."""
 
     model: Annotated[str, MODEL, INCIDENTAL, "Model folder, GGUF file or hub name."]
-    forget: Annotated[Files, INCIDENTAL, "What to remove: JSONL, JSON, CSV, TSV, XLSX, Parquet, a saved data set, or hf:NAME."]
-    retain: Annotated[Files, INCIDENTAL, "What to keep; some rows are set aside: a tenth, at least 400, at most half."]
+    forget: Annotated[
+        RowFiles, INCIDENTAL, "What to remove: JSONL, JSON, CSV, TSV, XLSX, Parquet, a saved data set, or hf:NAME."
+    ]
+    retain: Annotated[RowFiles, INCIDENTAL, "What to keep; some rows are set aside: a tenth, at least 400, at most half."]
     output: Annotated[str, INCIDENTAL, "Folder for the artifact."]
     near: Annotated[
         str | None,
@@ -126,9 +128,9 @@ class CalibrateSettings:
     """`d2unlearn calibrate`: the gate of an artifact, from retained prompts that training never saw."""
 
     model: Annotated[str, MODEL, INCIDENTAL, "The artifact that `unlearn` wrote, or any model folder."]
-    retain: Annotated[Files, INCIDENTAL, "Legitimate requests; of an artifact's own file the rows set aside are used."]
+    retain: Annotated[RowFiles, INCIDENTAL, "Legitimate requests; of an artifact's own file the rows set aside are used."]
     forget: Annotated[
-        Files | None, INCIDENTAL, "Requests that should be refused: places the threshold better, reports misses."
+        RowFiles | None, INCIDENTAL, "Requests that should be refused: places the threshold better, reports misses."
     ] = None
     max_false_refusal: Annotated[float, PROPER_SHARE, "The largest share of legitimate requests that may be refused."] = 0.01
     confidence: Annotated[
@@ -212,8 +214,8 @@ class EvaluateSettings:
     """`d2unlearn evaluate`: knowledge, energy and refusals of a model on forget and retained rows."""
 
     model: Annotated[str, MODEL, INCIDENTAL, "Model folder; with a gate in it, guarded metrics are measured too."]
-    forget: Annotated[Files, INCIDENTAL, "Rows that should be gone."]
-    retain: Annotated[Files, INCIDENTAL, "Rows that should have stayed: best ones that training never saw."]
+    forget: Annotated[RowFiles, INCIDENTAL, "Rows that should be gone."]
+    retain: Annotated[RowFiles, INCIDENTAL, "Rows that should have stayed: best ones that training never saw."]
     output: Annotated[str, INCIDENTAL, "Folder for evaluation.json."]
     also_forget: AlsoForget = field(default_factory=dict)
     also_retain: AlsoRetain = field(default_factory=dict)
@@ -283,8 +285,8 @@ class AnalyzeSettings:
     """`d2unlearn analyze`: how well energy and every other detector tell forgotten from retained requests, and at what cost."""
 
     model: Annotated[str, MODEL, INCIDENTAL, "Model folder; with a gate in it, the others are compared with its score."]
-    forget: Annotated[Files, INCIDENTAL, "Requests that should be gone."]
-    retain: Annotated[Files, INCIDENTAL, "Requests that should have stayed: best ones that training never saw."]
+    forget: Annotated[RowFiles, INCIDENTAL, "Requests that should be gone."]
+    retain: Annotated[RowFiles, INCIDENTAL, "Requests that should have stayed: best ones that training never saw."]
     output: Annotated[str, INCIDENTAL, "Folder for analysis.json and the page, analysis.html."]
     also_forget: AlsoForget = field(default_factory=dict)
     also_retain: AlsoRetain = field(default_factory=dict)
@@ -315,8 +317,8 @@ class AuditSettings:
 
     model: Annotated[str, INCIDENTAL, "The artifact; with a gate in it, answers behind the gate are attacked too."]
     original: Annotated[str, INCIDENTAL, "The model before unlearning."]
-    forget: Annotated[Files, INCIDENTAL, "Rows that should be gone."]
-    retain: Annotated[Files, INCIDENTAL, "Rows that should have stayed: best ones that training never saw."]
+    forget: Annotated[RowFiles, INCIDENTAL, "Rows that should be gone."]
+    retain: Annotated[RowFiles, INCIDENTAL, "Rows that should have stayed: best ones that training never saw."]
     output: Annotated[str, INCIDENTAL, "Folder for audit.json, the attacks' readings and the page, audit.html."]
     oracle: Annotated[
         str | None, INCIDENTAL, "A model that never knew the forget rows: what an attack teaches shows on it."
@@ -447,8 +449,8 @@ class ReportSettings:
 class CheckSettings:
     """`d2unlearn data check`: what the rows of a data set look like."""
 
-    forget: Annotated[Files | None, "Rows to forget."] = None
-    retain: Annotated[Files | None, "Rows to keep; overlap with the forget rows is listed."] = None
+    forget: Annotated[RowFiles | None, "Rows to forget."] = None
+    retain: Annotated[RowFiles | None, "Rows to keep; overlap with the forget rows is listed."] = None
     data: Annotated[str | None, _FOLDER, "What `data make` wrote, or part of it: each of its files is a set."] = None
     also_forget: AlsoForget = field(default_factory=dict)
     also_retain: AlsoRetain = field(default_factory=dict)

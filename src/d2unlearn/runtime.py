@@ -118,6 +118,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def check_writable(path: Path) -> None:
     """Raises `ArtifactError` when `path` cannot be made or replaced: better said before hours of work than after."""
+    if path.name in ("", ".."):
+        raise ArtifactError(f"cannot write {path}: name a folder of its own")
     nearest = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     below_a_file = nearest != path.absolute() and not nearest.is_dir()
     if below_a_file or not os.access(nearest, os.W_OK):

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from d2unlearn.attacks.reading import NotShownError, Reading
 from d2unlearn.attacks.relearning import SUITED, RelearningGrid
 from d2unlearn.audit.claims import Claim
-from d2unlearn.audit.kept import KeptParts, PlannedPart
+from d2unlearn.audit.kept import KeptParts, PlannedPart, labels_of
 from d2unlearn.audit.parts import LEVELS, AuditRows, Level, Part, Subject
 from d2unlearn.audit.plans.relearning import BUDGETS, PLAN, suited_rate, worst_attacks
 from d2unlearn.generation.guarded import GuardedModel
@@ -169,7 +169,7 @@ def test_what_is_kept_of_a_part_comes_back_as_it_was(
     subject: Subject, small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, claim: Claim | None
 ) -> None:
     monkeypatch.setenv("D2UNLEARN_CACHE", str(tmp_path))
-    kept = KeptParts(tmp_path, "", "float32", 0, texts=False)
+    kept = KeptParts(tmp_path, "", "float32", 0, texts=False, labels=labels_of(ROWS))
     planned = PlannedPart(PLAN, subject, replace(parts_of(subject)[1], claim=claim))
     assert kept.read(planned) is None
     made = kept.keep(planned, planned.part.run())

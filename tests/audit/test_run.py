@@ -139,6 +139,49 @@ def test_an_attack_that_cannot_be_made_is_named_and_the_others_run(
     assert "Not every attack of this claim was made" in record.claims[0].why
 
 
+def test_an_attack_that_fails_in_a_part_is_named_and_the_others_run(
+    planted: Planted, settings: AuditSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parts(*_: object) -> Iterator[Part]:
+        def fails() -> list[Reading]:
+            raise DataError("the template raises")
+
+        yield Part("part", [], Cost(), fails, "gone")
+
+    table = {"first": planted.plan("first"), "second": AttackPlan("second", "S", "", parts, claims=("gone",))}
+    monkeypatch.setattr(run, "ATTACKS", table)
+    record = audited(settings)
+    assert record.left_out == {"second": "artifact: the template raises"}
+    assert verdicts(record)["gone"] == "does not hold"
+
+
+def test_an_attack_that_finds_nothing_in_the_original_clears_nothing(planted: Planted, settings: AuditSettings) -> None:
+    planted.held |= {"artifact": 0.0, "original": 0.01}
+    record = audited(settings)
+    assert verdicts(record)["gone"] == "not shown"
+    assert record.attacks[0].reason == "it finds nothing in the original either, which knows"
+
+
+def test_other_groups_or_another_configuration_are_another_audit(planted: Planted, settings: AuditSettings) -> None:
+    run_audit(settings)
+    forget = Path(str(settings.forget))
+    text = forget.read_text()
+    forget.write_text(text.replace('"forget-0"', '"forget-1"'))
+    with pytest.raises(ArtifactError, match="holds the result of other inputs"):
+        run_audit(settings)
+    forget.write_text(text)
+    config = Path(str(settings.oracle)) / "config.json"
+    config.write_text(config.read_text().replace("1e-06", "1e-05"))
+    with pytest.raises(ArtifactError, match="holds the result of other inputs"):
+        run_audit(settings)
+
+
+def test_an_output_without_a_name_is_turned_down(planted: Planted, settings: AuditSettings) -> None:
+    for name in (".", ".."):
+        with pytest.raises(ArtifactError, match="name a folder of its own"):
+            run_audit(replace(settings, output=name))
+
+
 def test_one_attack_alone_may_find_and_cannot_clear(planted: Planted, settings: AuditSettings) -> None:
     assert verdicts(audited(replace(settings, attack=["second"])))["gone"] == "does not hold"
     planted.held["artifact"] = 0.0

@@ -73,6 +73,12 @@ def test_few_rows_or_groups_clear_nothing() -> None:
     assert judge_claim([alone], all_made=True) == ("not shown", None, ("not shown",))
 
 
+def test_the_setting_that_asked_most_says_whether_the_rows_are_enough() -> None:
+    few, many = (compared([0.0] * n, [0.0] * n, "told") for n in (20, 400))
+    assert judge_attack([few, many], MARGINS).reason == ""
+    assert judge_claim([judge_attack([few, many], MARGINS)], all_made=True).verdict == "holds"
+
+
 def test_few_rows_may_still_show_what_is_there() -> None:
     told = judge_attack([compared([1.0] * 20, [0.0] * 20, "told")], MARGINS)
     assert judge_claim([told], all_made=True).verdict == "does not hold"

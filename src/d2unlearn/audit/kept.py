@@ -95,7 +95,13 @@ class KeptParts:
         about = {
             "format": [_FORMAT, __version__],
             "part": [plan.name, part.name, part.about, self.seed],
-            "model": [subject.weights, self.dtype, None if gate is None else gate.fingerprint],
+            "model": [
+                subject.weights,
+                subject.reader,
+                subject.batch_size,
+                self.dtype,
+                None if gate is None else gate.fingerprint,
+            ],
             "original": self.original if plan.uses_original else None,
             "texts": self.texts and subject.name == "artifact",
         }

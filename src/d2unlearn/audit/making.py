@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from d2unlearn.attacks.reading import NotShownError, Reading
 from d2unlearn.audit.claims import Claim
 from d2unlearn.audit.kept import KeptParts, PlannedPart
 from d2unlearn.audit.parts import AttackPlan, AuditRows, Level, Part, Subject, SubjectName
 from d2unlearn.audit.speed import in_minutes, measured_speed, with_time_left
 from d2unlearn.audit.summary import Readings
+from d2unlearn.errors import D2Error
 from d2unlearn.runtime import say
 
 
@@ -56,18 +59,20 @@ class Making:
                 if plan.name not in self.left_out:
                     try:
                         listed += [PlannedPart(plan, subject, part) for part in parts_of(plan, subject)]
-                    except NotShownError as reason:
+                    except (NotShownError, D2Error) as reason:
                         self._leave_out(plan, subject, reason)
         return listed
 
     def _read(self, to_do: Iterable[PlannedPart]) -> Iterator[Readings]:
         for planned in to_do:
             try:
-                yield self.kept.keep(planned, planned.part.run())
-            except NotShownError as reason:
+                readings = planned.part.run()
+            except (NotShownError, D2Error, torch.OutOfMemoryError, torch.linalg.LinAlgError) as reason:  # type: ignore[attr-defined]
                 self._leave_out(planned.plan, planned.subject, reason)
+            else:
+                yield self.kept.keep(planned, readings)
 
-    def _leave_out(self, plan: AttackPlan, subject: Subject, reason: NotShownError) -> None:
+    def _leave_out(self, plan: AttackPlan, subject: Subject, reason: Exception) -> None:
         say(f"{plan.title}, {subject.name}: not shown, {reason}")
         self.left_out.setdefault(plan.name, f"{subject.name}: {reason}")
 

@@ -43,7 +43,8 @@ class AuditRows:
 class Subject:
     """A model under attack. `weights`: their hash; `original`: the model before unlearning, for attacks that need it.
 
-    An attack leaves the model as it found it. `batch_size`: rows at once.
+    An attack leaves the model as it found it. `batch_size`: rows at once. `reader`: a hash of what else readings depend on: the
+    tokenizer, the chat template, the configuration.
     """
 
     name: SubjectName
@@ -51,6 +52,7 @@ class Subject:
     weights: str
     original: Callable[[], PreTrainedModel] | None = None
     batch_size: int = 32
+    reader: str = ""
 
     @property
     def model(self) -> PreTrainedModel:

@@ -23,11 +23,12 @@ from d2unlearn.audit.summary import AttackText, Readings, attack_results, contro
 from d2unlearn.audit.verdict import ClaimMargins
 from d2unlearn.config import AuditSettings, identity
 from d2unlearn.data.records import content_hash, read_examples
+from d2unlearn.data.template import Template
 from d2unlearn.errors import ArtifactError, ConfigError, DataError
 from d2unlearn.gate.gate import EnergyGate
 from d2unlearn.generation.guarded import GuardedModel
-from d2unlearn.models import weights_name
-from d2unlearn.runtime import check_writable, fingerprint, remove, torch_dtype, write_json
+from d2unlearn.models import load_tokenizer, weights_name
+from d2unlearn.runtime import check_writable, fingerprint, hash_file, remove, torch_dtype, write_json
 from d2unlearn.schema import AUDIT_FILE, GATE_FILE, Example
 from d2unlearn.serialization import record_to_json
 from d2unlearn.version import __version__
@@ -52,7 +53,15 @@ def run_audit(settings: AuditSettings) -> Path:
     gate = EnergyGate.from_pretrained(settings.model) if (Path(settings.model) / GATE_FILE).is_file() else None
     weights = {name: weights_name(folder) for name, folder in folders(settings).items()}
     _check_controls(weights, rows)
-    depends = [weights, None if gate is None else gate.fingerprint, _contents(rows), judging_hash(), identity(settings)]
+    readers = {name: reader_of(folder) for name, folder in folders(settings).items()}
+    depends = [
+        weights,
+        readers,
+        None if gate is None else gate.fingerprint,
+        _contents(rows),
+        judging_hash(),
+        identity(settings),
+    ]
     key = fingerprint([_FORMAT, __version__, depends])
     if not is_done(output, key, settings):
         workspace = output.with_name(f"{output.name}.partial")
@@ -61,7 +70,7 @@ def run_audit(settings: AuditSettings) -> Path:
             record, readings = audit(plans, rows, weights, settings, workspace)
             with new_result(output, "audit", key, settings) as staged:
                 _write(staged, record, readings)
-        remove(workspace)
+            remove(workspace)
     write_audit_page(output / AUDIT_FILE)
     return output / AUDIT_FILE
 
@@ -105,6 +114,12 @@ def folders(settings: AuditSettings) -> dict[SubjectName, str]:
         "oracle": settings.oracle,
     }
     return {name: folder for name, folder in given.items() if folder is not None}
+
+
+def reader_of(folder: str) -> str:
+    """How a model reads and answers beside its weights: template, tokenizer's ids of a fixed prompt, configuration."""
+    files = [Path(folder) / name for name in ("config.json", "generation_config.json", "tokenizer.json")]
+    return fingerprint([Template(load_tokenizer(folder)).fingerprint, [hash_file(file) for file in files if file.is_file()]])
 
 
 def read_rows(settings: AuditSettings) -> AuditRows:
@@ -154,8 +169,12 @@ def _check_tokenizers(subjects: Mapping[SubjectName, Subject], rows: AuditRows) 
             )
 
 
-def _contents(rows: AuditRows) -> dict[str, list[str]]:
-    return {name: [content_hash(row) for row in of_set] for name, of_set in vars(rows).items()}
+def _contents(rows: AuditRows) -> dict[str, object]:
+    """All that readings and their groups depend on."""
+    return {
+        name: [[content_hash(row), row.example_id, row.group, dict(row.extra)] for row in of_set]
+        for name, of_set in vars(rows).items()
+    }
 
 
 def _subjects(settings: AuditSettings, weights: Mapping[SubjectName, str]) -> dict[SubjectName, Subject]:
@@ -170,7 +189,10 @@ def _subjects(settings: AuditSettings, weights: Mapping[SubjectName, str]) -> di
     def original() -> PreTrainedModel:
         return loaded["original"].model
 
-    return {name: Subject(name, guarded, weights[name], original, settings.batch_size) for name, guarded in loaded.items()}
+    return {
+        name: Subject(name, guarded, weights[name], original, settings.batch_size, reader_of(folders(settings)[name]))
+        for name, guarded in loaded.items()
+    }
 
 
 def _record(making: Making, readings: Sequence[Readings], weights: Mapping[SubjectName, str], settings: AuditSettings) -> Audit:

@@ -173,10 +173,20 @@ class _Attack:
         if not self.compared:
             return judged._replace(reason=NO_CONTROL)
         if not self.uncompared:
-            return judged
+            return judged._replace(reason=judged.reason or self._blind(margins))
         what = f"{len(self.uncompared)} of its settings have" if len(self.uncompared) > 1 else "one of its settings has"
         first = in_words(dict(self.uncompared[0].setting))
         return judged._replace(reason=f"{what} nothing to be held against ({first})")
+
+    def _blind(self, margins: ClaimMargins) -> str:
+        """Why the attack can clear nothing: it finds nothing in the original either, which knows. Empty where it does."""
+        found = [
+            _mean_of(models["original"]) - _mean_of(control) - (margins.of(key.measure) or 0.0)
+            for key, models in self.shown.items()
+            if "original" in models and (control := models.get("oracle") or models.get(NEVER_SEEN))
+        ]
+        known = [excess for excess in found if not math.isnan(excess)]
+        return "it finds nothing in the original either, which knows" if known and max(known) <= 0 else ""
 
     def result(self, judged: Judged, verdict: Verdict, margins: ClaimMargins, seed: int) -> AttackResult:
         """The record of it. Without a control nothing is judged, and the reason says so."""

@@ -8,7 +8,8 @@ An attack *clears* the model if in each of its settings the upper end of the one
 all have to pass, so none needs an adjustment for the others (an intersection-union test; Berger 1982). It *finds* something if
 one setting's excess lies above 0 by more than the largest deviation, over all its settings at once, that 95 % of the draws show
 (Romano and Wolf 2005). Over the attacks of a claim both are adjusted as Holm (1979) says. A share so small that so few rows
-could miss it is not shown, whatever the draws say: n rows without a finding bound a share by 1 - 0.05^(1/n).
+could miss it is not shown, whatever the draws say: n rows without a finding bound a share by 1 - 0.05^(1/n), n those of the
+setting that asked most.
 """
 
 from __future__ import annotations
@@ -137,14 +138,17 @@ def judge_attack(compared: Sequence[Compared], margins: ClaimMargins, *, seed: i
 
 
 def _what_keeps_it_from_clearing(differences: Sequence[_Difference], margins: Sequence[float]) -> str:
-    """Answers without a control's, or too few groups or rows, in one of the settings that were asked; empty for none."""
+    """Answers without a control's or too few groups in one of its settings, too few rows in all; empty for none."""
     if any(each.answered and math.isnan(each.value) for each in differences):
         return "in some of its settings the artifact was asked and what it is held against was not"
     asked = [(each, margin) for each, margin in zip(differences, margins, strict=True) if not math.isnan(each.value)]
     few = min((each.groups for each, _ in asked), default=LEAST_GROUPS)
     if few < LEAST_GROUPS:
         return f"its rows are of {few} group{'s' * (few != 1)}: at least {LEAST_GROUPS} are needed"
-    return next(filter(None, (_too_few(each.n, margin) for each, margin in asked)), "")
+    if not asked:
+        return ""
+    most, margin = max(asked, key=lambda pair: pair[0].n - rows_needed(pair[1]))
+    return _too_few(most.n, margin)
 
 
 class ClaimJudgement(NamedTuple):

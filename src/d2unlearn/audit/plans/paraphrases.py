@@ -37,7 +37,7 @@ class ParaphraseBudget:
 
 BUDGETS: Mapping[Level, ParaphraseBudget] = {
     "quick": ParaphraseBudget(20, 8, Paraphrasing(max_new_tokens=32)),
-    "thorough": ParaphraseBudget(None, 100, Paraphrasing()),
+    "thorough": ParaphraseBudget(None, 300, Paraphrasing()),
     "exhaustive": ParaphraseBudget(None, None, Paraphrasing()),
 }
 

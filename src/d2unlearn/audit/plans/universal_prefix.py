@@ -31,7 +31,7 @@ class PrefixBudget:
 
 BUDGETS: Mapping[Level, PrefixBudget] = {
     "quick": PrefixBudget(40, ("before",), PrefixSearch(3, 4, 6, crossed=False, max_new_tokens=32)),
-    "thorough": PrefixBudget(200, ("before", "after"), PrefixSearch()),
+    "thorough": PrefixBudget(300, ("before", "after"), PrefixSearch()),
     "exhaustive": PrefixBudget(None, ("before", "after"), PrefixSearch(40, 16, 50, most=8)),
 }
 
