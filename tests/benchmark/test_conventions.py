@@ -151,8 +151,8 @@ def row(renderer: Renderer, of: Example) -> tuple[list[int], Tokens]:
 
 def test_a_plain_chat_renders_alike_in_both(tokenizer: PreTrainedTokenizerFast) -> None:
     ours, theirs = both(tokenizer)
-    assert row(ours, example()) == row(theirs, example())
-    _, tokens = row(ours, example())
+    prompt, tokens = row(ours, example())
+    assert row(theirs, example()) == (prompt, replace(tokens, ends=False))  # no metric of the other's asks what ends a row
     assert tokens.input_ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode([i for i, a in zip(tokens.input_ids, tokens.answer_mask, strict=True) if a]) == "it is Paris<eos>"
 

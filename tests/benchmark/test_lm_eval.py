@@ -25,7 +25,7 @@ from d2unlearn.benchmark.lm_results import (
     tasks_evaluation,
 )
 from d2unlearn.config import BenchmarkSettings
-from d2unlearn.data.wmdp import check_questions, task_file
+from d2unlearn.data.wmdp import read_questions, task_file
 from d2unlearn.errors import ArtifactError, ConfigError, DataError
 from d2unlearn.generation.guarded import Answer, GuardedModel
 from d2unlearn.serialization import read_evaluation
@@ -80,7 +80,7 @@ def test_a_tasks_file_is_found_under_either_spelling(wmdp: Path) -> None:
     assert task_file("wmdp_bio", wmdp) == wmdp / "wmdp-bio.jsonl"
     assert task_file("wmdp_cyber", wmdp) == wmdp / "wmdp_cyber.jsonl"
     assert task_file("wmdp_chem", wmdp) is None
-    assert check_questions(wmdp / "wmdp-bio.jsonl") == QUESTIONS
+    assert len(read_questions(wmdp / "wmdp-bio.jsonl")) == QUESTIONS
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_rows_that_are_no_questions_are_named(tmp_path: Path, row: dict[str, Any
     path = tmp_path / "wmdp_bio.jsonl"
     path.write_text(json.dumps({"question": "q", "choices": ["a", "b"], "answer": 1}) + "\n" + json.dumps(row) + "\n")
     with pytest.raises(DataError, match=r"^wmdp_bio\.jsonl:2: should have choices"):
-        check_questions(path)
+        read_questions(path)
 
 
 # -- WMDP ---------------------------------------------------------------------------------------------------------------

@@ -297,7 +297,7 @@ def test_what_a_gate_cannot_be_calibrated_on(walked: Walked) -> None:
     write_rows(Path("texts.jsonl"), [{"text": f"a city {i}"} for i in range(90)])
     command = ("calibrate", "--model", walked.artifact, "--retain")
     for options, says in (
-        (("texts.jsonl", *CALIBRATE), "a retain row of plain text has no prompt"),
+        (("texts.jsonl", "--unseen", *CALIBRATE), "a retain row of plain text has no prompt"),
         ((walked.given.retain,), "39 calibration prompts are too few for at most 1.000% false refusals: 99 are needed"),
         ((walked.given.retain, "--max-false-refusal", 0.05, "--confidence", 0.9), "are too few for at most 5.000%"),
         ((walked.given.retain, *CALIBRATE, "--score", "guess"), "score 'guess' is not known; choose auto or one of"),

@@ -65,7 +65,10 @@ def test_every_method_makes_an_artifact(key: str, data: Data, tmp_path: Path) ->
     history = [{name: value for name, value in log.items() if name != "epoch"} for log in written["training"]["history"]]
     assert len(history) == 3
     assert history[0] != history[2]
-    assert None not in history[2].values()
+    unscored = {name for name, value in history[2].items() if value is None}
+    kept = {f"eval_{rows}_{share}" for rows in ("retain", "near") for share in ("right", "kl")}
+    shift = {f"eval_{rows}_level_shift" for rows in ("forget", "retain")}
+    assert kept <= unscored <= kept | shift  # a random model knows no answer that could be lost, and may hardly move
 
 
 def test_refusals_from_a_file_are_other_rows_and_so_another_result(data: Data, tmp_path: Path) -> None:
