@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from d2unlearn.audit.claims import CLAIMS
+from d2unlearn.audit.claims import CLAIMS, FORGET
 from d2unlearn.audit.records import AttackResult, Audit, read_audit
 from d2unlearn.audit.suite import ATTACKS
 from d2unlearn.audit.summary import in_words
@@ -85,11 +85,12 @@ def _attacks(records: Mapping[str, Audit]) -> str:
         of_runs = [_found(record.attacks, key) for record in records.values()]
         first = next(attack for attack in of_runs if attack is not None)
         decided = first.settings[first.deciding or 0]
+        rows_asked = "" if decided.rows == FORGET else f", {decided.rows} rows"
         way = " (guarded)" if first.guarded and first.claim != "nothing_else" else ""
         rows.append(
             [
                 f"{first.title}{way}: {CLAIMS[first.claim].title.lower()}",  # type: ignore[index]
-                f"{in_words(decided.setting)}: {decided.measure.replace('_', ' ')}",  # type: ignore[arg-type]
+                f"{in_words(decided.setting)}{rows_asked}: {decided.measure.replace('_', ' ')}",  # type: ignore[arg-type]
                 *map(_cell, of_runs),
             ]
         )
