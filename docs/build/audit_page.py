@@ -52,7 +52,9 @@ def audit_section(kept: Path) -> str:
 ABOUT = """\
 `d2unlearn audit` on TOFU forget10 (4.2M parameters, the model that never knew taught without the forget rows; 2-core x86-64
 CPU, float32), made by `experiments/audit_results.py`: EUA as `unlearn` trains it by default, one row a seed, and the other
-methods with the parameters that the comparison tuned, seed 0. What a claim and an attack is: [audit.md](audit.md).
+methods with the parameters that the comparison tuned, seed 0. Only the quick level was run, whose few rows can find and clear
+nothing; of the methods that were to stand here PDU, gradient difference and the input classifier are missing. What a claim and
+an attack is: [audit.md](audit.md).
 """
 
 

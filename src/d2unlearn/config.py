@@ -329,7 +329,7 @@ class AuditSettings:
     near: Annotated[str | None, INCIDENTAL, _FILE, "Legitimate requests near the forgotten ones."] = None
     paraphrased: Annotated[str | None, INCIDENTAL, _FILE, "Forget rows in other words of your own."] = None
     quick: Annotated[bool, "A few settings of each attack, on few rows (the default)."] = False
-    thorough: Annotated[bool, "An hour's worth, for a small model on a CPU."] = False
+    thorough: Annotated[bool, "More settings, and the rows that claims need: hours for a small model on a CPU."] = False
     exhaustive: Annotated[bool, "Every setting, all rows, several seeds."] = False
     attack: Annotated[list[str], Flag("--attack"), Metavar("NAME"), Default("all"), "Make this attack only."] = field(
         default_factory=list
