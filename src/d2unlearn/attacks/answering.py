@@ -78,7 +78,10 @@ def beam_model(guarded: GuardedModel, *, raw: bool, beams: int, batch_size: int 
         prompts = [[*guarded.template.prompt_ids(asked[index].messages), *begun[index]] for index in indices]
         for places in by_length([len(ids) for ids in prompts], max(1, batch_size // beams)):
             ids, mask = guarded.batch([prompts[place] for place in places])
-            made = guarded.generator.generate(rule, ids, mask, {**options, "max_new_tokens": max_new_tokens}, warn=False)
+            own = [(asked[indices[place]].messages, bool(begun[indices[place]])) for place in places]
+            turns = [] if raw else [guarded.turns_of(messages, begun=start) for messages, start in own]
+            limited = {**options, "max_new_tokens": max_new_tokens}
+            made = guarded.generator.generate(rule, ids, mask, limited, warn=False, turns=turns)
             found = list(zip(made.decisions, made.traces, strict=True))
             for row, place in enumerate(places):
                 replies[indices[place]] = [

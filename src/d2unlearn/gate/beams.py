@@ -7,6 +7,7 @@ every hypothesis whose own score exceeds the threshold; and a request whose hypo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 from d2unlearn.gate.criteria import ReadEnergies, ended_rows
 from d2unlearn.gate.online import Decision, OnlineGate, Trace, decide
 from d2unlearn.gate.score import Bools, Score
+from d2unlearn.stats import Floats
 
 Hypothesis = tuple[int, tuple[int, ...]]
 """The request's number in the batch, and the tokens chosen so far."""
@@ -37,6 +39,7 @@ class BeamCriterion(StoppingCriteria):
     ends: frozenset[int]
     num_beams: int
     criteria: StoppingCriteriaList | None = None
+    others: Floats | None = None
     prompt_length: int = field(default=0, init=False)
     _gate: OnlineGate | None = field(default=None, init=False)
     _fed: Tensor | None = field(default=None, init=False)
@@ -72,7 +75,8 @@ class BeamCriterion(StoppingCriteria):
         for sequence, (path, tokens) in enumerate(zip(paths, sequences[:, self.prompt_length :].tolist(), strict=True)):
             rows = path or [sequence // per_request * self.num_beams]
             energies = [float(self._gate.energies[step][row]) for step, row in enumerate(rows)]
-            decisions.append(decide(self.score, self.threshold, energies))
+            other = -math.inf if self.others is None else float(self.others[sequence // per_request])
+            decisions.append(decide(self.score, self.threshold, energies, other))
             traces.append(Trace(tuple(energies[: len(path)]), tuple(tokens[: len(path)])))
         return decisions, traces
 
@@ -83,7 +87,7 @@ class BeamCriterion(StoppingCriteria):
         if self._gate is None:
             self.prompt_length = self._fed.shape[1]
             self._may_answer = np.zeros(len(energies) // self.num_beams, dtype=np.bool_)
-            self._gate = OnlineGate(self.score, self.threshold, len(energies))
+            self._gate = OnlineGate(self.score, self.threshold, len(energies), self.others)
         fed = self._hypotheses(self._fed, self.num_beams)
         if self._row_of:
             self._gate.reorder(np.array([self._row_of[request, tokens[:-1]] for request, tokens in fed]))

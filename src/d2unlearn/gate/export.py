@@ -42,7 +42,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "models": ("GATE_COPY", "generate_of", "generate_plainly"),
     "observation": ("causal_model",),
     "energy": ("free_energy", "logsumexp", "check_temperature", "at_least_float32"),
-    "data.batching": ("pad_left",),
+    "data.batching": ("pad_left", "by_tokens"),
     "gate.score": (),
     "gate.recorder": (),
     "gate.probes": (),

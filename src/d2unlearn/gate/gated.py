@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -23,16 +24,28 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
 
+from d2unlearn.data.batching import by_tokens, pad_left
 from d2unlearn.gate.beams import BeamCriterion
 from d2unlearn.gate.criteria import AcceptedDrafts, GateCriterion, LastPosition, Listener, ReadEnergies
 from d2unlearn.gate.decoding import BEAM_MODES, effective_config, id_list, n_sequences, watched_way
 from d2unlearn.gate.online import Decision, Trace
 from d2unlearn.gate.recorder import EnergyRecorder
 from d2unlearn.gate.rule import GateRule, RefusalTokens
+from d2unlearn.gate.score import request_scores
 from d2unlearn.gate.streams import HeldBackStream
 from d2unlearn.gate.weights import WeightsCheck
 from d2unlearn.models import generate_of
 from d2unlearn.refusals import refusal_index
+from d2unlearn.stats import Floats
+
+Turns = Sequence[Sequence[Sequence[int]]]
+"""For each request, prompts of token ids that it is judged by beside its own."""
+
+
+TURN_TOKENS = 8
+"""Tokens of an answer to each turn by itself that are looked at, where the score's early looks need no more. On the
+quickstart's world the first six show every forgotten question, the first two 96 % of them.
+"""
 
 
 class GateWarning(UserWarning):
@@ -79,19 +92,20 @@ class GatedGenerator:
         temperature: float = 1.0,
         vocab_rows: int | None = None,
         warn: bool = True,
+        turns: Turns = (),
     ) -> Generation:
         """`model.generate(input_ids, attention_mask, **options)` behind the gate. `options` are changed.
 
         `rule` None: nothing is refused, and energies of `temperature` and `vocab_rows` are noted; with `any_way` also where
         decoding goes a way that no gate can watch, as raw answers may. `hold_back`: see `HeldBackStream`. `warn`: of answers
-        that are not greedy. Raises `GateError` for a way of decoding that cannot be watched, and for other weights than those
-        that were calibrated.
+        that are not greedy. `turns`: what else the requests are judged by, see `turn_scores`. Raises `GateError` for a way of
+        decoding that cannot be watched, and for other weights than those that were calibrated.
         """
         config, any_way = effective_config(self.model, options), any_way and rule is None
         mode = GenerationMode.GREEDY_SEARCH if any_way else watched_way(config, options, input_ids)
         pad = int(self.tokens.pad if config.pad_token_id is None else config.pad_token_id)
         ends = id_list(config.eos_token_id) or list(self.tokens.ends)
-        stream = None
+        stream = others = None
         if rule is not None:
             temperature, vocab_rows = rule.temperature, rule.vocab_rows
             self.weights.check(rule, n_sequences(config, options, input_ids))
@@ -101,6 +115,9 @@ class GatedGenerator:
                 prompt = torch.zeros(1, 0, dtype=torch.long) if input_ids is None else input_ids
                 refusal = partial(self._refusal, rule, _without_padding(prompt, mask)[0], ends)
                 listener = stream = HeldBackStream(options.pop("streamer"), prompt, refusal, hold_back)
+            if any(turns):
+                assert mask is not None
+                others = self.turn_scores(rule, turns, mask.numel())
         _set(options, pad_token_id=pad, disable_compile=True)  # a hook inside a compiled graph would not be called
         with EnergyRecorder(
             self.model,
@@ -113,7 +130,7 @@ class GatedGenerator:
             if mode == GenerationMode.ASSISTED_GENERATION:
                 assert input_ids is not None
                 read = AcceptedDrafts(recorder, input_ids.shape[1])
-            criterion = self._criterion(rule, mode, config, read, frozenset(ends), options, listener)
+            criterion = self._criterion(rule, mode, config, read, frozenset(ends), options, listener, others)
             output = generate_of(self.model)(input_ids=input_ids, attention_mask=mask, **options)
         sequences: Tensor = output if isinstance(output, Tensor) else output.sequences
         decisions, traces = criterion.finish(sequences, output)
@@ -131,6 +148,28 @@ class GatedGenerator:
             return Generation(sequences, decisions, traces)
         output.sequences = sequences
         return Generation(output, decisions, traces)
+
+    def turn_scores(self, rule: GateRule, turns: Turns, budget: int) -> Floats:
+        """[B], the highest score among each request's turns, asked by themselves; -inf where it has none.
+
+        turns: for each request the token ids of prompts. Each is answered greedily for `TURN_TOKENS` tokens, or as many as the
+        early looks need, so its score is at most that of its whole answer: what passes by itself passes here. Batches have
+        at most `budget` tokens, those of the requests' own prompts, or one turn.
+        """
+        asked = [(row, prompt) for row, own in enumerate(turns) for prompt in own]
+        scores = np.full(len(turns), -math.inf)
+        for places in by_tokens([len(prompt) for _, prompt in asked], budget):
+            ids, mask = (t.to(self.model.device) for t in pad_left([asked[place][1] for place in places], self.tokens.pad))
+            options = {
+                "max_new_tokens": max(rule.score.lookahead, TURN_TOKENS),
+                "do_sample": False,
+                "num_beams": 1,
+                "num_return_sequences": 1,
+            }
+            made = self.generate(None, ids, mask, options, temperature=rule.temperature, vocab_rows=rule.vocab_rows)
+            found = request_scores(rule.score, [trace.energies for trace in made.traces])
+            np.maximum.at(scores, [asked[place][0] for place in places], found)
+        return scores
 
     def _warn(self, rule: GateRule, mode: GenerationMode, config: GenerationConfig) -> None:
         """Warn once of answers that are not those that the gate was calibrated on."""
@@ -153,6 +192,7 @@ class GatedGenerator:
         ends: frozenset[int],
         options: dict[str, Any],
         listener: Listener | None,
+        others: Floats | None,
     ) -> GateCriterion | BeamCriterion:
         """The gate's criterion for this way of decoding, put into the options in the place of the caller's own."""
         score, threshold = (None, math.inf) if rule is None else (rule.score, rule.threshold)
@@ -162,11 +202,11 @@ class GatedGenerator:
             criteria.append(StopStringCriteria(stop_strings=config.stop_strings, tokenizer=options["tokenizer"]))
         criterion: GateCriterion | BeamCriterion
         if mode in BEAM_MODES:
-            criterion = BeamCriterion(read, score, threshold, ends, config.num_beams, criteria or None)
+            criterion = BeamCriterion(read, score, threshold, ends, config.num_beams, criteria or None, others)
             options["logits_processor"] = LogitsProcessorList([*(options.get("logits_processor") or []), criterion.note_fed])
             _set(options, return_dict_in_generate=True)
         else:
-            criterion = GateCriterion(read, score, threshold, ends, criteria or None, listener)
+            criterion = GateCriterion(read, score, threshold, ends, criteria or None, listener, others)
         options["stopping_criteria"] = StoppingCriteriaList([criterion])
         return criterion
 

@@ -6,6 +6,7 @@ A decision is a function of a row's own energies alone, whoever reads them and h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,17 +51,21 @@ class Trace:
 class OnlineGate:
     """The decisions on B answers. `score` None: notes energies, refuses nothing.
 
+    `others`: the highest score of what else was looked at of each request (its turns by themselves), [B], or [b] where B / b
+    rows in turn are of one request; a row starts with it, and the highest counts. None: nothing else was.
     `energies`: of each position so far [B], as they were taken. `refused`: [B]. `lengths`: [B], tokens of an answer up to its
     end or to the one that was chosen when it was refused; -1 while it goes on.
     """
 
-    def __init__(self, score: Score | None, threshold: float, n_rows: int) -> None:
+    def __init__(self, score: Score | None, threshold: float, n_rows: int, others: Floats | None = None) -> None:
         self.energies: list[Floats] = []
         self.refused: Bools = np.zeros(n_rows, dtype=np.bool_)
         self.lengths: Indices = np.full(n_rows, -1, dtype=np.int64)
         self._threshold = threshold
         self._lookahead = 1 if score is None else score.lookahead
         self._running = None if score is None else RunningScore(score, n_rows)
+        if self._running is not None and others is not None:
+            self._running.best = np.repeat(others, n_rows // len(others))
 
     def update(self, energies: Floats, ended: Bools | None = None) -> None:
         """Take the next position's energies [B], and say which answers end with the token chosen there (None: none does)."""
@@ -115,9 +120,9 @@ class OnlineGate:
         return [Trace(tuple(energies[:length]), tuple(answer[:length])) for energies, answer, length in rows]
 
 
-def decide(score: Score | None, threshold: float, energies: Sequence[float]) -> Decision:
-    """The decision on one whole answer, from its energies position by position."""
-    gate = OnlineGate(score, threshold, 1)
+def decide(score: Score | None, threshold: float, energies: Sequence[float], other: float = -math.inf) -> Decision:
+    """The decision on one whole answer, from its energies position by position. other: as `others` of `OnlineGate`."""
+    gate = OnlineGate(score, threshold, 1, np.array([other]))
     for energy in energies:
         gate.update(np.array([energy]))
     gate.finish()

@@ -26,15 +26,16 @@ from d2unlearn.data.template import Template
 from d2unlearn.errors import DataError, GateError
 from d2unlearn.gate import EnergyGate
 from d2unlearn.gate.decoding import effective_config
-from d2unlearn.gate.gated import GatedGenerator, GateWarning, Generation
+from d2unlearn.gate.gated import GatedGenerator, GateWarning, Generation, Turns
 from d2unlearn.gate.online import Decision
 from d2unlearn.gate.rule import GateRule, refusal_tokens
+from d2unlearn.gate.turns import turns_by_themselves
 from d2unlearn.models import context_length, end_token_ids, generate_of, load_model, load_tokenizer, pad_token_id, state_hash
 from d2unlearn.runtime import drawing_from, fingerprint, pick_device, progress
 from d2unlearn.schema import GATE_FILE, Message
 
 Prompt = str | tuple[Message, ...]
-"""A question, or a conversation that ends with the user's turn."""
+"""A question, or a conversation that ends with the user's turn, whose turns are each looked at by themselves too."""
 
 RAW_MAX_NEW_TOKENS = 128
 
@@ -138,7 +139,9 @@ class GuardedModel:
         Refused rows of `sequences` hold the prompt, the refusal, the end token and padding; further outputs (`scores`,
         `hidden_states`) are the model's own, unguarded. `num_return_sequences` rows are decided one by one. A `streamer`,
         of one row, gets its tokens late enough that early refusals leak nothing; with `hold_back` only when so many more have
-        passed. `raw`: plain generation, whatever the way of decoding. Raises `GateError` for a way that the gate cannot watch.
+        passed. `raw`: plain generation, whatever the way of decoding. Token ids do not say who said what, so a conversation is
+        judged here as a whole alone; `answer`, `stream` and `decide` look at its turns too. Raises `GateError` for a way that
+        the gate cannot watch.
         """
         if raw or self.gate is None:
             if effective_config(self.model, options).pad_token_id is None:
@@ -185,7 +188,8 @@ class GuardedModel:
         batches = list(by_length([len(ids) for ids in asked], batch_size))
         with drawing_from(seed, self.model.device):
             for indices in progress(batches, "answers", total=len(batches)) if len(batches) > 1 else batches:
-                made = self._generated([asked[i] for i in indices], None if raw else self.rule, **options)
+                turns = [] if raw else [self.turns_of(prompts[i], begun=bool(begun[i])) for i in indices]
+                made = self._generated([asked[i] for i in indices], None if raw else self.rule, turns, **options)
                 for index, decision, trace in zip(indices, made.decisions, made.traces, strict=True):
                     answers[index] = self.answer_of(asked[index], decision, trace.token_ids)
         return [answers[i] for i in range(len(asked))]
@@ -208,7 +212,11 @@ class GuardedModel:
         if self.gate is None:
             raise GateError("a raw model decides nothing; calibrate a gate with `d2unlearn calibrate`")
         made = self._generated(
-            [self._prompt_ids(prompt)], self.gate.rule, max_new_tokens=self.gate.max_new_tokens, do_sample=False
+            [self._prompt_ids(prompt)],
+            self.gate.rule,
+            [self.turns_of(prompt)],
+            max_new_tokens=self.gate.max_new_tokens,
+            do_sample=False,
         )
         return made.decisions[0]
 
@@ -232,7 +240,7 @@ class GuardedModel:
             "stopping_criteria": StoppingCriteriaList([partial(_when_set, abandoned)]),
         }
         with ThreadPoolExecutor(1) as pool:
-            work = pool.submit(self.generate, ids, mask, hold_back=hold_back, **options)
+            work = pool.submit(self._streamed, ids, mask, hold_back, options, [self.turns_of(prompt)])
             work.add_done_callback(lambda _: streamer.text_queue.put(streamer.stop_signal))  # also where it failed
             try:
                 yield from (piece for piece in streamer if piece)
@@ -244,10 +252,21 @@ class GuardedModel:
     def _max_new_tokens(self) -> int:
         return RAW_MAX_NEW_TOKENS if self.gate is None else self.gate.max_new_tokens
 
-    def _generated(self, prompts: Sequence[Sequence[int]], rule: GateRule | None, **options: Any) -> Generation:
+    def _generated(self, prompts: Sequence[Sequence[int]], rule: GateRule | None, turns: Turns, **options: Any) -> Generation:
         """One sequence a prompt; without a rule raw, and energies are noted."""
         ids, mask = self.batch(prompts)
-        return self.generator.generate(rule, ids, mask, {**options, "num_beams": 1}, any_way=rule is None)
+        return self.generator.generate(rule, ids, mask, {**options, "num_beams": 1}, any_way=rule is None, turns=turns)
+
+    def _streamed(self, ids: Tensor, mask: Tensor, hold_back: int, options: dict[str, Any], turns: Turns) -> None:
+        if self.rule is None:
+            self.generate(ids, mask, raw=True, **options)
+        else:
+            self.generator.generate(self.rule, ids, mask, options, hold_back=hold_back, turns=turns)
+
+    def turns_of(self, prompt: Prompt, *, begun: bool = False) -> list[list[int]]:
+        """The prompts that a request is judged by beside its own: see `turns_by_themselves`."""
+        messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+        return [self.template.prompt_ids(turn) for turn in turns_by_themselves(messages, begun=begun)]
 
     def _prompt_ids(self, prompt: Prompt, beginning: Sequence[int] = ()) -> list[int]:
         ids = self.template.question_ids(prompt) if isinstance(prompt, str) else self.template.prompt_ids(prompt)

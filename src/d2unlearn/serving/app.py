@@ -39,6 +39,8 @@ from d2unlearn.serving.openai_api import (
 
 LOOK_SECONDS = 0.25
 """How often a waiting request looks whether its client is still there."""
+TURNS_TO_PROMPT = 2
+"""Turns that are read by themselves may have so many times the tokens of the longest prompt, together."""
 Event = Piece | Completion | Exception
 _T = TypeVar("_T")
 
@@ -199,16 +201,24 @@ class Service:
         limits = self.limits
         if self._log_prompts:
             say(f"prompt {json.dumps([list(message) for message in prompt])}")
-        work = self._renderer.submit(self.engine.guarded.template.prompt_ids, prompt)
+        work = self._renderer.submit(self.rendered, prompt)
         try:
-            ids = await call.result_of(work, request)
+            ids, *turns = await call.result_of(work, request)
         except DataError as error:
             raise ApiError(400, str(error), code="invalid_value", param=body.asked_in) from None
         if len(ids) > limits.max_prompt_tokens:
             said = f"the prompt has {len(ids)} tokens; at most {limits.max_prompt_tokens} are read here"
             raise ApiError(400, said, code="context_length_exceeded", param=body.asked_in)
+        if (together := sum(map(len, turns))) > TURNS_TO_PROMPT * limits.max_prompt_tokens:
+            said = f"the user's {len(turns)} turns, each read by itself, have {together} tokens; send fewer of them"
+            raise ApiError(400, said, code="context_length_exceeded", param=body.asked_in)
         longest = min(body.longest or limits.default_new_tokens, limits.max_new_tokens)
-        return GenerationRequest(tuple(ids), longest, body.stops, body.sampling)
+        return GenerationRequest(tuple(ids), longest, body.stops, body.sampling, tuple(map(tuple, turns)))
+
+    def rendered(self, prompt: tuple[Message, ...]) -> list[list[int]]:
+        """The ids of a conversation, and those of the turns that it is judged by."""
+        guarded = self.engine.guarded
+        return [guarded.template.prompt_ids(prompt), *(guarded.turns_of(prompt) if guarded.gate is not None else ())]
 
     def stop(self) -> None:
         """Take no more requests."""

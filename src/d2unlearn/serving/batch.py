@@ -35,12 +35,16 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One request: the prompt's ids, the longest answer in tokens, texts that end it, how it is drawn (None: greedily)."""
+    """One request: the prompt's ids, the longest answer in tokens, texts that end it, how it is drawn (None: greedily).
+
+    `turns`: prompts that it is judged by beside its own (`GuardedModel.turns_of`).
+    """
 
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     sampling: Sampling | None = None
+    turns: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,16 @@ def generate_rows(
     }
     raw, deliver = guarded.gate is None, partial(_deliver, rows, hold_back)
     with drawing_from(sampling.seed if sampling else None, guarded.model.device):
-        guarded.generator.generate(guarded.rule, ids, mask, options, listener=deliver, any_way=raw, warn=False)
+        guarded.generator.generate(
+            guarded.rule,
+            ids,
+            mask,
+            options,
+            listener=deliver,
+            any_way=raw,
+            warn=False,
+            turns=[request.turns for request in asked],
+        )
 
 
 def refusal_of(gate: EnergyGate, asked: GenerationRequest) -> Completion:

@@ -1,0 +1,64 @@
+"""Conversations over HTTP are decided as in the library: by every turn, whatever a client writes around it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from d2unlearn.schema import Message
+from d2unlearn.serving import app
+from d2unlearn.serving.batch import GenerationRequest
+from d2unlearn.serving.playground import Playground
+from generation.conftest import Halves
+
+from .conftest import Served, serving
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+@pytest.fixture(scope="module")
+def talks(split: Halves) -> list[list[dict[str, str]]]:
+    """Every prompt behind a harmless turn, and before one."""
+    harmless = split.prompts[int(np.argmin(split.scores))]
+    some = split.prompts[:6]
+    before = [[turn("user", harmless), turn("assistant", "w1"), turn("user", prompt)] for prompt in some]
+    return before + [[turn("user", prompt), turn("assistant", "w1"), turn("user", harmless)] for prompt in some]
+
+
+def test_the_same_decision_as_the_library(served: Served, split: Halves, talks: list[list[dict[str, str]]]) -> None:
+    seen = set()
+    for talk in talks:
+        (answer,) = split.guarded.answer([tuple(Message(**message) for message in talk)])
+        got = served.send("/v1/chat/completions", {"messages": talk, "show_energy": True}).json["choices"][0]
+        assert got["message"]["content"] == answer.text
+        assert got["d2"]["refused"] == answer.refused
+        assert got["d2"]["score"] == pytest.approx(answer.score, abs=1e-4)
+        seen.add(answer.refused)
+    assert seen == {True, False}
+
+
+def test_a_stream_and_the_playground_say_the_same(served: Served, split: Halves, talks: list[list[dict[str, str]]]) -> None:
+    """The forgotten question lies a turn back: nothing but the refusal is shown."""
+    talk = next(
+        talk for talk in talks[6:] if split.guarded.answer([tuple(Message(**message) for message in talk)])[0].n_tokens == 0
+    )
+    body = served.send("/v1/chat/completions", {"messages": talk, "stream": True}).body.decode()
+    (answer,) = split.guarded.answer([tuple(Message(**message) for message in talk)])
+    assert answer.refused
+    assert body.count('"content": "') == 2  # who speaks, and the refusal whole
+    assert f'"content": "{answer.text}"' in body
+    ids, *turns = served.service.rendered(tuple(Message(**message) for message in talk))
+    shown = Playground(split.guarded, None).compare(GenerationRequest(tuple(ids), 12, turns=tuple(map(tuple, turns))))
+    assert (shown["guarded"]["text"], shown["decision"]["refused"]) == (answer.text, True)
+
+
+def test_more_turns_than_are_looked_at_are_turned_down(split: Halves, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven of 5 tokens each by itself, 29 together; the same turn is read once."""
+    monkeypatch.setattr(app, "TURNS_TO_PROMPT", 1)
+    with serving(split.guarded, max_prompt_tokens=30) as small:
+        many = small.send("/v1/chat/completions", {"messages": [turn("user", f"w{place}") for place in range(7)]})
+        assert (many.status, many.error["code"]) == (400, "context_length_exceeded")
+        assert "the user's 7 turns, each read by itself, have 35 tokens" in many.error["message"]
+        assert small.send("/v1/chat/completions", {"messages": [turn("user", "w1")] * 7}).status == 200
