@@ -67,6 +67,9 @@ GroupSize = Annotated[
 AnswerLength = Annotated[int | None, COUNT, Default("what the gate was calibrated for; raw 128"), "Longest answer."]
 AlsoForget = Annotated[dict[str, str], INCIDENTAL, _NAMED_FILE, "A further set that should be gone."]
 AlsoRetain = Annotated[dict[str, str], INCIDENTAL, _NAMED_FILE, "A further set to keep."]
+Refusals = Annotated[
+    str | None, _FILE, Default("the gate's own"), "YAML of what refusals say by topic and language; or `languages`."
+]
 Epochs = Annotated[float | str, ABOVE_ZERO.or_auto, "Passes over the forget rows, or auto: 10, more for few."]
 Accumulation = Annotated[int | str, COUNT.or_auto, "Batches that make one update, or auto: 1 to 4 by size."]
 MaxLength = Annotated[int, AT_LEAST_TWO, "Rows are cut there, in tokens, or at the model's context."]
@@ -155,8 +158,9 @@ class GenerateSettings:
     model: Annotated[str, MODEL, INCIDENTAL, "An artifact with a calibrated gate."]
     prompt: Annotated[str | None, INCIDENTAL, "One request; its answer goes to the standard output."] = None
     input: Annotated[str | None, INCIDENTAL, _JSONL, "Rows with a `prompt` to answer; other fields are kept."] = None
-    output: Annotated[str | None, INCIDENTAL, _JSONL, "Adds text, refused, energy and threshold to each row."] = None
+    output: Annotated[str | None, INCIDENTAL, _JSONL, "Adds text, refused, energy, score and threshold to each row."] = None
     max_new_tokens: AnswerLength = None
+    refusals: Refusals = None
     raw: Annotated[bool, "Answer without the gate."] = False
     show_energy: Annotated[bool, INCIDENTAL, "Print energy, threshold and decision too."] = False
     sample: Annotated[bool, Flag("--sample/--greedy"), "Draw tokens instead of taking the most likely."] = False
@@ -175,6 +179,7 @@ class ServeSettings:
     host: Annotated[str, "Address to listen on; 127.0.0.1 is this machine alone."] = "127.0.0.1"
     port: Annotated[int, PORT, "Port to listen on; 0: any that is free."] = 8000
     name: Annotated[str | None, ITS_FOLDER, "What the model is called."] = None
+    refusals: Refusals = None
     raw: Annotated[bool, "Serve without the gate; every answer says so."] = False
     dtype: Dtype = "auto"
     max_new_tokens: AnswerLength = None

@@ -107,7 +107,7 @@ def test_calibration_uses_the_rows_set_aside_and_says_what_it_promises(walked: W
 def test_generate_keeps_a_row_s_fields_and_adds_its_own(walked: Walked) -> None:
     gate = EnergyGate.from_pretrained(walked.artifact)
     answers = json_lines(walked.folder / "answers.jsonl")
-    added = ("text", "refused", "energy", "threshold")
+    added = ("text", "refused", "energy", "score", "threshold")
     for row, given in zip(answers, QUESTIONS, strict=True):
         assert set(row) == {*given, *added}
         assert {key: row[key] for key in given if key not in added} == {k: v for k, v in given.items() if k not in added}

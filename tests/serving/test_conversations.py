@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from d2unlearn.generation.guarded import GuardedModel
+from d2unlearn.refusals import refusals_from
 from d2unlearn.schema import Message
 from d2unlearn.serving import app
 from d2unlearn.serving.batch import GenerationRequest
@@ -62,3 +64,22 @@ def test_more_turns_than_are_looked_at_are_turned_down(split: Halves, monkeypatc
         assert (many.status, many.error["code"]) == (400, "context_length_exceeded")
         assert "the user's 7 turns, each read by itself, have 35 tokens" in many.error["message"]
         assert small.send("/v1/chat/completions", {"messages": [turn("user", "w1")] * 7}).status == 200
+
+
+def test_a_product_s_own_refusals(split: Halves) -> None:
+    """By topic: the library, its stream and the server, whole, streamed and with energies hidden, say the same."""
+    places = np.argsort(-split.scores)[:3]
+    topic = split.prompts[places[0]].split()[0]
+    told = refusals_from({"default": "sorry", "topics": [{"words": [topic], "default": "refused"}]})
+    guarded = GuardedModel(split.guarded.model, split.guarded.tokenizer, split.guarded.gate, told)
+    with serving(guarded, hide_energy=True) as running:
+        for place in places:
+            prompt = split.prompts[place]
+            wanted = "refused" if topic in prompt.split() else "sorry"
+            (answer,) = guarded.answer([prompt])
+            assert (answer.refused, answer.text) == (True, wanted)
+            assert "".join(guarded.stream(prompt)).split("\n")[-1].split() == wanted.split()
+            got = running.chat(prompt).json
+            assert got["choices"][0]["message"]["content"] == wanted
+            assert got["usage"]["completion_tokens"] == len(wanted.split())
+            assert wanted in running.chat(prompt, stream=True).body.decode()

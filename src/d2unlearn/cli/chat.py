@@ -11,7 +11,7 @@ from d2unlearn.cli.options import takes
 from d2unlearn.config import GenerateSettings
 
 
-@takes(GenerateSettings, only=("model", "max_new_tokens", "raw", "show_energy", "dtype"))
+@takes(GenerateSettings, only=("model", "max_new_tokens", "refusals", "raw", "show_energy", "dtype"))
 def chat(settings: GenerateSettings) -> None:
     """Talk to a model, one question at a time. `/energy` shows or hides energies; an empty line or Ctrl-D ends it.
 

@@ -93,12 +93,14 @@ class GatedGenerator:
         vocab_rows: int | None = None,
         warn: bool = True,
         turns: Turns = (),
+        refusals: Sequence[Sequence[int]] = (),
     ) -> Generation:
         """`model.generate(input_ids, attention_mask, **options)` behind the gate. `options` are changed.
 
         `rule` None: nothing is refused, and energies of `temperature` and `vocab_rows` are noted; with `any_way` also where
         decoding goes a way that no gate can watch, as raw answers may. `hold_back`: see `HeldBackStream`. `warn`: of answers
-        that are not greedy. `turns`: what else the requests are judged by, see `turn_scores`. Raises `GateError` for a way of
+        that are not greedy. `turns`: what else the requests are judged by, see `turn_scores`. `refusals`: the tokens that
+        each is refused with, where they are not the gate's own. Raises `GateError` for a way of
         decoding that cannot be watched, and for other weights than those that were calibrated.
         """
         config, any_way = effective_config(self.model, options), any_way and rule is None
@@ -113,7 +115,7 @@ class GatedGenerator:
                 self._warn(rule, mode, config)
             if options.get("streamer") is not None:
                 prompt = torch.zeros(1, 0, dtype=torch.long) if input_ids is None else input_ids
-                refusal = partial(self._refusal, rule, _without_padding(prompt, mask)[0], ends)
+                refusal = partial(self._refusal, rule, _without_padding(prompt, mask)[0], ends, refusals[:1])
                 listener = stream = HeldBackStream(options.pop("streamer"), prompt, refusal, hold_back)
             if any(turns):
                 assert mask is not None
@@ -140,7 +142,9 @@ class GatedGenerator:
             prompts = sequences[:, : criterion.prompt_length]
             asked = _without_padding(prompts, mask)
             answers = [
-                self._refusal(rule, asked[row], ends) if decision.refused else list(traces[row].token_ids)
+                self._refusal(rule, asked[row], ends, refusals[row * len(refusals) // len(asked) :][:1])
+                if decision.refused
+                else list(traces[row].token_ids)
                 for row, decision in enumerate(decisions)
             ]
             sequences = torch.cat([prompts, _filled(answers, pad).to(prompts)], dim=1)
@@ -210,8 +214,12 @@ class GatedGenerator:
         options["stopping_criteria"] = StoppingCriteriaList([criterion])
         return criterion
 
-    def _refusal(self, rule: GateRule, prompt_ids: list[int], ends: Sequence[int], late: bool = False) -> list[int]:
-        chosen = self.tokens.refusals[refusal_index(rule.seed, prompt_ids, len(self.tokens.refusals))]
+    def _refusal(
+        self, rule: GateRule, prompt_ids: list[int], ends: Sequence[int], own: Sequence[Sequence[int]], late: bool = False
+    ) -> list[int]:
+        """A refusal's tokens: `own` where there is one, else the gate's for this prompt."""
+        texts = own or self.tokens.refusals
+        chosen = texts[refusal_index(rule.seed, prompt_ids, len(texts))]
         return [*(self.tokens.line_break if late else ()), *chosen, *ends[:1]]
 
 

@@ -31,6 +31,7 @@ from d2unlearn.gate.online import Decision
 from d2unlearn.gate.rule import GateRule, refusal_tokens
 from d2unlearn.gate.turns import turns_by_themselves
 from d2unlearn.models import context_length, end_token_ids, generate_of, load_model, load_tokenizer, pad_token_id, state_hash
+from d2unlearn.refusals import RefusalTexts, refusal_index
 from d2unlearn.runtime import drawing_from, fingerprint, pick_device, progress
 from d2unlearn.schema import GATE_FILE, Message
 
@@ -71,9 +72,16 @@ class GuardedModel:
     prompts differently than in calibration.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gate: EnergyGate | None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        gate: EnergyGate | None,
+        refusals: RefusalTexts | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.gate = gate
+        self.refusals = refusals
         self.template = Template(tokenizer)
         texts = () if gate is None else gate.refusal_texts
         tokens = refusal_tokens(self.template.text_ids, texts, end_token_ids(model, tokenizer), pad_token_id(tokenizer))
@@ -93,15 +101,17 @@ class GuardedModel:
         device: str = "auto",
         raw: bool = False,
         use_gate: bool = False,
+        refusals: RefusalTexts | None = None,
     ) -> GuardedModel:
         """Model, tokenizer and gate of an artifact. `raw` loads it without its gate; with `use_gate` too, with the gate where
-        there is one. Raises `GateError` when there is no gate, or one of other weights, and raw was not asked for.
+        there is one. `refusals`: what is said in the place of the gate's own texts. Raises `GateError` when there is no
+        gate, or one of other weights, and raw was not asked for.
         """
         wanted = not raw or (use_gate and (Path(folder) / GATE_FILE).is_file())
         gate = EnergyGate.from_pretrained(folder) if wanted else None
         model = load_model(folder, dtype=dtype)
         model.to(pick_device(device))  # type: ignore[arg-type]
-        guarded = cls(model, load_tokenizer(folder), gate)
+        guarded = cls(model, load_tokenizer(folder), gate, refusals)
         if gate is not None and gate.hash_of_calibrated and str(model.dtype) == f"torch.{gate.dtype}":
             guarded.generator.weights.trust(gate.rule)
         return guarded
@@ -191,17 +201,43 @@ class GuardedModel:
                 turns = [] if raw else [self.turns_of(prompts[i], begun=bool(begun[i])) for i in indices]
                 made = self._generated([asked[i] for i in indices], None if raw else self.rule, turns, **options)
                 for index, decision, trace in zip(indices, made.decisions, made.traces, strict=True):
-                    answers[index] = self.answer_of(asked[index], decision, trace.token_ids)
+                    refusal = self.refusal(prompts[index], asked[index]) if decision.refused else None
+                    answers[index] = self.answer_of(asked[index], decision, trace.token_ids, refusal=refusal)
         return [answers[i] for i in range(len(asked))]
 
     def answer_of(
-        self, prompt_ids: Sequence[int], decision: Decision, token_ids: Sequence[int], stop: Sequence[str] = ()
+        self,
+        prompt_ids: Sequence[int],
+        decision: Decision,
+        token_ids: Sequence[int],
+        stop: Sequence[str] = (),
+        refusal: str | None = None,
     ) -> Answer:
-        """The answer that these tokens make, or its refusal. `stop`: texts that end it and are no part of it."""
+        """The answer that these tokens make, or its refusal. `stop`: texts that end it and are no part of it. `refusal`: its
+        words, where they are not the gate's own.
+        """
         text = self.text_of(token_ids)
         end = min((start for start in map(text.find, stop) if start >= 0), default=None)
-        told = self.gate.refusal(prompt_ids) if decision.refused and self.gate is not None else text[:end].strip()
+        told = text[:end].strip()
+        if decision.refused and self.gate is not None:
+            told = refusal or self.gate.refusal(prompt_ids)
         return Answer(told, **vars(decision))
+
+    def refusal(self, prompt: Prompt, prompt_ids: Sequence[int]) -> str:
+        """The words that a prompt would be refused with: always the same ones. Needs a gate."""
+        assert self.gate is not None
+        if self.refusals is None:
+            return self.gate.refusal(prompt_ids)
+        turns = [prompt] if isinstance(prompt, str) else [message.content for message in prompt if message.role == "user"]
+        texts = self.refusals.choose_from("\n".join(turns))
+        return texts[refusal_index(self.gate.seed, prompt_ids, len(texts))]
+
+    @property
+    def refusal_texts(self) -> tuple[str, ...]:
+        """All words that it may refuse with."""
+        if self.gate is None:
+            return ()
+        return self.gate.refusal_texts if self.refusals is None else self.refusals.every
 
     def text_of(self, token_ids: Sequence[int]) -> str:
         """Without special tokens."""
@@ -230,7 +266,8 @@ class GuardedModel:
         when so many more have passed, and that many fewer are shown of it. Errors of the generation are raised here.
         """
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        ids, mask = self.batch([self._prompt_ids(prompt)])
+        asked = self._prompt_ids(prompt)
+        ids, mask = self.batch([asked])
         abandoned = threading.Event()
         options: dict[str, Any] = {
             "max_new_tokens": max_new_tokens or self._max_new_tokens,
@@ -240,7 +277,9 @@ class GuardedModel:
             "stopping_criteria": StoppingCriteriaList([partial(_when_set, abandoned)]),
         }
         with ThreadPoolExecutor(1) as pool:
-            work = pool.submit(self._streamed, ids, mask, hold_back, options, [self.turns_of(prompt)])
+            told = self.gate is not None and self.refusals is not None
+            refusals = [self.template.text_ids(self.refusal(prompt, asked))] if told else []
+            work = pool.submit(self._streamed, ids, mask, hold_back, options, [self.turns_of(prompt)], refusals)
             work.add_done_callback(lambda _: streamer.text_queue.put(streamer.stop_signal))  # also where it failed
             try:
                 yield from (piece for piece in streamer if piece)
@@ -257,11 +296,13 @@ class GuardedModel:
         ids, mask = self.batch(prompts)
         return self.generator.generate(rule, ids, mask, {**options, "num_beams": 1}, any_way=rule is None, turns=turns)
 
-    def _streamed(self, ids: Tensor, mask: Tensor, hold_back: int, options: dict[str, Any], turns: Turns) -> None:
+    def _streamed(
+        self, ids: Tensor, mask: Tensor, hold_back: int, options: dict[str, Any], turns: Turns, refusals: list[list[int]]
+    ) -> None:
         if self.rule is None:
             self.generate(ids, mask, raw=True, **options)
         else:
-            self.generator.generate(self.rule, ids, mask, options, hold_back=hold_back, turns=turns)
+            self.generator.generate(self.rule, ids, mask, options, hold_back=hold_back, turns=turns, refusals=refusals)
 
     def turns_of(self, prompt: Prompt, *, begun: bool = False) -> list[list[int]]:
         """The prompts that a request is judged by beside its own: see `turns_by_themselves`."""

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from d2unlearn.artifact import DONE
-from d2unlearn.config import GenerateSettings, ServeSettings, identity
+from d2unlearn.config import GenerateSettings, ServeSettings, identity, read_yaml
 from d2unlearn.data.records import read_prompts
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.generation.guarded import Answer, GuardedModel
+from d2unlearn.refusals import BY_LANGUAGE, GATE_REFUSALS, RefusalTexts, refusals_from
 from d2unlearn.runtime import atomic_write, check_writable, fingerprint, hash_file, read_json, say, torch_dtype, write_json
 from d2unlearn.version import __version__
+
+LANGUAGES_ALONE = "languages"
+"""In the place of a file of refusals: what this package says, in the language of the request."""
 
 
 def run_generate(settings: GenerateSettings) -> Iterator[str]:
@@ -41,7 +45,10 @@ def run_generate(settings: GenerateSettings) -> Iterator[str]:
 
 def open_model(settings: GenerateSettings | ServeSettings) -> GuardedModel:
     """The guarded model; raw only where the settings say so. Says so when answers may grow longer than the gate was told."""
-    guarded = GuardedModel.from_pretrained(settings.model, dtype=torch_dtype(settings.dtype), raw=settings.raw)
+    refusals = read_refusals(settings.refusals)
+    guarded = GuardedModel.from_pretrained(
+        settings.model, dtype=torch_dtype(settings.dtype), raw=settings.raw, refusals=refusals
+    )
     gate = guarded.gate
     if gate is not None and (settings.max_new_tokens or 0) > gate.max_new_tokens:
         say(
@@ -49,6 +56,15 @@ def open_model(settings: GenerateSettings | ServeSettings) -> GuardedModel:
             f"{gate.max_false_refusal:.2%} of legitimate requests may be refused (calibrate with --max-new-tokens)"
         )
     return guarded
+
+
+def read_refusals(given: str | None) -> RefusalTexts | None:
+    """A file of refusals; for `languages` the texts of this package by language. Raises `ConfigError` with every mistake."""
+    if given is None:
+        return None
+    if given == LANGUAGES_ALONE:
+        return RefusalTexts(GATE_REFUSALS, BY_LANGUAGE)
+    return refusals_from(read_yaml(given))
 
 
 def describe(answer: Answer) -> str:
@@ -91,7 +107,13 @@ def _answers(guarded: GuardedModel, prompts: list[str], settings: GenerateSettin
 
 
 def _columns(answer: Answer) -> dict[str, Any]:
-    return {"text": answer.text, "refused": answer.refused, "energy": answer.energy, "threshold": answer.threshold}
+    return {
+        "text": answer.text,
+        "refused": answer.refused,
+        "energy": answer.energy,
+        "score": answer.score,
+        "threshold": answer.threshold,
+    }
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from d2unlearn.errors import DataError, GateError
+from d2unlearn.gate import EnergyGate
 from d2unlearn.runtime import say
 from d2unlearn.schema import Message
 from d2unlearn.serving.batch import Completion, GenerationRequest, Piece
@@ -163,7 +164,7 @@ class Service:
         asked = await self.asked(body, call, request)
         self._submit(asked, call)
         reply = Reply(body, self.name, self._refusal_tokens)
-        events = self._noted(call, len(asked), request)
+        events = self._noted(call, asked, request)
         if not body.stream:
             completions = {index: event async for index, event in events if isinstance(event, Completion)}
             return JSONResponse(reply.whole([completions[i] for i in range(len(asked))]))
@@ -213,7 +214,9 @@ class Service:
             said = f"the user's {len(turns)} turns, each read by itself, have {together} tokens; send fewer of them"
             raise ApiError(400, said, code="context_length_exceeded", param=body.asked_in)
         longest = min(body.longest or limits.default_new_tokens, limits.max_new_tokens)
-        return GenerationRequest(tuple(ids), longest, body.stops, body.sampling, tuple(map(tuple, turns)))
+        guarded = self.engine.guarded
+        refusal = None if guarded.gate is None else guarded.refusal(prompt, ids)
+        return GenerationRequest(tuple(ids), longest, body.stops, body.sampling, tuple(map(tuple, turns)), refusal)
 
     def rendered(self, prompt: tuple[Message, ...]) -> list[list[int]]:
         """The ids of a conversation, and those of the turns that it is judged by."""
@@ -238,23 +241,32 @@ class Service:
         except Stopping as error:
             raise ApiError(503, str(error), code="stopping", retry_after=5) from None
 
-    async def _noted(self, call: Call, count: int, request: Request) -> AsyncIterator[tuple[int, Piece | Completion]]:
+    async def _noted(
+        self, call: Call, asked: list[GenerationRequest], request: Request
+    ) -> AsyncIterator[tuple[int, Piece | Completion]]:
         """The call's events, counted; the engine is told when nobody waits for them any more."""
         self._calls.add(call)
         try:
-            async for index, event in call.events(count, request):
+            async for index, event in call.events(len(asked), request):
                 if isinstance(event, Completion):
                     self.metrics.note_completion(event, told_tokens(event, self._refusal_tokens))
+                    if as_calibrated(asked[index], self.engine.guarded.gate):
+                        self.metrics.watch(event)
                 yield index, event
         finally:
             call.gone = True
             self._calls.discard(call)
 
 
+def as_calibrated(asked: GenerationRequest, gate: EnergyGate | None) -> bool:
+    """Whether a request's score can be held against those of calibration: greedy, and ended by its own end or the limit."""
+    return gate is not None and asked.sampling is None and not asked.stop and asked.max_new_tokens >= gate.max_new_tokens
+
+
 def refusal_lengths(engine: Engine) -> dict[str, int]:
-    """The tokens of each text that the gate refuses with."""
+    """The tokens of each text that requests are refused with."""
     guarded = engine.guarded
-    return {text: len(guarded.template.text_ids(text)) for text in (guarded.gate.refusal_texts if guarded.gate else ())}
+    return {text: len(guarded.template.text_ids(text)) for text in guarded.refusal_texts}
 
 
 async def _stream(

@@ -37,7 +37,8 @@ class Sampling:
 class GenerationRequest:
     """One request: the prompt's ids, the longest answer in tokens, texts that end it, how it is drawn (None: greedily).
 
-    `turns`: prompts that it is judged by beside its own (`GuardedModel.turns_of`).
+    `turns`: prompts that it is judged by beside its own (`GuardedModel.turns_of`). `refusal`: the words that it is refused
+    with; None: the gate's own.
     """
 
     prompt_ids: tuple[int, ...]
@@ -45,6 +46,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     sampling: Sampling | None = None
     turns: tuple[tuple[int, ...], ...] = ()
+    refusal: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def generate_rows(
 
 def refusal_of(gate: EnergyGate, asked: GenerationRequest) -> Completion:
     """The refusal of a request whose energy could not be computed."""
-    answer = Answer(gate.refusal(asked.prompt_ids), True, math.nan, math.nan, gate.threshold, 0)
+    answer = Answer(asked.refusal or gate.refusal(asked.prompt_ids), True, math.nan, math.nan, gate.threshold, 0)
     return Completion(answer, "content_filter", len(asked.prompt_ids))
 
 
@@ -140,7 +142,7 @@ class _Row:
 
     def finish(self, tokens: list[int], decision: Decision) -> None:
         self.done = True
-        answer = self.guarded.answer_of(self.asked.prompt_ids, decision, tokens, self.asked.stop)
+        answer = self.guarded.answer_of(self.asked.prompt_ids, decision, tokens, self.asked.stop, self.asked.refusal)
         if self.recipient.streams:
             self._hand_on(f"{self.shown}\n{answer.text}" if answer.refused and self.shown else answer.text)
         ended = tokens[-1] in self.guarded.generator.tokens.ends or self._stopped(tokens)

@@ -8,10 +8,17 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from d2unlearn.gate import EnergyGate
+from d2unlearn.runtime import say
 from d2unlearn.serving.batch import Completion
+from d2unlearn.serving.drift import FALSE_ALARMS, RECENT, WINDOW, DriftWatch
 
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0)
 RAW_NATS = tuple(float(nats) for nats in range(-60, 21, 5))
+DRIFTED = (
+    "alarm: requests no longer score as those that the gate was calibrated on (a conformal test martingale, of which at most "
+    f"{FALSE_ALARMS:.0%} of windows of {WINDOW} requests without drift would say so): see d2_recent_score_share; calibrate on "
+    "requests as they come now"
+)
 KNOWN_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
 
 
@@ -44,7 +51,15 @@ class Metrics:
             if gate and energies
             else None
         )
+        self.drift = None if gate is None else DriftWatch(gate.calibration.calibration_scores, gate.threshold)
+        self.drift_alarms = Counter("d2_drift_alarms", "Times that traffic was found to have drifted.", registry=own)
         if gate is not None and energies:
+            told = "Evidence that traffic drifts from calibration; an alarm at d2_drift_alarm_level."
+            self._martingale = Gauge("d2_drift_martingale", told, registry=own)
+            Gauge("d2_drift_alarm_level", "1 over the false alarms that are allowed.", registry=own).set(1 / FALSE_ALARMS)
+            told = f"Of the last {RECENT} scores, the share at or below."
+            self._recent = Gauge("d2_recent_score_share", told, ["le"], registry=own)
+            self._edges = score_buckets(gate)
             Gauge("d2_threshold", "Requests that score above it are refused.", registry=own).set(gate.threshold)
 
     def note_request(self, path: str, status: int, seconds: float) -> None:
@@ -66,7 +81,19 @@ class Metrics:
         if self.score is not None and answer.score is not None and math.isfinite(answer.score):
             self.score.observe(answer.score)
 
+    def watch(self, completion: Completion) -> None:
+        """Hold an answer's score against those of calibration, whose kind of request it is; an alarm is logged."""
+        score = completion.answer.score
+        if self.drift is not None and score is not None and self.drift.note(score):
+            self.drift_alarms.inc()
+            say(DRIFTED)
+
     def page(self) -> bytes:
+        """The counts in Prometheus' text format."""
+        if self.drift is not None and self._energies:
+            self._martingale.set(self.drift.martingale)
+            for edge, share in zip(self._edges, self.drift.shares_up_to(self._edges), strict=True):
+                self._recent.labels(f"{edge:.6g}").set(share)
         return generate_latest(self.registry)
 
 
