@@ -174,7 +174,7 @@ def test_the_weights_hash_is_of_names_dtypes_shapes_and_bytes(tmp_path: Path) ->
     found = {}
     for name, tensors in changed.items():
         (tmp_path / name).mkdir()
-        save_file(tensors, tmp_path / name / "any.safetensors", metadata={"note": name} if name == "metadata" else None)
+        save_file(tensors, tmp_path / name / "model.safetensors", metadata={"note": name} if name == "metadata" else None)
         found[name] = weights_hash(tmp_path / name)
     assert found["same"] == found["metadata"]
     assert len(set(found.values())) == len(found) - 1

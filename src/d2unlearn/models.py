@@ -20,11 +20,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from d2unlearn.errors import ArtifactError, ModelError
+from d2unlearn.loaded_files import check_loadable, weight_files
 from d2unlearn.runtime import atomic_path, cache_dir, hash_file, say
+from d2unlearn.schema import GATE_COPY
 
 BLOCK = 2**22
-GATE_COPY = "d2_gate"
-"""Where `config.json` carries a copy of the gate."""
 
 
 class StoredTensor(NamedTuple):
@@ -46,6 +46,8 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, trust_re
     damaged, or it is no causal model: an encoder, an encoder with a decoder, or one whose head is not among its weights.
     """
     source = model_folder(source)
+    if Path(source).is_dir():
+        check_loadable(Path(source))
     try:
         config = AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
         known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder
@@ -152,9 +154,9 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 
 def weights_hash(folder: str | Path) -> str:
-    """sha256 over the names, dtypes, shapes and bytes of a folder's weights, whatever the sharding.
+    """sha256 over the names, dtypes, shapes and bytes of the weights that the loader opens in a folder, whatever the sharding.
 
-    Raises `ModelError` when the folder holds no safetensors files.
+    Raises `ModelError` when the folder holds no safetensors weights, or says that they lie elsewhere.
     """
     total = hashlib.sha256()
     for tensor in sorted(_stored_tensors(Path(folder))):
@@ -191,7 +193,7 @@ def state_hash(model: torch.nn.Module) -> str:
 
 
 def _stored_tensors(folder: Path) -> Iterator[StoredTensor]:
-    files = sorted(folder.glob("*.safetensors"))
+    files = weight_files(folder)
     if not files:
         raise ModelError(f"{folder} holds no safetensors weights")
     for path in files:
@@ -199,8 +201,8 @@ def _stored_tensors(folder: Path) -> Iterator[StoredTensor]:
             with path.open("rb") as file:
                 header_length = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(header_length))
-        except (ValueError, OverflowError, MemoryError) as error:
-            raise ModelError(f"{path} is no safetensors file, or cut short: copy or download it again") from error
+        except (OSError, ValueError, OverflowError, MemoryError) as error:
+            raise ModelError(f"{path} is missing, no safetensors file, or cut short: copy or download it again") from error
         for name, entry in header.items():
             if name != "__metadata__":
                 start, end = entry["data_offsets"]

@@ -15,6 +15,8 @@ Verdict = Literal["holds", "does not hold", "not shown"]
 MANIFEST_FILE = "d2_manifest.json"
 """Beside everything that a command makes: what was done, with which settings and inputs."""
 GATE_FILE = "d2_gate.json"
+GATE_COPY = "d2_gate"
+"""Where `config.json` carries a copy of the gate."""
 """The calibrated gate, beside the weights it was calibrated on."""
 EVALUATION_FILE = "evaluation.json"
 ANALYSIS_FILE = "analysis.json"

@@ -19,6 +19,8 @@ from d2unlearn.errors import GateError
 from d2unlearn.gate import EnergyGate
 from d2unlearn.gate.score import request_scores
 from d2unlearn.gate.traces import collect_traces
+from d2unlearn.loaded_files import bound_hashes
+from d2unlearn.models import weights_hash
 from d2unlearn.refusals import GATE_REFUSALS
 from d2unlearn.schema import GATE_FILE, Example
 
@@ -35,8 +37,9 @@ def folder(tmp_path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokeniz
 
 def test_round_trip(folder: Path, gate: EnergyGate) -> None:
     loaded = EnergyGate.from_pretrained(folder)
-    assert loaded == replace(gate, weights_hash=loaded.weights_hash)
-    assert loaded.weights_hash is not None
+    assert loaded == replace(gate, weights_hash=loaded.weights_hash, bound=loaded.bound)
+    assert loaded.weights_hash == weights_hash(folder)
+    assert loaded.bound == bound_hashes(folder)
     assert loaded.fingerprint != replace(loaded, seed=1).fingerprint
 
 

@@ -276,18 +276,6 @@ def test_weights_that_have_no_counters_are_found_after_so_many_answers_as_well(g
         check.check(gate.rule, 1)
 
 
-def test_trusted_weights_are_not_probed_until_they_change(
-    own: LlamaForCausalLM, gate: EnergyGate, asked: list[nn.Module]
-) -> None:
-    check = WeightsCheck(own)
-    check.trust(gate.rule)
-    check.check(gate.rule, 1)
-    assert asked == []
-    written_in_place(own)
-    with pytest.raises(GateError, match=OTHERS):
-        check.check(gate.rule, 1)
-
-
 def test_another_gate_is_held_against_the_weights_by_itself(
     own: LlamaForCausalLM, gate: EnergyGate, asked: list[nn.Module]
 ) -> None:

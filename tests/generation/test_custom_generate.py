@@ -31,8 +31,8 @@ from d2unlearn.gate.export import FOLDER, MODULES, README, custom_generate, is_c
 from d2unlearn.gate.rule import rule_from_json
 from d2unlearn.gate.score import MaxOf, MaxOverLooks, TrailingWindow
 from d2unlearn.generation.guarded import GuardedModel
-from d2unlearn.models import GATE_COPY, load_model, weights_hash
-from d2unlearn.schema import GATE_FILE
+from d2unlearn.models import load_model, weights_hash
+from d2unlearn.schema import GATE_COPY, GATE_FILE
 from gate import tiny
 
 from .conftest import Halves, halves

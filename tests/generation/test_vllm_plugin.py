@@ -16,7 +16,7 @@ from d2unlearn.data.batching import pad_left
 from d2unlearn.errors import GateError
 from d2unlearn.gate import EnergyGate
 from d2unlearn.gate.score import FirstTokens, Highest, TrailingWindow
-from d2unlearn.models import GATE_COPY
+from d2unlearn.schema import GATE_COPY
 from gate import tiny
 
 from .conftest import Halves, halves

@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from . import walk
 from .walk import COMPARE, DATA, differing, evaluate, json_of, lines_of, well
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is of an earlier version and does not bind:UserWarning")
+
 RECORDED: dict[str, Any] = json_of(DATA / "old_files.json")
 MADE_BY = json_of(DATA / "artifact" / "d2_manifest.json")["versions"]["d2unlearn"]
 

@@ -23,8 +23,9 @@ from d2unlearn.data.template import Template
 from d2unlearn.errors import GateError
 from d2unlearn.gate.decoding import id_list
 from d2unlearn.gate.rule import GateRule, refusal_tokens, rule_to_json
-from d2unlearn.models import GATE_COPY, load_tokenizer, pad_token_id
+from d2unlearn.models import load_tokenizer, pad_token_id
 from d2unlearn.runtime import atomic_write, read_json, write_json
+from d2unlearn.schema import GATE_COPY
 from d2unlearn.version import __version__
 
 FOLDER = "custom_generate"
@@ -39,7 +40,8 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "runtime": ("fingerprint",),
     "stats": ("Floats",),
     "refusals": ("content_seed", "refusal_index"),
-    "models": ("GATE_COPY", "generate_of", "generate_plainly"),
+    "schema": ("GATE_COPY",),
+    "models": ("generate_of", "generate_plainly"),
     "observation": ("causal_model",),
     "energy": ("free_energy", "logsumexp", "check_temperature", "at_least_float32"),
     "data.batching": ("pad_left", "by_tokens"),

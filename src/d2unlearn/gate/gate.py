@@ -1,13 +1,14 @@
 """The calibrated gate: which requests are refused, with what words, under which guarantee, for which weights.
 
-`d2_gate.json` in the model's folder is the one source of truth (see `gate_file`). It names the weights it was calibrated on (a
-hash over their bytes) and holds a few probe prompts with their energies, for weights that do not come as those files.
+`d2_gate.json` in the model's folder is the one source of truth (see `gate_file`). It names what it was calibrated on (hashes of
+the weights that the loader opens, of configurations, tokenizer and template) and holds a few probe prompts with their energies.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,17 +19,19 @@ from d2unlearn.errors import ArtifactError, GateError
 from d2unlearn.gate.calibrate import Calibration, calibrate
 from d2unlearn.gate.export import carry
 from d2unlearn.gate.gate_file import checked_texts, gate_arguments, gate_content
+from d2unlearn.gate.gated import GateWarning
+from d2unlearn.gate.probe_texts import probe_prompts
 from d2unlearn.gate.probes import Probe, dtype_name, make_probes
 from d2unlearn.gate.rule import GateRule
 from d2unlearn.gate.score import CANDIDATES, DEFAULT, Score
 from d2unlearn.gate.traces import collect_traces
-from d2unlearn.models import weights_hash
+from d2unlearn.loaded_files import BOUND, bound_hashes, check_self_contained
+from d2unlearn.models import context_length, weights_hash
 from d2unlearn.refusals import GATE_REFUSALS, refusal_index
 from d2unlearn.runtime import fingerprint, read_json, write_json
 from d2unlearn.schema import GATE_FILE, Example, GateSummary, Interval
 from d2unlearn.stats import conformal_rank
 
-N_PROBES = 8
 VOUCHED = "; that none of these prompts was trained on is the user's word (--unseen): nothing shows it"
 
 
@@ -40,6 +43,7 @@ class EnergyGate:
     `max_new_tokens` tokens with the template (`template`: its fingerprint) and the dtype recorded here. `vocab_rows`: logits
     from that index on are left out of the energy (None: all count). `weights_hash` None: not yet bound to a folder.
     `hash_of_calibrated`: the hash was taken from the files that were calibrated, not from a folder saved to later.
+    `bound`: of the same files' `bound_hashes`; empty for a gate of an earlier version, or not yet bound.
     `vouched`: nothing shows that the calibration prompts are unseen but the user's word, and the guarantee says so.
     """
 
@@ -58,6 +62,7 @@ class EnergyGate:
     weights_hash: str | None = None
     hash_of_calibrated: bool = False
     vouched: bool = False
+    bound: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def score(self) -> Score:
@@ -158,7 +163,8 @@ class EnergyGate:
             default=default,
             seed=seed,
         )
-        prompts = [template.prompt_ids(row.prompt) for row in calibration_rows[:N_PROBES]]
+        context = context_length(model)
+        prompts = probe_prompts(template, None if context is None else context - 1, seed)
         probes, tolerance = make_probes(model, prompts, temperature, vocab_rows)
         return cls(
             calibration=measured,
@@ -176,6 +182,7 @@ class EnergyGate:
             weights_hash=None if folder is None else weights_hash(folder),
             hash_of_calibrated=folder is not None,
             vouched=vouched,
+            bound={} if folder is None else bound_hashes(Path(folder)),
         )
 
     @property
@@ -227,20 +234,29 @@ class EnergyGate:
     def save(self, folder: str | Path) -> Path:
         """Write `d2_gate.json` beside the weights of `folder`, and what carries the gate without this package; return its path.
 
-        A gate that was calibrated without `folder` is bound to the weights found there. Raises `GateError` when the folder
-        holds other weights than those calibrated, or a tokenizer that renders prompts otherwise.
+        A gate that was calibrated without `folder` is bound to what is found there. Raises `GateError` when the folder holds
+        other weights or another configuration than those calibrated, or a tokenizer that renders prompts otherwise.
         """
+        check_self_contained(Path(folder))
         weights = weights_hash(folder)
         if self.weights_hash is not None and weights != self.weights_hash:
             raise GateError(f"{folder} holds other weights than those the gate was calibrated on; calibrate on that folder")
+        bound = bound_hashes(Path(folder))
+        if self.bound and bound["config"] != self.bound["config"]:
+            raise GateError(f"{folder} holds another configuration than the one that was calibrated; calibrate on that folder")
         path = Path(folder) / GATE_FILE
-        write_json(path, gate_content({**vars(self), "weights_hash": weights}, self.summary()))
+        write_json(path, gate_content({**vars(self), "weights_hash": weights, "bound": bound}, self.summary()))
         carry(Path(folder), self.rule, self.refusal_texts, self.template, weights, self.guarantee)
         return path
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> EnergyGate:
-        """The gate of a model folder. Raises `GateError` when there is none, or it is damaged or of other weights."""
+        """The gate of a model folder, held against the files that its loader opens.
+
+        Raises `GateError` when there is none, or it is damaged, or of other weights or files than are there; `ModelError` where
+        loading would read what lies elsewhere (see `check_self_contained`). Warns of what a gate of an earlier version does not
+        bind.
+        """
         path = Path(folder) / GATE_FILE
         if not path.is_file():
             if not Path(folder).is_dir():
@@ -249,6 +265,7 @@ class EnergyGate:
                 f"{folder} has no gate ({GATE_FILE}): make one with `d2unlearn calibrate --model {folder}`, or ask for answers "
                 "that nothing guards with --raw"
             )
+        check_self_contained(Path(folder))
         try:
             gate = cls(**gate_arguments(read_json(path), [field.name for field in fields(cls)]))
         except (ArtifactError, GateError) as error:
@@ -258,7 +275,25 @@ class EnergyGate:
                 f"{path} was calibrated on other weights than {folder} holds, so its threshold means nothing here; "
                 f"run `d2unlearn calibrate --model {folder}` again"
             )
+        gate._check_bound(Path(folder))
         return gate
+
+    def _check_bound(self, folder: Path) -> None:
+        if not self.bound:
+            warnings.warn(
+                f"{folder / GATE_FILE} is of an earlier version and does not bind {', '.join(BOUND.values())}: changes there "
+                f"go unseen; `d2unlearn calibrate --model {folder}` binds them",
+                GateWarning,
+                stacklevel=3,
+            )
+            return
+        there = bound_hashes(folder)
+        changed = [words for name, words in BOUND.items() if there[name] != self.bound.get(name)]
+        if changed:
+            raise GateError(
+                f"{' and '.join(changed)} in {folder} changed since the gate was calibrated, so its threshold means nothing "
+                f"here; restore what was there, or run `d2unlearn calibrate --model {folder}` again"
+            )
 
     def check_probes(self, model: PreTrainedModel) -> None:
         """Raises `GateError` unless the model gives the stored probe prompts the energies they had, within the tolerance."""

@@ -19,6 +19,8 @@ _MEASURED = ("conformal_threshold", "rank", "candidates", "calibration_false_ref
 """Fields of a calibration that stand apart, under `measured`; the summary holds the others."""
 _VOUCHED = "vouched"
 """Stands in the file where it is true, and in none that an earlier version wrote."""
+_BOUND = "bound"
+"""Stands in no file that an earlier version wrote."""
 
 
 def gate_content(gate: Mapping[str, Any], summary: GateSummary) -> dict[str, Any]:
@@ -29,8 +31,9 @@ def gate_content(gate: Mapping[str, Any], summary: GateSummary) -> dict[str, Any
         "statistic": STATISTIC,
         **asdict(summary),
         "score": score_to_json(calibration.score),
-        **{name: value for name, value in gate.items() if name not in ("calibration", "probes", _VOUCHED)},
+        **{name: value for name, value in gate.items() if name not in ("calibration", "probes", _VOUCHED, _BOUND)},
         **({_VOUCHED: True} if gate[_VOUCHED] else {}),
+        **({_BOUND: dict(gate[_BOUND])} if gate[_BOUND] else {}),
         "probes": [asdict(probe) for probe in gate["probes"]],
         "measured": {name: value for name, value in asdict(calibration).items() if name in _MEASURED},
     }
@@ -43,11 +46,12 @@ def gate_arguments(content: Mapping[str, Any], names: Sequence[str]) -> dict[str
         raise GateError(f"gate format {content.get('format')!r} is not known to this version, which reads {_FORMAT}")
     check_statistic(content)
     try:
-        gate = {name: content[name] for name in names if name not in ("calibration", "probes", _VOUCHED)}
+        gate = {name: content[name] for name in names if name not in ("calibration", "probes", _VOUCHED, _BOUND)}
         gate[_VOUCHED] = bool(content.get(_VOUCHED, False))
+        gate[_BOUND] = {str(name): str(value) for name, value in content.get(_BOUND, {}).items()}
         gate["refusal_texts"] = checked_texts(gate["refusal_texts"])
         gate |= {"calibration": _calibration(content), "probes": probes_from_json(content["probes"])}
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise GateError(f"an entry is missing or garbled ({error})") from None
     calibration = gate["calibration"]
     if not math.isfinite(calibration.threshold) or calibration.threshold < calibration.conformal_threshold:

@@ -24,7 +24,7 @@ SAME_LOGITS = 1e-3
 
 @dataclass(frozen=True)
 class Probe:
-    """A retained prompt and its energy at the last position (nats), with the calibrated weights."""
+    """A prompt (of `probe_texts`) and its energy at the last position (nats), with the calibrated weights."""
 
     token_ids: tuple[int, ...]
     energy: float

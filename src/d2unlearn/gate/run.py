@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from d2unlearn.data.records import content_hash, read_examples, source_names
 from d2unlearn.errors import GateError
 from d2unlearn.gate.export import is_carried
 from d2unlearn.gate.gate import EnergyGate
+from d2unlearn.gate.gated import GateWarning
+from d2unlearn.loaded_files import check_self_contained
 from d2unlearn.models import load_model, load_tokenizer, weights_hash
 from d2unlearn.runtime import check_writable, fingerprint, write_json
 from d2unlearn.schema import GATE_FILE, MANIFEST_FILE, Example
@@ -28,6 +31,7 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
     if not folder.is_dir():
         raise GateError(f"{settings.model} is not a folder: the gate is written beside the weights it belongs to")
     check_writable(folder / GATE_FILE)
+    check_self_contained(folder)
     manifest = read_manifest(folder) or {}
     seed = _seed(settings, manifest)
     settings = replace(settings, seed=seed)
@@ -70,10 +74,10 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
 def _has_gate(folder: Path) -> bool:
     """Whether there is a gate that can be used: not one that was cut short, edited, or written by an older version."""
     try:
-        EnergyGate.from_pretrained(folder)
+        with warnings.catch_warnings(action="ignore", category=GateWarning):
+            return bool(EnergyGate.from_pretrained(folder).bound)
     except GateError:
         return False
-    return True
 
 
 def _unseen(

@@ -31,7 +31,7 @@ register_optimizer_step_post_hook(_count_step)
 class WeightsCheck:
     """Holds a rule against one model, before it is used: by the rule's probe prompts, whenever something may have changed.
 
-    That is the first time (unless the weights were trusted, because their files' hash was compared); when a module, parameter
+    That is the first time; when a module, parameter
     or buffer was replaced, moved, cast or written in place, by what its identity, address and version counter say; after a step
     of any optimizer; when an adapter was switched, scaled or merged; and after `PROBE_EVERY` answers, which finds what is
     written past the counters (through `.data`, by foreign kernels, into tensors made under `inference_mode`).
@@ -50,10 +50,6 @@ class WeightsCheck:
         self._held: list[object] = []
         self._asked: tuple[Any, ...] | None = None
         self._n_answers = 0
-
-    def trust(self, rule: GateRule) -> None:
-        """Take the weights as they are for those that the rule was calibrated on."""
-        self._trust(rule, _marks(self._model))
 
     def check(self, rule: GateRule, n_answers: int) -> None:
         """Before so many answers. Raises `GateError` unless the model gives the probe prompts the energies they had."""

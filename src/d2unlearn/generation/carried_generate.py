@@ -16,7 +16,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from d2unlearn.errors import GateError
 from d2unlearn.gate.gated import GatedGenerator
 from d2unlearn.gate.rule import GateRule, rule_from_json
-from d2unlearn.models import GATE_COPY
+from d2unlearn.schema import GATE_COPY
 
 POSITIONS = tuple(signature(GenerationMixin.generate).parameters)[1:]
 """The arguments that `GenerationMixin.generate` takes by their place."""

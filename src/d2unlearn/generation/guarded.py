@@ -66,10 +66,9 @@ class Answer:
 class GuardedModel:
     """A causal language model that refuses what its gate says. Without a gate (None) it generates raw, and says so.
 
-    The gate is held against the weights before it is first used: by the hash of their files where they were loaded by
-    `from_pretrained` in the dtype that was calibrated, else by the gate's probe prompts; and by those again when the weights
-    may have changed (see `WeightsCheck`, also for what it does not see). Raises `GateError` for a tokenizer that renders
-    prompts differently than in calibration.
+    The gate is held against the model before it is first used, by its probe prompts, and again when the weights may have
+    changed (see `WeightsCheck`, also for what it does not see); `from_pretrained` holds it against the files before that.
+    Raises `GateError` for a tokenizer that renders prompts differently than in calibration.
     """
 
     def __init__(
@@ -111,10 +110,7 @@ class GuardedModel:
         gate = EnergyGate.from_pretrained(folder) if wanted else None
         model = load_model(folder, dtype=dtype)
         model.to(pick_device(device))  # type: ignore[arg-type]
-        guarded = cls(model, load_tokenizer(folder), gate, refusals)
-        if gate is not None and gate.hash_of_calibrated and str(model.dtype) == f"torch.{gate.dtype}":
-            guarded.generator.weights.trust(gate.rule)
-        return guarded
+        return cls(model, load_tokenizer(folder), gate, refusals)
 
     def __repr__(self) -> str:
         guard = "RAW: no gate" if self.gate is None else f"gate {self.gate.score_name} > {self.gate.threshold:.4g}"

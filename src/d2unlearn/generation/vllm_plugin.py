@@ -28,7 +28,8 @@ from d2unlearn.energy import free_energy
 from d2unlearn.errors import GateError
 from d2unlearn.gate.rule import GateRule, RefusalTokens, rule_from_json
 from d2unlearn.generation.stepwise import Session, Sessions, TokenConstraint
-from d2unlearn.models import GATE_COPY, weights_hash
+from d2unlearn.models import weights_hash
+from d2unlearn.schema import GATE_COPY
 
 CHANGES_LOGITS = {
     "logit_bias": None,
