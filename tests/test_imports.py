@@ -32,6 +32,7 @@ ALLOWED = {
     "wordings": "errors runtime schema",
     "energy": "errors",
     "rounding": "",
+    "signing": "errors runtime",
     "loaded_files": "errors runtime schema",
     "models": "errors loaded_files runtime schema",
     "fields": "runtime",
@@ -48,11 +49,11 @@ ALLOWED = {
     "data": f"{CORE} runtime",
     "teacher_forcing": f"{CORE} data runtime",
     "training": f"{CORE} {FILES} data methods metrics models stats teacher_forcing",
-    "gate": f"{CORE} {FILES} data loaded_files models stats wordings",
+    "gate": f"{CORE} {FILES} data loaded_files models signing stats wordings",
     "generation": f"{CORE} {FILES} data gate loaded_files models",
     "topic": f"{CORE} {FILES} data generation models wordings",
     "guards": f"{CORE} data gate generation models runtime stats",
-    "serving": f"{CORE} {FILES} data gate generation models",
+    "serving": f"{CORE} {FILES} data gate generation models signing",
     "report": "errors metrics runtime schema serialization stats version",
     "evaluation": f"{CORE} {FILES} data gate generation metrics models stats teacher_forcing",
     "attacks": f"{CORE} data gate generation layers metrics models rounding runtime stats teacher_forcing wordings",
@@ -63,7 +64,7 @@ ALLOWED = {
     "report stats teacher_forcing training wordings",
     "quickstart": f"{CORE} {FILES} audit data evaluation gate models report topic training",
     "cli": f"{FILES} analysis audit benchmark comparison data errors evaluation gate generation models quickstart report "
-    "schema serving stats topic training",
+    "schema serving signing stats topic training",
 }
 """A module or package, and the modules or packages that it may import: each must stand on a line above.
 

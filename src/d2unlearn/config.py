@@ -149,6 +149,9 @@ class CalibrateSettings:
     unseen: Annotated[
         bool, INCIDENTAL, Flag("--unseen"), "You vouch that no row of --retain was trained on; the gate says that you do."
     ] = False
+    sign_key: Annotated[
+        str | None, INCIDENTAL, _FILE, "Ed25519 private key (PEM): sign the artifact with it when the gate is in it."
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,7 @@ class ServeSettings:
     metrics_keys: Annotated[str | None, _FILE, Default("as for requests"), "Keys of /metrics alone, one a line."] = None
     hide_energy: Annotated[bool, "Show no energies to clients, who could search by them."] = False
     log_prompts: Annotated[bool, Default("never"), "Log what is asked."] = False
+    trust_key: Annotated[str | None, _FILE, "Ed25519 public key (PEM): serve only what was signed with its private key."] = None
 
 
 @dataclass(frozen=True)

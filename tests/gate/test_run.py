@@ -7,19 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from cli.command import d2, refused
 from d2unlearn.artifact import manifest
-from d2unlearn.config import CalibrateSettings
+from d2unlearn.config import CalibrateSettings, ServeSettings
 from d2unlearn.data.holdout import hold_out
 from d2unlearn.data.identity import row_key
 from d2unlearn.data.records import content_hash, read_examples
-from d2unlearn.errors import GateError
+from d2unlearn.errors import ArtifactError, GateError
 from d2unlearn.gate import EnergyGate
 from d2unlearn.gate.run import run_calibrate
 from d2unlearn.report.gate import read_gate_summary
 from d2unlearn.runtime import write_json
 from d2unlearn.schema import GATE_FILE, MANIFEST_FILE
+from d2unlearn.serving.run import load
+from d2unlearn.signing import SIGNATURE_FILE, check_signature
 
 from . import tiny
 
@@ -163,3 +168,28 @@ def test_vouching_neither_covers_the_file_trained_on_nor_is_noted_where_all_rows
     aside = tmp_path / "aside.jsonl"
     aside.write_text("".join(json.dumps({"question": r.prompt[0].content, "answer": r.answer}) + "\n" for r in held_out))
     assert next(iter(run_calibrate(settings(artifact, aside, unseen=True)))) == f"20 rows of {aside} that unlearn set aside"
+
+
+def test_a_signed_artifact_is_served_and_one_that_was_written_to_is_not(
+    artifact: Path, retain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    (tmp_path / "key.pub").write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    served = ServeSettings(str(artifact), trust_key=str(tmp_path / "key.pub"))
+    monkeypatch.setattr("d2unlearn.serving.run.open_model", lambda settings: pytest.fail("loaded"))
+    with pytest.raises(ArtifactError, match="is not signed"):
+        load(served)
+    command = ("calibrate", "--model", artifact, "--retain", retain, "--max-false-refusal", 0.2, "--max-new-tokens", 2)
+    for _ in range(2):  # also where the gate is done
+        assert d2(*command, "--sign-key", tmp_path / "key.pem").out.splitlines()[-1] == str(artifact / SIGNATURE_FILE)
+        (artifact / "custom_generate" / "more.py").touch()
+        with pytest.raises(ArtifactError, match=r"more\.py was not there when it was signed; nothing was loaded"):
+            load(served)
+        (artifact / "custom_generate" / "more.py").unlink()
+        check_signature(artifact, tmp_path / "key.pub")
+    assert "key.pem" not in (artifact / MANIFEST_FILE).read_text()
+    EnergyGate.from_pretrained(artifact).save(artifact)
+    assert "no longer fits and was removed: sign again" in capsys.readouterr().err
+    assert not (artifact / SIGNATURE_FILE).exists()
+    assert refused(d2(*command, "--sign-key", retain)).startswith(f"--sign-key {retain} is no private key without a password")

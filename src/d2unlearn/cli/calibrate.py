@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import typer
 
 from d2unlearn.cli.options import takes
@@ -15,6 +18,11 @@ def calibrate(settings: CalibrateSettings) -> None:
     Example: `d2unlearn calibrate --model ./artifact --retain retain.jsonl --forget forget.jsonl --max-false-refusal 0.01`
     """
     from d2unlearn.gate.run import run_calibrate
+    from d2unlearn.signing import private_key, sign
 
-    for line in run_calibrate(settings):
+    if settings.sign_key is not None:
+        private_key(settings.sign_key)  # that it is one is better said now
+    for line in run_calibrate(replace(settings, sign_key=None)):
         typer.echo(line)
+    if settings.sign_key is not None:
+        typer.echo(sign(Path(settings.model), settings.sign_key))

@@ -28,8 +28,9 @@ from d2unlearn.gate.traces import collect_traces
 from d2unlearn.loaded_files import BOUND, bound_hashes, check_self_contained
 from d2unlearn.models import context_length, weights_hash
 from d2unlearn.refusals import GATE_REFUSALS, refusal_index
-from d2unlearn.runtime import fingerprint, read_json, write_json
+from d2unlearn.runtime import fingerprint, read_json, say, write_json
 from d2unlearn.schema import GATE_FILE, Example, GateSummary, Interval
+from d2unlearn.signing import remove_stale_signature
 from d2unlearn.stats import conformal_rank
 
 VOUCHED = "; that none of these prompts was trained on is the user's word (--unseen): nothing shows it"
@@ -244,6 +245,8 @@ class EnergyGate:
         bound = bound_hashes(Path(folder))
         if self.bound and bound["config"] != self.bound["config"]:
             raise GateError(f"{folder} holds another configuration than the one that was calibrated; calibrate on that folder")
+        if remove_stale_signature(Path(folder)):
+            say(f"the signature of {folder} no longer fits and was removed: sign again (`d2unlearn calibrate --sign-key`)")
         path = Path(folder) / GATE_FILE
         write_json(path, gate_content({**vars(self), "weights_hash": weights, "bound": bound}, self.summary()))
         carry(Path(folder), self.rule, self.refusal_texts, self.template, weights, self.guarantee)

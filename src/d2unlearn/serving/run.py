@@ -24,6 +24,7 @@ from d2unlearn.serving.app import Service, ServiceLimits, make_app
 from d2unlearn.serving.engine import Engine, EngineLimits
 from d2unlearn.serving.metrics import Metrics
 from d2unlearn.serving.middleware import LOOPBACK, LimitsMiddleware, PatientProtocol, Rules, key_digest
+from d2unlearn.signing import check_signature
 
 MOST_PROMPT_TOKENS = 4096
 """Where the settings name no limit."""
@@ -55,7 +56,12 @@ def run_serve(settings: ServeSettings) -> None:
 
 
 def load(settings: ServeSettings) -> GuardedModel:
-    """The model; with a gate, one decision is made, so that weights or a way of decoding that it cannot watch are found now."""
+    """The model, signed where a key has to vouch for it.
+
+    With a gate, one decision is made, so that weights or a way of decoding that it cannot watch are found now.
+    """
+    if settings.trust_key is not None:
+        check_signature(Path(settings.model), settings.trust_key)
     guarded = open_model(settings)
     if guarded.gate is not None:
         guarded.decide(PROBE)
