@@ -20,7 +20,6 @@ from d2unlearn.gate.gated import GatedGenerator, Generation
 from d2unlearn.gate.online import Decision
 from d2unlearn.gate.rule import GateRule, RefusalTokens
 from d2unlearn.gate.score import Score, request_scores
-from d2unlearn.gate.weights import _marks
 from d2unlearn.models import generate_of
 from d2unlearn.refusals import refusal_index
 
@@ -124,7 +123,7 @@ class Judged:
 def trusting(model: PreTrainedModel, made: GateRule) -> GatedGenerator:
     """One that takes the model's weights for those that the rule was calibrated on."""
     generator = GatedGenerator(model, WORDS)
-    generator.weights._trust(made, _marks(model))
+    generator.weights.trust(made)
     return generator
 
 

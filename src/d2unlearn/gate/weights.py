@@ -51,6 +51,10 @@ class WeightsCheck:
         self._asked: tuple[Any, ...] | None = None
         self._n_answers = 0
 
+    def trust(self, rule: GateRule) -> None:
+        """Take the weights as they are for those that the rule was calibrated on, on the caller's word."""
+        self._trust(rule, _marks(self._model))
+
     def check(self, rule: GateRule, n_answers: int) -> None:
         """Before so many answers. Raises `GateError` unless the model gives the probe prompts the energies they had."""
         marks = _marks(self._model)
