@@ -10,9 +10,9 @@ import torch
 import tiny_models
 from d2unlearn.attacks.averaging import Averaging, average_with_fine_tune, fine_tuned
 from d2unlearn.attacks.reading import NotShownError
-from d2unlearn.attacks.relearning import batch_order
 from d2unlearn.data.batching import pad_tokens
 from d2unlearn.errors import ConfigError
+from d2unlearn.fine_tuning import batch_order
 from d2unlearn.models import state_hash
 
 ROWS = tiny_models.rows(4, 10)

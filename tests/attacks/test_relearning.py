@@ -20,12 +20,12 @@ from d2unlearn.attacks.relearning import (
     RelearningGrid,
     ask_after_relearning,
     at_rates,
-    batch_order,
     grid_rate,
     relearn,
 )
 from d2unlearn.data.batching import pad_tokens
 from d2unlearn.errors import ConfigError
+from d2unlearn.fine_tuning import batch_order
 from d2unlearn.models import state_hash
 from d2unlearn.schema import Tokens
 

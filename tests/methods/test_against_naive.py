@@ -59,7 +59,7 @@ def gradients(loss: Tensor, model: nn.Module) -> dict[str, Tensor]:
 
 
 def test_every_method_has_a_case() -> None:
-    assert {key for key, _, _ in CASES.values()} | {"eua"} == set(METHODS)
+    assert {key for key, _, _ in CASES.values()} | {"eua", "deep_eua"} == set(METHODS)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -54,7 +54,7 @@ def manifest(output: Path) -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize("key", list(METHODS))
+@pytest.mark.parametrize("key", [key for key in METHODS if key != "deep_eua"])
 def test_every_method_makes_an_artifact(key: str, data: Data, tmp_path: Path) -> None:
     """Three steps, the first of which warms up: the model looks different at the end, and nothing it says is no number."""
     output = tmp_path / "artifact"
@@ -69,6 +69,19 @@ def test_every_method_makes_an_artifact(key: str, data: Data, tmp_path: Path) ->
     kept = {f"eval_{rows}_{share}" for rows in ("retain", "near") for share in ("right", "kl")}
     shift = {f"eval_{rows}_level_shift" for rows in ("forget", "retain")}
     assert kept <= unscored <= kept | shift  # a random model knows no answer that could be lost, and may hardly move
+
+
+def test_rounds_follow_the_pass_and_are_looked_at_like_an_epoch(data: Data, tmp_path: Path) -> None:
+    """One round: the weights are EUA's no more, its last line is another look, and adapters are refused."""
+    short = ["blocks=1", "rounds=1", "attack_steps=1", "dropped=1", "healing_steps=1", "rest_steps=1", "written=2"]
+    further = [word for each in short for word in ("--set", each)]
+    result = invoke(data, tmp_path / "artifact", "deep_eua", *further)
+    assert result.exit_code == 0, result.output
+    history = manifest(tmp_path / "artifact")["training"]["history"]
+    assert [log["step"] for log in history] == [1, 2, 3, 3]
+    assert history[3]["eval_forget_energy"] != history[2]["eval_forget_energy"]
+    assert "1 x 1 rounds; in memory, beside activations, 5 copies of the weights" in result.stderr
+    assert "leave --lora out" in str(invoke(data, tmp_path / "other", "deep_eua", "--lora").exception)
 
 
 def test_refusals_from_a_file_are_other_rows_and_so_another_result(data: Data, tmp_path: Path) -> None:

@@ -274,6 +274,6 @@ def test_a_role_that_is_missing_is_named() -> None:
         batch_loss(METHODS["idk_ap"](), model, {"alternate": rows, "retain": rows}, reference=model)
 
 
-def test_every_method_but_eua_has_a_convention_and_the_right_one_is_the_default() -> None:
-    assert {key for key in METHODS if not hasattr(METHODS[key](), "convention")} == {"eua"}
-    assert {METHODS[key]().convention for key in METHODS if key != "eua"} == {"d2unlearn"}
+def test_every_method_but_this_project_s_has_a_convention_and_the_right_one_is_the_default() -> None:
+    assert {key for key in METHODS if not hasattr(METHODS[key](), "convention")} == {"eua", "deep_eua"}
+    assert {METHODS[key]().convention for key in METHODS if not key.endswith("eua")} == {"d2unlearn"}

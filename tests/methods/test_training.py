@@ -26,7 +26,7 @@ pytestmark = pytest.mark.trains
 CONVENTIONS = ("d2unlearn", "open-unlearning")
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("eua", {}),
-    *((key, {"convention": convention}) for key in METHODS if key != "eua" for convention in CONVENTIONS),
+    *((key, {"convention": convention}) for key in METHODS if key not in ("eua", "deep_eua") for convention in CONVENTIONS),
     *(("gradient_difference", {"retain_loss_type": "KL", "convention": convention}) for convention in CONVENTIONS),
     *(("rmu", {"retain_loss_type": "KL", "convention": convention}) for convention in CONVENTIONS),
 ]

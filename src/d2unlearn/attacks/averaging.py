@@ -14,9 +14,9 @@ import torch
 from transformers import PreTrainedModel
 
 from d2unlearn.attacks.reading import NotShownError, Setting
-from d2unlearn.attacks.relearning import batch_order
 from d2unlearn.data.batching import pad_tokens
 from d2unlearn.errors import ConfigError
+from d2unlearn.fine_tuning import batch_order
 from d2unlearn.observation import observe
 from d2unlearn.quantities import Nll
 from d2unlearn.runtime import drawing_from

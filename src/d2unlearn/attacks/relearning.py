@@ -15,20 +15,16 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from d2unlearn.attacks.reading import AskedRows, NotShownError, Reading, Setting
 from d2unlearn.attacks.relearned_rows import Division, RowChoice
 from d2unlearn.attacks.scoring import probabilities
-from d2unlearn.data.batching import pad_tokens
 from d2unlearn.errors import ConfigError
+from d2unlearn.fine_tuning import fine_tuning_steps
 from d2unlearn.metrics.memorization import answer_probability
 from d2unlearn.models import low_rank_config, with_fresh_adapter
-from d2unlearn.observation import observe
-from d2unlearn.quantities import Nll
 from d2unlearn.runtime import drawing_from
 from d2unlearn.schema import MetricResult, RelearningResult, Tokens
 from d2unlearn.stats import bootstrap_interval
@@ -107,12 +103,15 @@ def relearned(model: PreTrainedModel, rows: Sequence[Tokens], attack: Relearning
     The copy is in memory, in float32; the model is left as it is. Raises `NotShownError` where it takes no adapters.
     """
     attacked = _copy_to_train(model, attack)
-    optimizer = torch.optim.AdamW([p for p in attacked.parameters() if p.requires_grad], lr=attack.learning_rate)
-    size = min(attack.batch_size, len(rows))
-    batches = batch_order(len(rows), steps=max(attack.steps), batch_size=size, seed=attack.seed)
-    for step, indices in enumerate(batches, start=1):
-        with drawing_from(attack.seed + step, model.device), torch.enable_grad():  # dropout
-            _step(attacked.train(), [rows[index] for index in indices], optimizer)
+    steps_taken = fine_tuning_steps(
+        attacked,
+        rows,
+        learning_rate=attack.learning_rate,
+        steps=max(attack.steps),
+        batch_size=attack.batch_size,
+        seed=attack.seed,
+    )
+    for step in steps_taken:
         if step in attack.steps:
             yield step, attacked.eval()
 
@@ -171,14 +170,6 @@ def relearn(
     return RelearningResult(choice, len(division.relearned), probability, tuple(each.learning_rate for each in attacks), rates)
 
 
-def batch_order(n: int, *, steps: int, batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Indices of n rows for each step: shuffled passes, one after another, cut into batches."""
-    rng = np.random.default_rng(seed)
-    needed = math.ceil(steps * batch_size / n)
-    order = np.concatenate([rng.permutation(n) for _ in range(needed)])
-    yield from order[: steps * batch_size].reshape(steps, batch_size).tolist()
-
-
 def at_rates(attack: Relearning, rates: Sequence[float]) -> list[Relearning]:
     """The attack with each of these learning rates."""
     return [replace(attack, learning_rate=rate) for rate in rates]
@@ -193,11 +184,3 @@ def _copy_to_train(model: PreTrainedModel, attack: Relearning) -> nn.Module:
             return with_fresh_adapter(attacked, low_rank_config(attack.lora_rank))
         except ValueError as error:
             raise NotShownError(f"low-rank adapters cannot be put into this model ({error})") from error
-
-
-def _step(model: nn.Module, rows: Sequence[Tokens], optimizer: torch.optim.Optimizer) -> None:
-    batch = pad_tokens(rows, pad_id=0).to(next(model.parameters()).device)
-    loss = observe(model, {"forget": batch}, {"forget": (Nll(),)})["forget"][Nll()].mean()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)

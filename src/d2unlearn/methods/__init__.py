@@ -12,6 +12,7 @@ from d2unlearn.head import Head, head_of
 from d2unlearn.methods.altpo import AltPO
 from d2unlearn.methods.base import AdaptiveMethod, Method, Needs
 from d2unlearn.methods.ce_u import CEU
+from d2unlearn.methods.deep_eua import DeepEUA
 from d2unlearn.methods.dpo import DPO
 from d2unlearn.methods.eua import EUA
 from d2unlearn.methods.gradient_ascent import GradientAscent
@@ -33,6 +34,7 @@ __all__ = ["EUA", "METHODS", "AdaptiveMethod", "Method", "Needs", "batch_loss", 
 
 METHODS: dict[str, Callable[..., Method]] = {
     "eua": EUA,
+    "deep_eua": DeepEUA,
     "gradient_ascent": GradientAscent,
     "gradient_difference": GradientDifference,
     "npo": NPO,

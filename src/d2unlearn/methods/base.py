@@ -35,6 +35,51 @@ class SelfWritten(NamedTuple):
     instruction: str | None
 
 
+class AttackInLoop(NamedTuple):
+    """Relearning in the loop: a copy of the model is fine-tuned on a drawn share of the forget rows, and what it shows is used.
+
+    steps: of AdamW, in batches of 8; rate: its learning rate, as a factor of the run's.
+    """
+
+    share: float
+    steps: int
+    rate: float
+
+
+class MinorStep(NamedTuple):
+    """One step of the decoder's linear weights along minor directions (`d2unlearn.training.curvature`).
+
+    size: its length as a share of these weights'; dropped: singular components left out; damping: of the retained rows' second
+    moments, which are taken once, over at most `moment_rows` of them.
+    """
+
+    size: float
+    dropped: int
+    damping: float
+    moment_rows: int
+
+
+class Deepening(NamedTuple):
+    """What a method wants after its pass over the rows (`d2unlearn.training.deepening`): blocks of rounds, each with a rest.
+
+    A round is an attack, a step from the weights as they were before it that undoes what it found, and `healing_steps` of
+    `healing`; a rest is `rest_steps` of it. knowledge: what the step lowers, a method whose loss is made of the forget rows
+    alone. healing_rate: AdamW's, as a factor of the run's; written: rows that the original writes itself beside the retained
+    ones (`d2unlearn.training.crossed`).
+    """
+
+    blocks: int
+    rounds: int
+    attack: AttackInLoop
+    step: MinorStep
+    knowledge: Method
+    healing: Method
+    healing_steps: int
+    rest_steps: int
+    healing_rate: float
+    written: int
+
+
 class Allowed(NamedTuple):
     """Where a parameter must lie, in words and as a test. NaN passes none of the tests."""
 
@@ -83,6 +128,11 @@ class Method(ABC):
     @property
     def self_written(self) -> SelfWritten | None:
         """How the model writes the rows of role `alternate`; None: they are refusals."""
+        return None
+
+    @property
+    def deepening(self) -> Deepening | None:
+        """What follows the pass over the rows; None: nothing."""
         return None
 
     @property

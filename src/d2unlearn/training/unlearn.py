@@ -26,10 +26,11 @@ from d2unlearn.models import context_length, load_model, load_tokenizer, low_ran
 from d2unlearn.runtime import fingerprint, pick_device, remove, say, seed_everything, torch_dtype, write_json
 from d2unlearn.schema import MANIFEST_FILE, Example, Role
 from d2unlearn.training.alternates import read_alternates
-from d2unlearn.training.arguments import UnlearnConfig
+from d2unlearn.training.arguments import UnlearnConfig, vocabulary_rows
 from d2unlearn.training.checkpoints import last_complete_checkpoint
 from d2unlearn.training.frozen import model_settings
 from d2unlearn.training.recipe import Pace, automatic_accumulation, automatic_epochs, automatic_learning_rate
+from d2unlearn.training.rounds import check_rounds, memory_line, run_rounds
 from d2unlearn.training.rows import Rows, Watched
 from d2unlearn.training.trainer import UnlearnTrainer
 from d2unlearn.version import __version__
@@ -125,6 +126,7 @@ def _train_and_publish(run: _Run, pace: Pace, key: str, workspace: Path, output:
     if checkpoint is not None:
         say(f"going on from {checkpoint.name}")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    _make_rounds(run, pace, trainer, workspace)
     seconds = time.monotonic() - started
     if not _is_a_model(trainer, settings):
         if trainer.is_world_process_zero():
@@ -143,19 +145,48 @@ def _train_and_publish(run: _Run, pace: Pace, key: str, workspace: Path, output:
     trainer.accelerator.wait_for_everyone()
 
 
+def _make_rounds(run: _Run, pace: Pace, trainer: UnlearnTrainer, workspace: Path) -> None:
+    """What the method wants after its pass, with the original loaded once more; evaluated at the end as an epoch is."""
+    plan, settings, model, args = run.method.deepening, run.settings, trainer.model, trainer.args
+    if plan is None or not _is_a_model(trainer, settings):
+        return
+    assert isinstance(model, PreTrainedModel)
+    assert isinstance(args, UnlearnConfig)
+    say(memory_line(model, plan))
+    run_rounds(
+        model,
+        load_model(settings.model, dtype=model.dtype),
+        run.tokenizer,
+        plan,
+        run.forget,
+        run.retain.train,
+        rate=pace.learning_rate,
+        seed=settings.seed,
+        max_length=args.max_length,
+        batch_size=args.per_device_eval_batch_size,
+        state=workspace / "rounds.pt",
+        cache=workspace / "reference",
+        vocab_rows=vocabulary_rows(args, run.tokenizer),
+    )
+    if settings.keep == "best":
+        trainer.evaluate()
+
+
 def _outcome(trainer: UnlearnTrainer, settings: UnlearnSettings) -> Iterator[str]:
     """What was kept and how it stands, and what to do next; nothing of a run that was not evaluated."""
     looks = [log for log in trainer.state.log_history if "eval_selection" in log]
     if settings.keep != "best" or not looks:
         return
-    log = next(log for log in looks if f"checkpoint-{log['step']}" == Path(str(trainer.state.best_model_checkpoint)).name)
+    best = Path(str(trainer.state.best_model_checkpoint)).name
+    log = next(log for log in looks if f"checkpoint-{log['step']}" == best) if trainer.method.deepening is None else looks[-1]
     before, left = trainer.before, log["eval_forget_probability"]
     sides = {"retained": (before.retain_right, log["eval_retain_right"]), "near": (before.near_right, log["eval_near_right"])}
     looked_at = {name: side for name, side in sides.items() if not math.isnan(side[1])}
     right = ", ".join(f"{name} {old:.3f} -> {new:.3f}" for name, (old, new) in looked_at.items())
     stayed = f"tokens right without the end token: {right}; KL to the original {log['eval_retain_kl']:.3f} nats a token"
+    when = "epoch" if trainer.method.deepening is None else "rounds after epoch"
     yield (
-        f"kept: epoch {log['epoch']:.0f}; answer probability forget {before.forget_probability:.3f} -> {left:.3f}; "
+        f"kept: {when} {log['epoch']:.0f}; answer probability forget {before.forget_probability:.3f} -> {left:.3f}; "
         f"{stayed if looked_at else 'of rows that should stay the original knew none'}"
     )
     if left > STILL_KNOWN:
@@ -218,6 +249,7 @@ def _loaded(settings: UnlearnSettings) -> _Run:
     """Full training of 16-bit weights happens in float32 (small updates vanish otherwise) and is saved as it came."""
     method = build_method(settings.method, settings.method_parameters)
     check_reporting(settings.report_to)
+    check_rounds(settings.method, method, lora=settings.lora, processes=_processes())
     forget = _read_rows(settings, settings.forget)
     retain = hold_out(_read_rows(settings, settings.retain), seed=settings.seed)
     near = None if settings.near is None else _read_rows(settings, settings.near)

@@ -1,0 +1,182 @@
+"""Recipes of erasure, tried on authors that judge nothing: which parameters `deep_eua` has, and what each costs.
+
+    python experiments/erasure_trials.py --shared ../shared --recipes rounds --seeds 10        resumable; half an hour on a core
+
+The forget set is twenty authors of TOFU's retain90, drawn by the seed; of the other authors' rows 300 are in no file that
+training or self-writing reads. Nothing of forget10 is looked at, and no wording that judges. All recipes of a seed begin with
+one EUA. There is no oracle here: one would have to be taught for each seed. Judged on drawn rows, so that a judgement takes
+two minutes. What is kept: benchmarks/results/erasure/RECIPE-seed-N.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from d2unlearn.attacks.reading import AskedRows
+from d2unlearn.attacks.relearned_rows import RowChoice, divided
+from d2unlearn.attacks.relearning import Relearning, ask_after_relearning
+from d2unlearn.attacks.restoring import restore, weight_parts
+from d2unlearn.config import UnlearnSettings
+from d2unlearn.data.records import read_examples
+from d2unlearn.data.template import Template
+from d2unlearn.methods import METHODS
+from d2unlearn.metrics.memorization import answer_probability, extraction_strength
+from d2unlearn.models import load_model, load_tokenizer
+from d2unlearn.runtime import say, write_json
+from d2unlearn.schema import Example, Tokens
+from d2unlearn.teacher_forcing import score_rows
+from d2unlearn.training.rounds import run_rounds
+from d2unlearn.training.unlearn import run_unlearn
+from second_family import read_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "erasure"
+AUTHORS, ROWS_EACH, UNSEEN = 20, 20, 300
+EUA_EPOCHS, LEARNING_RATE = 3, 3e-4
+ASKED = {"forget": 60, "unseen": 150, "retain": 60, "world_facts": 60}
+"""Rows of each set that are judged, drawn evenly."""
+RECIPES: dict[str, dict[str, Any]] = {
+    "eua": {"blocks": 0},
+    "rounds": {"blocks": 2, "rounds": 3, "size": 0.05, "damping": 0.2, "healing_steps": 12, "rest_steps": 80, "written": 1500},
+}
+ATTACKS: tuple[tuple[RowChoice, Relearning], ...] = (
+    ("spread over groups", Relearning(5e-4, (20, 80))),
+    ("spread over groups", Relearning(1e-3, (20, 80))),
+    ("whole groups", Relearning(5e-4, (20, 80))),
+    ("half of each group", Relearning(5e-4, (80,))),
+    ("one row", Relearning(5e-4, (20,))),
+    ("spread over groups", Relearning(2e-3, (80,), lora_rank=16)),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, required=True, help="folder with data/tofu and models/")
+    parser.add_argument("--work", type=Path, default=Path("runs/erasure"))
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
+    arguments = parser.parse_args()
+    os.environ.setdefault("D2UNLEARN_CACHE", str(arguments.work / "cache"))
+    for seed in arguments.seeds:
+        for recipe in arguments.recipes:
+            tried(recipe, seed, arguments.shared, arguments.work / f"seed-{seed}")
+
+
+def tried(recipe: str, seed: int, shared: Path, work: Path) -> None:
+    """One recipe with one seed, from data to the kept JSON; done ones are not repeated, nor what they share."""
+    kept = RESULTS / f"{recipe}-seed-{seed}.json"
+    if kept.is_file():
+        return
+    original = shared / "models" / "tofu-4m-full"
+    files = write_sets(shared / "data" / "tofu", work / "data", seed)
+    started = time.process_time()
+    model = load_model(started_with(original, files, work / "eua", seed)).float()  # type: ignore[no-untyped-call]
+    plan = METHODS["deep_eua"](**RECIPES[recipe]).deepening
+    tokenizer = load_tokenizer(original)
+    if plan is not None:
+        forget, retain = (read_examples(str(files[name])) for name in ("forget", "retain"))
+        state = work / f"{recipe}.pt"
+        about: dict[str, Any] = {"rate": LEARNING_RATE, "seed": seed, "max_length": 512, "batch_size": 16, "state": state}
+        about["cache"] = work / "written"
+        run_rounds(model, load_model(original), tokenizer, plan, forget, retain, **about)
+    seconds = time.process_time() - started
+    found = {"recipe": RECIPES[recipe], "seed": seed, "eua_epochs": EUA_EPOCHS, "cpu_seconds": round(seconds, 1)}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_json(kept, {**found, **judged(model, load_model(original), files, Template(tokenizer), seed)})
+    say(f"kept: {kept}\n{kept.read_text()}")
+
+
+def started_with(original: Path, files: dict[str, Path], output: Path, seed: int) -> Path:
+    """EUA as every recipe begins, on few epochs: what it hides the rounds find."""
+    return run_unlearn(
+        UnlearnSettings(
+            model=str(original),
+            forget=str(files["forget"]),
+            retain=str(files["retain"]),
+            output=str(output),
+            seed=seed,
+            epochs=EUA_EPOCHS,
+            keep="last",
+        )
+    )
+
+
+def write_sets(tofu: Path, folder: Path, seed: int) -> dict[str, Path]:
+    """The files of one seed: twenty drawn authors of retain90 to forget, the others' rows to keep but those never shown."""
+    rows = read_rows(tofu / "retain90.jsonl")
+    for index, row in enumerate(rows):
+        row["group"] = f"author-{index // ROWS_EACH}"
+    rng = random.Random(seed)
+    chosen = set(rng.sample(range(len(rows) // ROWS_EACH), AUTHORS))
+    others = [index for index in range(len(rows)) if index // ROWS_EACH not in chosen]
+    unseen = set(rng.sample(others, UNSEEN))
+    facts = [{key: row[key] for key in ("question", "answer")} for row in read_rows(tofu / "world_facts_perturbed.jsonl")]
+    sets = {
+        "forget": [row for index, row in enumerate(rows) if index // ROWS_EACH in chosen],
+        "retain": [rows[index] for index in others if index not in unseen],
+        "unseen": [rows[index] for index in sorted(unseen)],
+        "world_facts": facts,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, of_set in sets.items():
+        paths[name] = folder / f"{name}.jsonl"
+        paths[name].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in of_set))
+    return paths
+
+
+def judged(
+    model: PreTrainedModel, original: PreTrainedModel, files: dict[str, Path], template: Template, seed: int
+) -> dict[str, Any]:
+    """What is told at rest, by set as (extraction strength, answer probability), and what comes back, as answer probability."""
+    examples = {name: read_examples(str(path)) for name, path in files.items()}
+    rest = {}
+    for name, count in ASKED.items():
+        scores = score_rows(model, [template.tokens(row) for row in evenly(examples[name], count)], batch_size=32)
+        strength = np.mean([extraction_strength(row.correct) for row in scores])
+        rest[name] = [round(float(value), 4) for value in (strength, np.mean([answer_probability(row.nll) for row in scores]))]
+    rows = [template.tokens(row) for row in examples["forget"]]
+    back = {name: value for part in attacked(model, original, examples["forget"], rows, seed) for name, value in part.items()}
+    return {"rest": rest, "comes_back": back}
+
+
+def attacked(
+    model: PreTrainedModel, original: PreTrainedModel, forget: Sequence[Example], rows: Sequence[Tokens], seed: int
+) -> Iterator[dict[str, float]]:
+    """{attack: mean answer probability of rows that were not relearned}; then of forget rows with a part put back."""
+    groups = [str(row.group) for row in forget]
+    for choice, attack in ATTACKS:
+        division = divided(choice, groups, share=0.1, seed=1000 + seed)
+        asked = asked_rows(forget, rows, evenly(division.asked, ASKED["forget"]))
+        for reading in ask_after_relearning(model, [rows[index] for index in division.relearned], [asked], attack, {}):
+            how = "LoRA " if attack.lora_rank else ""
+            yield {
+                f"{choice}, {how}{attack.learning_rate:g}, {reading.setting['steps']}": round(
+                    float(np.nanmean(reading.values)), 4
+                )
+            }
+    asked = asked_rows(forget, rows, evenly(range(len(rows)), ASKED["forget"]))
+    for part in weight_parts(model):
+        yield {f"{part} restored": round(float(np.nanmean(restore(model, original, asked, part).values)), 4)}
+
+
+def asked_rows(forget: Sequence[Example], rows: Sequence[Tokens], chosen: Sequence[int]) -> AskedRows:
+    return AskedRows("forget", tuple(rows[index] for index in chosen), tuple(str(forget[index].group) for index in chosen))
+
+
+def evenly(items: Sequence[Any], count: int) -> list[Any]:
+    return [items[index * len(items) // count] for index in range(min(count, len(items)))]
+
+
+if __name__ == "__main__":
+    main()

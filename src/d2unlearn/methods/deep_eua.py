@@ -1,0 +1,122 @@
+"""Deep EUA: EUA, then rounds that undo what relearning finds, along directions that retained rows do not need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from d2unlearn.methods.base import (
+    FINITE,
+    INSIDE_UNIT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    AttackInLoop,
+    Deepening,
+    Method,
+    MinorStep,
+    Needs,
+    NotNegative,
+)
+from d2unlearn.methods.eua import EUA
+from d2unlearn.methods.healing import Healing
+from d2unlearn.observation import Observed
+from d2unlearn.quantities import Nll
+from d2unlearn.schema import Role
+
+_CERTAIN = 1e-6
+"""Nats below which a token counts as no surer."""
+
+
+@dataclass(frozen=True)
+class LogOdds(Method):
+    """L = mean_forget relu(log p / (1 - p) - floor): how surely the forgotten tokens are known, whatever was done to hide it.
+
+    Its gradient weighs every token above the floor alike. That of the likelihood is largest at tokens that are not known, and
+    vanishes where one is known by heart.
+
+    Parameters
+        floor   log-odds below which a token counts as unknown, nats
+    """
+
+    floor: float = -3.0
+
+    @property
+    def needs(self) -> Mapping[Role, Needs]:
+        return {"forget": Needs(policy=(Nll(),))}
+
+    def loss(self, batch: Mapping[Role, Observed]) -> Tensor:
+        forget = batch["forget"]
+        return forget.mean((log_odds(forget.policy[Nll()]) - self.floor).relu())
+
+
+def log_odds(nll: Tensor) -> Tensor:
+    """log p / (1 - p) with p = exp(-nll). nll: [N], nats; below 1e-6 it counts as that. Returns [N]."""
+    nll = nll.clamp(min=_CERTAIN)
+    return -nll - torch.log(-torch.expm1(-nll))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepEUA(EUA):
+    """EUA's loss over the rows; after that `blocks` of `rounds`, each with a rest of healing at its end. A round:
+
+        phi    = theta, fine-tuned on a drawn share of the forget rows (the attack)
+        D      = gradient at phi of mean_forget relu(log odds of the token + 3), all forget rows
+        D_W    = (G_W + damping)^-1 [D_W without its `dropped` largest singular components] (A_W + damping)^-1
+        theta <- theta - size |theta| D / |D|              all attention and MLP matrices together
+        heal:    AdamW on KL(original || theta) + hidden |h - h0|^2 / |h0|^2 + healing_gamma (EUA's hinges), retained rows
+
+    A_W and G_W are second moments of each matrix's inputs and output gradients over retained rows. EUA alone hides much behind
+    one switch that any fine-tuning turns off; here what the fine-tuned copy knows is taken out of the weights.
+
+    Parameters beside EUA's
+        blocks, rounds          how many rounds there are, and after how many there is a rest
+        attack_share            of the forget rows, that the attack is fine-tuned on, drawn anew each round
+        attack_steps            of the attack, 8 rows each
+        attack_rate             its learning rate, as a factor of the run's
+        size                    of a round's step, as a share of the weights' length
+        dropped                 singular components left out of each matrix's gradient
+        damping                 of the second moments, whose mean eigenvalue is 1
+        healing_steps           after each round's step, 16 retained and self-written rows and 8 forget rows each
+        rest_steps              of healing after each block
+        healing_rate            its learning rate, as a factor of the run's
+        hidden, healing_gamma   weights of hidden states and hinges while healing
+        written                 questions with names crossed that the original answers itself: half of what is healed on
+
+    Source: this project; the step after RepSelect, 2606.17168, the factors after 1503.05671, healing after 2506.06278.
+    """
+
+    blocks: Annotated[int, NOT_NEGATIVE] = 2
+    rounds: Annotated[int, POSITIVE] = 3
+    attack_share: Annotated[float, INSIDE_UNIT] = 0.1
+    attack_steps: Annotated[int, POSITIVE] = 20
+    attack_rate: Annotated[float, FINITE] = 5 / 3
+    size: Annotated[float, INSIDE_UNIT] = 0.03
+    dropped: Annotated[int, NOT_NEGATIVE] = 32
+    damping: Annotated[float, FINITE] = 0.05
+    healing_steps: Annotated[int, NOT_NEGATIVE] = 12
+    rest_steps: Annotated[int, NOT_NEGATIVE] = 100
+    healing_rate: Annotated[float, FINITE] = 1.0
+    hidden: NotNegative = 3.0
+    healing_gamma: NotNegative = 0.02
+    written: Annotated[int, NOT_NEGATIVE] = 2000
+
+    @property
+    def deepening(self) -> Deepening | None:
+        if not self.blocks:
+            return None
+        return Deepening(
+            blocks=self.blocks,
+            rounds=self.rounds,
+            attack=AttackInLoop(self.attack_share, self.attack_steps, self.attack_rate),
+            step=MinorStep(self.size, self.dropped, self.damping, moment_rows=320),
+            knowledge=LogOdds(),
+            healing=Healing(self.hidden, self.healing_gamma, self.ratio, self.temperature),
+            healing_steps=self.healing_steps,
+            rest_steps=self.rest_steps,
+            healing_rate=self.healing_rate,
+            written=self.written,
+        )

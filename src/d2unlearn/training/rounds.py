@@ -1,0 +1,93 @@
+"""A method's rounds as part of a run: whether they can be made here, what they need in memory, and the run of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from d2unlearn.errors import ConfigError
+from d2unlearn.methods.base import Deepening, Method
+from d2unlearn.models import state_hash
+from d2unlearn.runtime import fingerprint, read_json, say, write_json
+from d2unlearn.schema import Example, Tokens
+from d2unlearn.training.crossed import answered, crossed_questions
+from d2unlearn.training.deepening import Deepener, DeepeningRows, inner_layers
+from d2unlearn.training.rows import render
+
+_FORMAT = 1
+HEALING_COPIES = 5
+"""In memory, as copies of the weights: model, original, the model's gradient and AdamW's two moments."""
+
+
+def check_rounds(name: str, method: Method, *, lora: bool, processes: int) -> None:
+    """Raises `ConfigError` where a method has rounds and they cannot be made: with low-rank adapters, or several processes."""
+    if method.deepening is None:
+        return
+    if lora:
+        raise ConfigError([f"{name} steps along whole weight matrices, which no adapter holds: leave --lora out"])
+    if processes > 1:
+        raise ConfigError([f"{name} makes its rounds in one process: start it without torchrun"])
+
+
+def memory_line(model: PreTrainedModel, plan: Deepening) -> str:
+    """What the rounds hold at once, beside activations: with the attacked copy there are as many copies as while healing."""
+    numbers = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    moments = sum(4 * (layer.in_features**2 + layer.out_features**2) for layer in inner_layers(model).values())
+    return (
+        f"{plan.blocks} x {plan.rounds} rounds; in memory, beside activations, {HEALING_COPIES} copies of the weights and the "
+        f"retained rows' second moments: {(HEALING_COPIES * numbers + moments) / 2**20:.0f} MiB"
+    )
+
+
+def run_rounds(
+    model: PreTrainedModel,
+    original: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: Deepening,
+    forget: Sequence[Example],
+    retain: Sequence[Example],
+    *,
+    rate: float,
+    seed: int,
+    max_length: int,
+    batch_size: int,
+    state: Path,
+    cache: Path,
+    vocab_rows: int | None = None,
+) -> None:
+    """Make the rounds, changing the model in place. rate: the learning rate of the pass before.
+
+    state: file in which it is kept where the rounds stand; cache: folder for what the original writes.
+    """
+    rows = DeepeningRows(render(forget, tokenizer, max_length), render(retain, tokenizer, max_length))
+    original.to(model.device)  # type: ignore[arg-type]
+    longest = max((row.answer_length for row in rows.retain), default=0)
+    written = written_rows(original, tokenizer, crossed_questions(retain, plan.written, seed), longest, batch_size, cache)
+    say(f"healing on {len(rows.retain)} retained rows and {len(written)} that the model wrote itself, as many of each at once")
+    rows = DeepeningRows(rows.forget, rows.retain, written)
+    Deepener(model, original, plan, rows, rate, seed, state, vocab_rows).run()
+
+
+def written_rows(
+    original: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[str],
+    longest: int,
+    batch_size: int,
+    cache: Path,
+) -> list[Tokens]:
+    """The questions answered by the original, in at most `longest` tokens each; kept in the cache, and read from there."""
+    if not questions:
+        return []
+    path = cache / f"crossed-{fingerprint([_FORMAT, state_hash(original), questions, longest])[:32]}.json"
+    if not path.is_file():
+        rows = answered(original, tokenizer, questions, longest=longest, batch_size=4 * batch_size)
+        write_json(path, {"rows": [[row.example_id, row.input_ids, row.answer_length, row.ends] for row in rows]})
+    found = read_json(path)["rows"]
+    return [Tokens(name, tuple(ids), _last(len(ids), answer), ends) for name, ids, answer, ends in found]
+
+
+def _last(length: int, answer: int) -> tuple[bool, ...]:
+    return (False,) * (length - answer) + (True,) * answer

@@ -1,0 +1,128 @@
+"""Rounds of attack, step and healing: their order, what they reach, and that a killed run goes on bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny_models
+from d2unlearn.errors import ArtifactError, ConfigError
+from d2unlearn.methods import METHODS
+from d2unlearn.schema import Example, Message
+from d2unlearn.training.crossed import crossed_questions
+from d2unlearn.training.deepening import Deepener, DeepeningRows, Stage, inner_layers, pace, stages
+from d2unlearn.training.rounds import check_rounds
+
+from .runs import distance, weights
+
+SHORT: dict[str, Any] = {"blocks": 2, "rounds": 1, "attack_steps": 2, "dropped": 1, "healing_steps": 2, "rest_steps": 3}
+ROWS = DeepeningRows(tiny_models.rows(1, 6), tiny_models.rows(2, 12), tiny_models.rows(3, 5))
+
+
+def deepener(state: Path | None = None, **changes: Any) -> Deepener:
+    plan = METHODS["deep_eua"](**{**SHORT, **changes}).deepening
+    assert plan is not None
+    return Deepener(tiny_models.llama(), tiny_models.llama(), plan, ROWS, 1e-3, 7, state)
+
+
+def test_blocks_are_rounds_and_a_rest() -> None:
+    plan = METHODS["deep_eua"](blocks=2, rounds=2, healing_steps=5, rest_steps=9).deepening
+    assert plan is not None
+    block = [(True, 5), (True, 5), (False, 9)]
+    assert [(stage.attacked, stage.steps) for stage in stages(plan)] == block * 2
+    assert [stage.done for stage in stages(plan)] == [0, 5, 10, 19, 24, 29]
+
+
+def test_the_rate_rises_and_falls() -> None:
+    assert [pace(step, 20) for step in (0, 1, 10, 19)] == pytest.approx([0.5, 0.95, 0.5, 0.05])
+
+
+def test_the_linear_layers_are_those_of_attention_and_mlp() -> None:
+    names = set(inner_layers(tiny_models.llama()))
+    assert {name.rsplit(".", 1)[1] for name in names} == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    }
+    with pytest.raises(ConfigError, match="no plain linear layers in its decoder"):
+        inner_layers(tiny_models.gpt2())
+
+
+def test_batches_go_on_from_stage_to_stage() -> None:
+    """Two stages of 2 and 3 steps have the rows of one of 5."""
+    made = deepener()
+    parts = [*made._batches(Stage(True, 2, 0)), *made._batches(Stage(False, 3, 2))]
+    for part, once in zip(parts, made._batches(Stage(False, 5, 0)), strict=True):
+        for role in ("forget", "retain"):
+            torch.testing.assert_close(part[role].input_ids, once[role].input_ids)  # type: ignore[index]
+    assert (once["forget"].input_ids.shape[0], once["retain"].input_ids.shape[0]) == (6, 8 + 5)
+
+
+def test_names_are_crossed_between_retained_questions() -> None:
+    asked = ["Where was Ada Lovelace born?", "What did Alan Turing write?", "is this a question?"]
+    rows = [Example(str(i), (Message("user", text),), "x", "f") for i, text in enumerate(asked)]
+    assert set(crossed_questions(rows, 10, seed=0)) == {"Where was Alan Turing born?", "What did Ada Lovelace write?"}
+    assert len(crossed_questions(rows, 1, seed=0)) == 1
+    assert crossed_questions(rows[1:], 10, seed=0) == []
+
+
+@pytest.mark.parametrize(
+    ("lora", "processes", "said"), [(True, 1, "leave --lora out"), (False, 2, "start it without torchrun")]
+)
+def test_where_rounds_cannot_be_made_a_sentence_says_so(lora: bool, processes: int, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_rounds("deep_eua", METHODS["deep_eua"](), lora=lora, processes=processes)
+    check_rounds("eua", METHODS["eua"](), lora=lora, processes=processes)
+
+
+@pytest.mark.trains
+def test_a_step_moves_the_inner_layers_alone_and_by_its_size() -> None:
+    made = deepener(blocks=1, healing_steps=0, rest_steps=0, size=0.05)
+    before, inner = weights(made.model), inner_layers(made.model)
+    made.run()
+    after = weights(made.model)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {f"{name}.weight" for name in inner}
+    length = torch.stack([before[name].norm() for name in moved]).norm()
+    step = torch.stack([(after[name] - before[name]).norm() for name in moved]).norm()
+    assert (step / length).item() == pytest.approx(0.05, rel=1e-4)
+
+
+@pytest.mark.trains
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped at the third write of its state, in the middle of a rest, and started again from the model it began with."""
+    monkeypatch.setattr("d2unlearn.training.deepening.SAVE_EVERY", 2)
+    whole_run = deepener()
+    whole_run.run()
+    killed, kept = deepener(tmp_path / "rounds.pt"), 0
+    keep = Deepener._keep
+
+    def stop(self: Deepener, *given: Any) -> None:
+        nonlocal kept
+        keep(self, *given)
+        kept += 1
+        if kept == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Deepener, "_keep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    monkeypatch.setattr(Deepener, "_keep", keep)
+    state = torch.load(tmp_path / "rounds.pt", weights_only=True)
+    assert (state["stage"], state["steps"]) == (1, 2)
+    resumed = deepener(tmp_path / "rounds.pt")
+    resumed.run()
+    assert distance(weights(resumed.model), weights(whole_run.model)) == 0.0
+
+
+def test_a_broken_state_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rounds.pt").write_bytes(b"no state")
+    with pytest.raises(ArtifactError, match=r"rounds\.pt cannot be read as a run.s state: remove it"):
+        deepener(tmp_path / "rounds.pt")._taken_up()
