@@ -229,8 +229,14 @@ def test_parameters_are_typed_by_hints() -> None:
     [
         (config.GenerateSettings, ("model", "input", "output", "prompt", "show_energy", "batch_size")),
         (config.EvaluateSettings, ("model", "original", "forget", "retain", "output", "also_forget", "also_retain", "columns")),
-        (config.CalibrateSettings, ("model", "retain", "forget", "batch_size", "columns", "unseen")),
-        (config.UnlearnSettings, ("model", "forget", "retain", "near", "alternate", "output", "report_to", "columns")),
+        (config.CalibrateSettings, ("model", "retain", "forget", "batch_size", "columns", "unseen", "sign_key")),
+        (
+            config.UnlearnSettings,
+            (
+                *("model", "forget", "retain", "near", "alternate", "output", "report_to", "columns"),
+                *("plan", "devices", "memory"),
+            ),
+        ),
         (config.BenchmarkSettings, ("model", "output", "data", "retain_logs", "reference_model")),
         (
             config.AnalyzeSettings,

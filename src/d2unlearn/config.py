@@ -48,6 +48,7 @@ BENCHMARKS = ("tofu", "muse", "wmdp", "lume", "years")
 BENCHMARK = Group("A benchmark of the field")
 TRAINING = Group("How all of them are trained")
 WHERE = Group("Where runs are done")
+PLANNED = Group("What it will need")
 
 RowFiles = str | list[str]
 """One data set, or several that are read one after the other as one."""
@@ -122,6 +123,9 @@ class UnlearnSettings:
         "best: the epoch that erased and kept most, by rows set aside and near ones; last: as training ends.",
     ] = "best"
     report_to: Annotated[str, INCIDENTAL, "wandb, tensorboard, ..., as in transformers."] = "none"
+    plan: Annotated[bool, INCIDENTAL, PLANNED, "Say what the run will need, time a few steps of it, and do no more."] = False
+    devices: Annotated[int | None, INCIDENTAL, PLANNED, COUNT, "With --plan: as if on so many devices."] = None
+    memory: Annotated[str | None, INCIDENTAL, PLANNED, Metavar("80GB"), "With --plan: what each of them has."] = None
     group_size: GroupSize = None
     columns: Columns = field(default_factory=dict)
 

@@ -76,6 +76,18 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, trust_re
     return model
 
 
+def model_outline(source: str | Path) -> PreTrainedModel:
+    """A model's modules and shapes without any weight, on torch's meta device. Raises `ModelError` when there is no model."""
+    source = model_folder(source)
+    try:
+        config = AutoConfig.from_pretrained(str(source))
+        with torch.device("meta"):
+            outline: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(_not_loaded(source, error, "a causal language model")) from error
+    return outline
+
+
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, hub name or GGUF file. Raises `ModelError` when there is none."""
     source = model_folder(source)

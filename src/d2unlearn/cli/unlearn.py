@@ -14,6 +14,11 @@ def unlearn(settings: UnlearnSettings) -> None:
 
     Example: `d2unlearn unlearn --model ./model --forget forget.jsonl --retain retain.jsonl --output ./artifact`
     """
+    if settings.plan:
+        from d2unlearn.training.plan import plan_unlearn
+
+        typer.echo(plan_unlearn(settings))
+        return
     from d2unlearn.training.unlearn import run_unlearn
 
     typer.echo(run_unlearn(settings))

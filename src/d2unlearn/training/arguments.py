@@ -48,6 +48,10 @@ class UnlearnConfig(TrainingArguments):
         super().__post_init__()  # type: ignore[no-untyped-call]
 
 
+CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(UnlearnConfig, name))
+"""The field's name: newer versions of transformers warn of the older one."""
+
+
 def check_parallelism(args: UnlearnConfig) -> None:
     """Raises `ConfigError` for FSDP and DeepSpeed, which were not run yet: energies would be read off a part of the head.
 

@@ -26,7 +26,7 @@ from d2unlearn.models import context_length, load_model, load_tokenizer, low_ran
 from d2unlearn.runtime import fingerprint, pick_device, remove, say, seed_everything, torch_dtype, write_json
 from d2unlearn.schema import MANIFEST_FILE, Example, Role
 from d2unlearn.training.alternates import read_alternates
-from d2unlearn.training.arguments import UnlearnConfig, vocabulary_rows
+from d2unlearn.training.arguments import CHECKPOINTING, UnlearnConfig, vocabulary_rows
 from d2unlearn.training.checkpoints import last_complete_checkpoint
 from d2unlearn.training.frozen import model_settings
 from d2unlearn.training.recipe import Pace, automatic_accumulation, automatic_epochs, automatic_learning_rate
@@ -35,8 +35,6 @@ from d2unlearn.training.rows import Rows, Watched
 from d2unlearn.training.trainer import UnlearnTrainer
 from d2unlearn.version import __version__
 
-CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(UnlearnConfig, name))
-"""The field's name: newer versions of transformers warn of the older one."""
 KEPT_BY = {
     "best": "largest selection = harmonic mean of erased, kept and AUROC; kept: tokens right and KL, on rows set aside and on "
     "near ones (d2unlearn.training.monitor.Snapshot)",
@@ -259,11 +257,17 @@ def _loaded(settings: UnlearnSettings) -> _Run:
         _check_apart(forget, near, forget_source, str(settings.near))
         _check_apart(retain.train, near, retain_source, str(settings.near))
     alternates = _read_alternates(settings, method, {"alternate": forget, "retain_alternate": retain.train})
+    model, saved_dtype = loaded_model(settings)
+    return _Run(settings, method, forget, retain, near, alternates, model, load_tokenizer(settings.model), saved_dtype)
+
+
+def loaded_model(settings: UnlearnSettings) -> tuple[PreTrainedModel, torch.dtype]:
+    """The model as it is trained, and the dtype that it is saved in."""
     model = load_model(settings.model, dtype=torch_dtype(settings.dtype))
-    tokenizer, saved_dtype = load_tokenizer(settings.model), model.dtype
+    saved_dtype = model.dtype
     if settings.dtype == "auto" and not settings.lora:
         model = model.float()  # type: ignore[no-untyped-call]
-    return _Run(settings, method, forget, retain, near, alternates, model, tokenizer, saved_dtype)
+    return model, saved_dtype
 
 
 def _options(flag: str, source: str | list[str]) -> str:
@@ -306,10 +310,14 @@ def _rows_hash(rows: Sequence[Example]) -> str:
 
 
 def _pace(run: _Run) -> Pace:
-    settings, parameters = run.settings, sum(p.numel() for p in run.model.parameters())
+    return pace_of(run.settings, sum(p.numel() for p in run.model.parameters()), len(run.forget), _processes())
+
+
+def pace_of(settings: UnlearnSettings, parameters: int, forget_rows: int, processes: int) -> Pace:
+    """What the settings say of the pace, with what they leave open filled in from the sizes. Raises `ConfigError`."""
     accumulation = automatic_accumulation(parameters) if settings.accumulation == "auto" else int(settings.accumulation)
-    pairs = settings.batch_size * accumulation * _processes()
-    epochs = automatic_epochs(len(run.forget), pairs) if settings.epochs == "auto" else float(settings.epochs)
+    pairs = settings.batch_size * accumulation * processes
+    epochs = automatic_epochs(forget_rows, pairs) if settings.epochs == "auto" else float(settings.epochs)
     if settings.learning_rate == "auto":
         return Pace(automatic_learning_rate(parameters, lora=settings.lora), accumulation, epochs)
     try:
