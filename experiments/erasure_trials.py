@@ -1,6 +1,6 @@
 """Recipes of erasure, tried on authors that judge nothing: which parameters `deep_eua` has, and what each costs.
 
-    python experiments/erasure_trials.py --shared ../shared --recipes rounds --seeds 10        resumable; half an hour on a core
+    python experiments/erasure_trials.py --shared ../shared --recipes restoring --seeds 10    resumable; half an hour
 
 The forget set is twenty authors of TOFU's retain90, drawn by the seed; of the other authors' rows 300 are in no file that
 training or self-writing reads. Nothing of forget10 is looked at, and no wording that judges. All recipes of a seed begin with
@@ -47,7 +47,17 @@ ASKED = {"forget": 60, "unseen": 150, "retain": 60, "world_facts": 60}
 """Rows of each set that are judged, drawn evenly."""
 RECIPES: dict[str, dict[str, Any]] = {
     "eua": {"blocks": 0},
-    "rounds": {"blocks": 2, "rounds": 3, "size": 0.05, "damping": 0.2, "healing_steps": 12, "rest_steps": 80, "written": 1500},
+    "restoring": {
+        "blocks": 3,
+        "rounds": 2,
+        "size": 0.04,
+        "damping": 0.2,
+        "healing_steps": 12,
+        "healing_rate": 1.5,
+        "healing_gamma": 0.05,
+        "rest_steps": 120,
+        "written": 1500,
+    },
 }
 ATTACKS: tuple[tuple[RowChoice, Relearning], ...] = (
     ("spread over groups", Relearning(5e-4, (20, 80))),

@@ -13,7 +13,7 @@ from d2unlearn.errors import ArtifactError, ConfigError
 from d2unlearn.methods import METHODS
 from d2unlearn.schema import Example, Message
 from d2unlearn.training.crossed import crossed_questions
-from d2unlearn.training.deepening import Deepener, DeepeningRows, Stage, inner_layers, pace, stages
+from d2unlearn.training.deepening import Deepener, DeepeningRows, Stage, inner_layers, pace, parts_of, stages
 from d2unlearn.training.rounds import check_rounds
 
 from .runs import distance, weights
@@ -55,6 +55,22 @@ def test_the_linear_layers_are_those_of_attention_and_mlp() -> None:
         inner_layers(tiny_models.gpt2())
 
 
+def test_the_parts_put_back_are_attention_mlp_and_each_layer() -> None:
+    names = ["h.layers.0.attn.q", "h.layers.0.mlp.up", "h.layers.1.attn.q", "h.layers.1.mlp.up"]
+    assert parts_of(names) == [(names[0], names[2]), (names[1], names[3]), (names[0], names[1]), (names[2], names[3])]
+    assert parts_of(["up"]) == [("up",)]
+
+
+def test_a_restored_copy_is_the_original_in_that_part_alone() -> None:
+    made = deepener()
+    torch.nn.init.normal_(made.model.get_parameter("model.layers.0.mlp.up_proj.weight"))
+    torch.nn.init.normal_(made.model.get_parameter("model.layers.0.self_attn.q_proj.weight"))
+    copied, names = made._restored(inner_layers(made.model), 1)
+    assert {name.rsplit(".", 2)[1] for name in names} == {"mlp"}
+    differing = {name for name, weight in weights(copied).items() if not torch.equal(weight, weights(made.original)[name])}
+    assert differing == {"model.layers.0.self_attn.q_proj.weight"}
+
+
 def test_batches_go_on_from_stage_to_stage() -> None:
     """Two stages of 2 and 3 steps have the rows of one of 5."""
     made = deepener()
@@ -84,7 +100,7 @@ def test_where_rounds_cannot_be_made_a_sentence_says_so(lora: bool, processes: i
 
 @pytest.mark.trains
 def test_a_step_moves_the_inner_layers_alone_and_by_its_size() -> None:
-    made = deepener(blocks=1, healing_steps=0, rest_steps=0, size=0.05)
+    made = deepener(blocks=1, healing_steps=0, rest_steps=0, size=0.05, attack_steps=10, attack_rate=20.0)
     before, inner = weights(made.model), inner_layers(made.model)
     made.run()
     after = weights(made.model)

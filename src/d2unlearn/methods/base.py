@@ -36,14 +36,16 @@ class SelfWritten(NamedTuple):
 
 
 class AttackInLoop(NamedTuple):
-    """Relearning in the loop: a copy of the model is fine-tuned on a drawn share of the forget rows, and what it shows is used.
+    """Attacks in the loop: a copy of the model is fine-tuned on a drawn share of the forget rows, and what it shows is used.
 
-    steps: of AdamW, in batches of 8; rate: its learning rate, as a factor of the run's.
+    steps: of AdamW, in batches of 8; rate: its learning rate, as a factor of the run's. restoring: another copy has a part of
+    its matrices put back to the original's, another one each round; each copy is asked for a half of the forget rows.
     """
 
     share: float
     steps: int
     rate: float
+    restoring: bool
 
 
 class MinorStep(NamedTuple):

@@ -63,8 +63,9 @@ def log_odds(nll: Tensor) -> Tensor:
 class DeepEUA(EUA):
     """EUA's loss over the rows; after that `blocks` of `rounds`, each with a rest of healing at its end. A round:
 
-        phi    = theta, fine-tuned on a drawn share of the forget rows (the attack)
-        D      = gradient at phi of mean_forget relu(log odds of the token + 3), all forget rows
+        phi    = theta, fine-tuned on a drawn share of the forget rows (the first attack)
+        psi    = theta with a part of the original's matrices in it: those of attention, of the MLPs, of one layer (the second)
+        D      = gradients at phi and psi, each of length 1, of mean_forget relu(log odds of the token + 3)
         D_W    = (G_W + damping)^-1 [D_W without its `dropped` largest singular components] (A_W + damping)^-1
         theta <- theta - size |theta| D / |D|              all attention and MLP matrices together
         heal:    AdamW on KL(original || theta) + hidden |h - h0|^2 / |h0|^2 + healing_gamma (EUA's hinges), retained rows
@@ -77,6 +78,7 @@ class DeepEUA(EUA):
         attack_share            of the forget rows, that the attack is fine-tuned on, drawn anew each round
         attack_steps            of the attack, 8 rows each
         attack_rate             its learning rate, as a factor of the run's
+        restoring               whether there is the second attack
         size                    of a round's step, as a share of the weights' length
         dropped                 singular components left out of each matrix's gradient
         damping                 of the second moments, whose mean eigenvalue is 1
@@ -94,6 +96,7 @@ class DeepEUA(EUA):
     attack_share: Annotated[float, INSIDE_UNIT] = 0.1
     attack_steps: Annotated[int, POSITIVE] = 20
     attack_rate: Annotated[float, FINITE] = 5 / 3
+    restoring: bool = True
     size: Annotated[float, INSIDE_UNIT] = 0.03
     dropped: Annotated[int, NOT_NEGATIVE] = 32
     damping: Annotated[float, FINITE] = 0.05
@@ -111,7 +114,7 @@ class DeepEUA(EUA):
         return Deepening(
             blocks=self.blocks,
             rounds=self.rounds,
-            attack=AttackInLoop(self.attack_share, self.attack_steps, self.attack_rate),
+            attack=AttackInLoop(self.attack_share, self.attack_steps, self.attack_rate, self.restoring),
             step=MinorStep(self.size, self.dropped, self.damping, moment_rows=320),
             knowledge=LogOdds(),
             healing=Healing(self.hidden, self.healing_gamma, self.ratio, self.temperature),

@@ -7,6 +7,7 @@ model, the original, and either the attacked copy with its gradient and AdamW's 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from d2unlearn.data.batching import pad_tokens
 from d2unlearn.errors import ArtifactError, ConfigError
@@ -98,17 +99,38 @@ class Deepener:
         return [self.rows.retain[index] for index in rng.permutation(len(self.rows.retain))[:count].tolist()]
 
     def _step(self, layers: Mapping[str, nn.Linear], needed: Mapping[str, Moments], number: int) -> None:
-        """The weights moved against what a copy knows that was fine-tuned on some of the forget rows; the copy is let go."""
-        how = self.plan.step
-        attacked = self._attacked(number)
-        add_gradients(attacked, self.plan.knowledge, self.rows.forget, vocab_rows=self.vocab_rows)
-        found = {name: layer.weight.grad for name, layer in inner_layers(attacked).items()}
-        directions = [
-            spared(gradient, needed[name], dropped=how.dropped, damping=how.damping)
-            for name, gradient in found.items()
-            if gradient is not None
-        ]
-        step_against([layers[name].weight for name, each in found.items() if each is not None], directions, how.size)
+        """The weights moved against what attacked copies of the model know; these are let go."""
+        how, forget = self.plan.step, self.rows.forget
+        order = np.random.default_rng([self.seed, 5, number]).permutation(len(forget)).tolist()
+        middle = (len(forget) + 1) // 2 if self.plan.attack.restoring and len(forget) > 1 else len(forget)
+        found = self._known(self._attacked(number), [forget[index] for index in order[:middle]])
+        if order[middle:]:
+            restored, names = self._restored(layers, number)
+            also = self._known(restored, [forget[index] for index in order[middle:]])
+            found = {name: found[name] + also[name] if name not in names else found[name] for name in found}
+        directions = {
+            name: spared(gradient, needed[name], dropped=how.dropped, damping=how.damping) for name, gradient in found.items()
+        }
+        step_against([layers[name].weight for name in directions], list(directions.values()), how.size)
+
+    def _known(self, attacked: nn.Module, rows: Sequence[Tokens]) -> dict[str, Tensor]:
+        """The gradient of what the copy knows of the rows, by layer, of length 1 together; as it is where it is all zeros."""
+        add_gradients(attacked, self.plan.knowledge, rows, vocab_rows=self.vocab_rows)
+        gradients = {name: layer.weight.grad for name, layer in inner_layers(attacked).items()}
+        found = {name: gradient.float() for name, gradient in gradients.items() if gradient is not None}
+        length = sum(float(gradient.square().sum()) for gradient in found.values()) ** 0.5
+        return {name: gradient / (length or 1.0) for name, gradient in found.items()}
+
+    def _restored(self, layers: Mapping[str, nn.Linear], number: int) -> tuple[nn.Module, tuple[str, ...]]:
+        """A copy of the model with one of `parts_of` put back to the original's matrices, and their names."""
+        parts = parts_of(list(layers))
+        names, theirs = parts[number % len(parts)], inner_layers(self.original)
+        restored = copy.deepcopy(self.model).requires_grad_(True)
+        ours = inner_layers(restored)
+        with torch.no_grad():
+            for name in names:
+                ours[name].weight.copy_(theirs[name].weight)
+        return restored.eval(), names
 
     def _attacked(self, number: int) -> nn.Module:
         """A copy of the model, fine-tuned on a drawn share of the forget rows, without gradients."""
@@ -200,6 +222,20 @@ class Deepener:
         self.model.load_state_dict(kept["model"])
         say(f"going on from stage {kept['stage'] + 1} of the rounds, {kept['steps']} healing steps done")
         return kept["stage"], kept["steps"], kept["optimizer"]
+
+
+def parts_of(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Matrices that an attacker may have of the original: all of one kind (attention, MLP), then all of one layer.
+
+    names: of the decoder's linear layers, with the layer's number in them: `model.layers.3.mlp.up_proj` is of kind `mlp`.
+    """
+    placed = [(name, re.search(r"\.(\d+)\.([^.]+)\.", name)) for name in names]
+    kinds, layers = dict[str, list[str]](), dict[str, list[str]]()
+    for name, place in placed:
+        if place is not None:
+            kinds.setdefault(place[2], []).append(name)
+            layers.setdefault(place[1], []).append(name)
+    return [tuple(part) for part in (*kinds.values(), *layers.values())] or [tuple(names)]
 
 
 def pace(step: int, steps: int) -> float:
