@@ -100,7 +100,7 @@ def test_where_rounds_cannot_be_made_a_sentence_says_so(lora: bool, processes: i
 
 @pytest.mark.trains
 def test_a_step_moves_the_inner_layers_alone_and_by_its_size() -> None:
-    made = deepener(blocks=1, healing_steps=0, rest_steps=0, size=0.05, attack_steps=10, attack_rate=20.0)
+    made = deepener(blocks=1, healing_steps=0, rest_steps=0, size=0.05, attack_share=0.99, attack_steps=20, attack_rate=20.0)
     before, inner = weights(made.model), inner_layers(made.model)
     made.run()
     after = weights(made.model)
@@ -113,11 +113,11 @@ def test_a_step_moves_the_inner_layers_alone_and_by_its_size() -> None:
 
 @pytest.mark.trains
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped at the third write of its state, in the middle of a rest, and started again from the model it began with."""
+    """Stopped at the second write of its state, in the middle of a rest, and started again from the model it began with."""
     monkeypatch.setattr("d2unlearn.training.deepening.SAVE_EVERY", 2)
-    whole_run = deepener()
+    whole_run = deepener(blocks=1)
     whole_run.run()
-    killed, kept = deepener(tmp_path / "rounds.pt"), 0
+    killed, kept = deepener(tmp_path / "rounds.pt", blocks=1), 0
     keep = Deepener._keep
 
     def stop(self: Deepener, *given: Any) -> None:
@@ -133,7 +133,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Deepener, "_keep", keep)
     state = torch.load(tmp_path / "rounds.pt", weights_only=True)
     assert (state["stage"], state["steps"]) == (1, 2)
-    resumed = deepener(tmp_path / "rounds.pt")
+    resumed = deepener(tmp_path / "rounds.pt", blocks=1)
     resumed.run()
     assert distance(weights(resumed.model), weights(whole_run.model)) == 0.0
 
