@@ -80,7 +80,7 @@ def test_rounds_follow_the_pass_and_are_looked_at_like_an_epoch(data: Data, tmp_
     history = manifest(tmp_path / "artifact")["training"]["history"]
     assert [log["step"] for log in history] == [1, 2, 3, 3]
     assert history[3]["eval_forget_energy"] != history[2]["eval_forget_energy"]
-    assert "1 x 1 rounds; in memory, beside activations, 5 copies of the weights" in result.stderr
+    assert "1 x 1 rounds; in memory, beside activations, 6 copies of the weights" in result.stderr
     assert "leave --lora out" in str(invoke(data, tmp_path / "other", "deep_eua", "--lora").exception)
 
 

@@ -1,7 +1,7 @@
 """Carries out what a method wants after its pass: rounds of attack, step and healing, which a killed run takes up where it was.
 
 Everything drawn is a function of the seed and of where the run stands, so that it goes on bit for bit. In memory at once: the
-model, the original, and either the attacked copy with its gradient and AdamW's two moments or the model's own.
+model, the original, and an attacked copy with its gradient and AdamW's two moments, or the model's own.
 """
 
 from __future__ import annotations

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from d2unlearn.errors import ConfigError
@@ -17,8 +20,8 @@ from d2unlearn.training.deepening import Deepener, DeepeningRows, inner_layers
 from d2unlearn.training.rows import render
 
 _FORMAT = 1
-HEALING_COPIES = 5
-"""In memory, as copies of the weights: model, original, the model's gradient and AdamW's two moments."""
+COPIES = 6
+"""In memory, as copies of the weights: model, original, and the attacked copy with its gradient and AdamW's two moments."""
 
 
 def check_rounds(name: str, method: Method, *, lora: bool, processes: int) -> None:
@@ -36,8 +39,8 @@ def memory_line(model: PreTrainedModel, plan: Deepening) -> str:
     numbers = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     moments = sum(4 * (layer.in_features**2 + layer.out_features**2) for layer in inner_layers(model).values())
     return (
-        f"{plan.blocks} x {plan.rounds} rounds; in memory, beside activations, {HEALING_COPIES} copies of the weights and the "
-        f"retained rows' second moments: {(HEALING_COPIES * numbers + moments) / 2**20:.0f} MiB"
+        f"{plan.blocks} x {plan.rounds} rounds; in memory, beside activations, {COPIES} copies of the weights and the "
+        f"retained rows' second moments: {(COPIES * numbers + moments) / 2**20:.0f} MiB"
     )
 
 
@@ -68,6 +71,19 @@ def run_rounds(
     say(f"healing on {len(rows.retain)} retained rows and {len(written)} that the model wrote itself, as many of each at once")
     rows = DeepeningRows(rows.forget, rows.retain, written)
     Deepener(model, original, plan, rows, rate, seed, state, vocab_rows).run()
+    say(f"peak memory of the run: {peak_mebibytes(model.device):.0f} MiB")
+
+
+def peak_mebibytes(device: torch.device) -> float:
+    """The most memory that was taken so far: on an accelerator by tensors, else by the process; NaN where none counts it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def written_rows(
