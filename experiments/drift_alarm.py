@@ -31,11 +31,11 @@ THRESHOLD = 2.326
 
 
 def highest(calibration: list[float], draw: Callable[[], float]) -> float:
-    """The highest value of the martingale over so many requests."""
+    """The highest value of the evidence over so many requests."""
     watch, top = DriftWatch(calibration, THRESHOLD, false_alarms=1e-300), 1.0
     for _ in range(REQUESTS):
         watch.note(draw())
-        top = max(top, watch.martingale)
+        top = max(top, watch.evidence)
     return top
 
 
@@ -51,16 +51,16 @@ def simulated(seed: int) -> dict[str, Any]:
     for name, drift in DRIFTS.items():
         waits = [first_alarm([rng.gauss(0, 1) for _ in range(CALIBRATION)], lambda d=drift: d(rng)) for _ in range(RUNS // 10)]  # type: ignore[misc]
         rung = [wait for wait in waits if wait is not None]
-        found[name] = {"found": len(rung) / len(waits), "median requests until": median(rung) if rung else None}
+        found[name] = {"found": len(rung) / len(waits), "median": median(rung) if rung else None}
     return {
         "runs": RUNS,
-        "requests a run": REQUESTS,
-        "calibration scores": CALIBRATION,
+        "requests": REQUESTS,
+        "calibration": CALIBRATION,
         "window": WINDOW,
         "jump": JUMP,
         "alarm of serve": FALSE_ALARMS,
-        "share of runs without drift that reach 1 / level": {str(a): sum(top >= 1 / a for top in tops) / RUNS for a in LEVELS},
-        "with drift": found,
+        "rang": {str(a): sum(top >= 1 / a for top in tops) / RUNS for a in LEVELS},
+        "drifts": found,
     }
 
 

@@ -25,10 +25,10 @@ from d2unlearn.runtime import write_json
 from d2unlearn.schema import Example, Message
 from d2unlearn.stats import binomial_interval
 
-N = 100
+N = 60
 """Conversations of a family."""
 BATCH = 16
-ROUNDS = 7
+ROUNDS = 5
 SYSTEM = Message("system", "You are a helpful assistant. Answer in one sentence.")
 
 Conversation = tuple[Message, ...]
@@ -82,7 +82,7 @@ def refusals(guarded: GuardedModel, asked: Sequence[Example], harmless: Sequence
 
 
 def overhead(guarded: GuardedModel, harmless: Sequence[Example]) -> dict[str, Any]:
-    """CPU time with turns over CPU time without, side by side, on retained conversations: (median, lowest, highest)."""
+    """CPU time with turns over CPU time without, side by side, on retained conversations: median, lowest and highest."""
     ratios: dict[str, list[float]] = {"a question": [], "two turns": [], "five turns": []}
     built = {
         "a question": [(question(row),) for row in harmless[:BATCH]],
@@ -99,20 +99,20 @@ def overhead(guarded: GuardedModel, harmless: Sequence[Example]) -> dict[str, An
                 judged(guarded, conversations, turns)
                 spent[turns] = time.process_time() - begun
             ratios[name].append(spent[True] / spent[False])
-    return {name: [float(f(each)) for f in (np.median, np.min, np.max)] for name, each in ratios.items()}
+    spreads = (("median", np.median), ("lowest", np.min), ("highest", np.max))
+    return {name: {said: float(of(each)) for said, of in spreads} for name, each in ratios.items()}
 
 
 def main(artifact: Path, data: Path, output: Path) -> None:
     torch.set_num_threads(1)
     guarded = GuardedModel.from_pretrained(artifact)
     forget, retain = (read_examples(data / f"{name}.jsonl") for name in ("forget", "retain"))
-    facts = read_examples(data / "world_facts.jsonl")
     result = {
         "model": "TOFU, 4.2M parameters, EUA on forget10, seed 0",
+        "n": N,
         "score": guarded.gate.score_name if guarded.gate else None,
         "forgotten": refusals(guarded, forget, retain),
         "retained": refusals(guarded, retain, retain[::-1]),
-        "world facts among retained": refusals(guarded, facts, retain),
         "overhead": overhead(guarded, retain),
     }
     write_json(output, result)

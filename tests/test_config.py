@@ -17,6 +17,7 @@ from d2unlearn.config import (
     UnlearnSettings,
     identity,
     load_settings,
+    system_message,
 )
 from d2unlearn.errors import ConfigError
 from d2unlearn.fields import Flag, Limit, bare, flag_of, marker_of, typed
@@ -250,3 +251,18 @@ def test_parameters_are_typed_by_hints() -> None:
 def test_a_result_s_identity_leaves_out_what_does_not_change_it(kind: type[Any], incidental: tuple[str, ...]) -> None:
     settings = kind(**{f.name: "x" for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING})
     assert identity(settings) == {key: value for key, value in asdict(settings).items() if key not in incidental}
+
+
+def test_a_system_message_is_a_text_or_that_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "system.txt").write_text("Be brief.\n")
+    (tmp_path / "empty.txt").write_text("\n")
+    assert system_message(None) is None
+    assert system_message("Be kind.") == "Be kind."
+    assert system_message(f"@{tmp_path}/system.txt") == "Be brief."
+    for given, sentence in (
+        (f"@{tmp_path}/no.txt", "cannot be read"),
+        (f"@{tmp_path}/empty.txt", "is empty"),
+        (" ", "is empty"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            system_message(given)

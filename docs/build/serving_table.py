@@ -115,6 +115,22 @@ WAYS = {
             ),
         ),
     ),
+    "conversations, every turn by itself": (
+        Way(
+            "`answer`, `stream`, `decide`",
+            YES,
+            (
+                "test_the_highest_score_counts_alone_and_in_a_batch",
+                "test_nothing_that_a_client_writes_around_a_refused_question_frees_it",
+            ),
+        ),
+        Way(
+            "`d2unlearn serve`, `play`",
+            YES,
+            ("test_the_same_decision_as_the_library", "test_a_stream_and_the_playground_say_the_same"),
+        ),
+        Way("where token ids alone are told", "as a whole", ("test_token_ids_alone_are_judged_as_a_whole",)),
+    ),
     "`d2unlearn play`": (
         Way(
             "the guarded column",
@@ -141,7 +157,55 @@ def serving_blocks(results: Path) -> dict[str, str]:
     ]
     note = "Overhead: median of rounds side by side, CPU time ([benchmarks](../benchmarks/README.md)).\n"
     head = ["stack", "mode", "guarded", "tested by", "the gate's overhead"]
-    return {"serving-ways": table(head, rows, "lllll") + f"\n{note}", "serving-load": load_table(results)}
+    return {
+        "serving-ways": table(head, rows, "lllll") + f"\n{note}",
+        "serving-load": load_table(results),
+        "conversations": conversation_table(results),
+        "drift": drift_table(results),
+    }
+
+
+def conversation_table(results: Path) -> str:
+    """What `experiments/gate_conversations.py` wrote: refusals as a whole and with turns, and what turns cost."""
+    found = read_json(results / "gate" / "conversations.json")
+    rows = [
+        [family, *(share(found[kind][family][way]) for kind in ("forgotten", "retained") for way in ("whole", "turns"))]
+        for family in found["forgotten"]
+    ]
+    head = [
+        "what stands around a question",
+        "forgotten, as a whole",
+        "and every turn",
+        "retained, as a whole",
+        "and every turn",
+    ]
+    cost = "; ".join(
+        f"{name} {each['median']:.2f} ({each['lowest']:.2f} to {each['highest']:.2f})"
+        for name, each in found["overhead"].items()
+    )
+    asked = f"Refused, n = {found['n']} each ({found['model']}; score {found['score']})."
+    return table(head, rows, "lrrrr") + f"\n{asked} CPU time with every turn over without: {cost}.\n"
+
+
+def drift_table(results: Path) -> str:
+    """What `experiments/drift_alarm.py` wrote: how often the alarm rings without drift, and how soon with one."""
+    found = read_json(results / "gate" / "drift_alarm.json")
+    rows = [
+        [name, f"{100 * each['found']:g}%", f"{each['median']:g}" if each["median"] is not None else ""]
+        for name, each in found["drifts"].items()
+    ]
+    levels = ", ".join(f"{100 * float(level):g}%: {100 * each:.2g}%" for level, each in found["rang"].items())
+    note = (
+        f"Without drift, of {found['runs']} simulated runs of {found['requests']} requests, calibrated on "
+        f"{found['calibration']}, those that rang, by the rate that was allowed: {levels}.\n"
+    )
+    return table(["drift", "found", "requests until then, median"], rows, "lrr") + f"\n{note}"
+
+
+def share(interval: Sequence[float]) -> str:
+    """A share with its interval, in percent."""
+    value, low, high = (100 * each for each in interval[:3])
+    return f"{value:.0f}% ({low:.0f} to {high:.0f})"
 
 
 def load_table(results: Path) -> str:

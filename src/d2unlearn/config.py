@@ -68,6 +68,7 @@ GroupSize = Annotated[
 AnswerLength = Annotated[int | None, COUNT, Default("what the gate was calibrated for; raw 128"), "Longest answer."]
 AlsoForget = Annotated[dict[str, str], INCIDENTAL, _NAMED_FILE, "A further set that should be gone."]
 AlsoRetain = Annotated[dict[str, str], INCIDENTAL, _NAMED_FILE, "A further set to keep."]
+SystemMessage = Annotated[str | None, Metavar("TEXT"), "The deployment's system message; @FILE reads it from there."]
 Refusals = Annotated[
     str | None, _FILE, Default("the gate's own"), "YAML of what refusals say by topic and language; or `languages`."
 ]
@@ -156,6 +157,7 @@ class CalibrateSettings:
     sign_key: Annotated[
         str | None, INCIDENTAL, _FILE, "Ed25519 private key (PEM): sign the artifact with it when the gate is in it."
     ] = None
+    system: SystemMessage = None
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,8 @@ class ServeSettings:
     port: Annotated[int, PORT, "Port to listen on; 0: any that is free."] = 8000
     name: Annotated[str | None, ITS_FOLDER, "What the model is called."] = None
     refusals: Refusals = None
+    system: Annotated[SystemMessage, Default("what the gate was calibrated under")] = None
+    strict_system: Annotated[bool, Flag("--strict-system"), "Turn requests with another system message down, 400."] = False
     raw: Annotated[bool, "Serve without the gate; every answer says so."] = False
     dtype: Dtype = "auto"
     max_new_tokens: AnswerLength = None
@@ -514,6 +518,21 @@ def identity(settings: Any) -> dict[str, Any]:
     """What a result depends on: the settings without the fields marker_of `INCIDENTAL`."""
     hints = get_type_hints(type(settings), include_extras=True)
     return {name: value for name, value in asdict(settings).items() if marker_of(hints[name], Incidental) is None}
+
+
+def system_message(given: str | None) -> str | None:
+    """The text, or that of the file behind `@`. Raises `ConfigError` for a file that cannot be read, and for one of nothing."""
+    if given is None:
+        return None
+    text = given
+    if given.startswith("@"):
+        try:
+            text = Path(given[1:]).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError([f"--system {given} cannot be read: {getattr(error, 'strerror', None) or 'no text'}"]) from None
+    if not text.strip():
+        raise ConfigError(["--system is empty: leave it out where there is no system message"])
+    return text
 
 
 def read_yaml(file: str | Path | None) -> dict[str, Any]:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from d2unlearn.data.batching import by_tokens, pad_left
+from d2unlearn.data.template import Template
 from d2unlearn.gate import EnergyGate
 from d2unlearn.gate.gated import TURN_TOKENS
 from d2unlearn.gate.score import FirstTokens, Highest, request_scores
 from d2unlearn.gate.traces import collect_traces
-from d2unlearn.gate.turns import turns_by_themselves
+from d2unlearn.gate.turns import turns_by_themselves, under_system
 from d2unlearn.generation.carried_generate import KEPT_AS
 from d2unlearn.generation.carried_generate import generate as carried_generate
+from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.generation.stepwise import Sessions
-from d2unlearn.schema import Message
+from d2unlearn.runtime import read_json
+from d2unlearn.schema import GATE_FILE, Message
+from gate import tiny
 
 from .conftest import Halves, halves
 from .test_guarded import counted
@@ -50,6 +55,35 @@ def test_what_is_looked_at_by_itself() -> None:
     assert turns_by_themselves([Message("system", "s"), a]) == [(a,)]
     conversation = [a, Message("assistant", "x"), b, said("  "), a, Message("assistant", "b")]
     assert turns_by_themselves(conversation) == [(a,), (b,)]
+    deployed, other = Message("system", "s"), Message("system", "t")
+    assert turns_by_themselves([deployed, a], "s") == []
+    assert turns_by_themselves([other, a], "s") == [(deployed, a)]
+    assert under_system([a], "s") == (deployed, a)
+    assert under_system([other, a], "s") == (other, a)
+    assert under_system([a], None) == (a,)
+
+
+def test_a_gate_of_a_deployment_s_system_message(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Calibrated under it, a question is asked under it, and the file keeps it; without one the file says nothing of it."""
+    rows, template = tiny.examples(1, 16), Template(tokenizer)
+    gate = EnergyGate.calibrate(model, tokenizer, rows, max_false_refusal=0.2, max_new_tokens=2, score="prompt", system="w9 w8")
+    deployed = Message("system", "w9 w8")
+    rendered = [template.prompt_ids((deployed, *row.prompt)) for row in rows]
+    energies = [trace.energies[0] for trace in collect_traces(model, tokenizer, rendered, max_new_tokens=1)]
+    for score in gate.calibration.calibration_scores:
+        assert min(abs(score - energy) for energy in energies) < 1e-4
+    assert "under the deployment's system message" in gate.guarantee
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    gate.save(tmp_path)
+    assert EnergyGate.from_pretrained(tmp_path).system == "w9 w8"
+    replace(gate, system=None).save(tmp_path)
+    assert "system" not in read_json(tmp_path / GATE_FILE)
+    guarded = GuardedModel(model, tokenizer, gate)
+    assert guarded.decide("w1 w2") == guarded.decide((deployed, said("w1 w2")))
+    assert guarded.decide("w1 w2").energy != guarded.decide((Message("system", "w3"), said("w1 w2"))).energy
 
 
 def test_batches_by_tokens() -> None:

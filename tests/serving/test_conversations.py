@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -83,3 +85,22 @@ def test_a_product_s_own_refusals(split: Halves) -> None:
             assert got["choices"][0]["message"]["content"] == wanted
             assert got["usage"]["completion_tokens"] == len(wanted.split())
             assert wanted in running.chat(prompt, stream=True).body.decode()
+
+
+def test_another_system_message_is_counted_and_turned_down_where_that_is_wished(split: Halves) -> None:
+    assert split.guarded.gate is not None
+    gate = replace(split.guarded.gate, system="w9 w8")
+    guarded = GuardedModel(split.guarded.model, split.guarded.tokenizer, gate)
+    bare = [turn("user", split.prompts[0])]
+    own, other = ([turn("system", text), *bare] for text in ("w9 w8", "w7"))
+    shown = [
+        guarded.answer([tuple(Message(**message) for message in talk)], max_new_tokens=4)[0].text for talk in (bare, other)
+    ]
+    for strict in (False, True):
+        with serving(guarded, strict_system=strict) as running:
+            got = [running.send("/v1/chat/completions", {"messages": talk, "max_tokens": 4}) for talk in (bare, own, other)]
+            assert [each.status for each in got] == [200, 200, 400 if strict else 200]
+            texts = [each.json["choices"][0]["message"]["content"] for each in got if each.status == 200]
+            assert texts == ([shown[0]] * 2 if strict else [shown[0], shown[0], shown[1]])
+            assert "d2_other_system_total 1.0" in running.send("/metrics").body.decode()
+    assert got[2].error["code"] == "system_message"

@@ -33,6 +33,24 @@ def test_bets_by_hand() -> None:
     )
 
 
+def test_refusals_by_hand() -> None:
+    """None of three before, both of two now: kt(0, 3) = 5/16, kt(2, 2) = 3/8, over (2/5)^2 (3/5)^3."""
+    watch = DriftWatch([1.0, 2.0, 3.0], 5.0)
+    assert watch.refused_ratio == pytest.approx(5 / 16)
+    watch.note(6.0)
+    watch.note(7.0)
+    assert watch.refused_ratio == pytest.approx(5 / 16 * 3 / 8 / (0.4**2 * 0.6**3))
+    assert watch.evidence == max(watch.martingale, watch.refused_ratio) / 2
+
+
+def test_a_tenth_of_forgotten_questions_is_found() -> None:
+    """The others are as before, so hardly a rank moves."""
+    rng = Random(5)
+    watch = DriftWatch([rng.gauss(0, 1) for _ in range(260)], 3.0)
+    found = next(n for n in range(1, 2000) if watch.note(9.0 if n % 10 == 0 else rng.gauss(0, 1)))
+    assert found < 300
+
+
 def test_scores_above_the_threshold_count_alike() -> None:
     """A refused request's score is that of the moment it was refused at, not its highest."""
     one, other = (DriftWatch([1.0, 2.0, 3.0, 9.0], 5.0) for _ in range(2))
@@ -83,7 +101,7 @@ def test_the_server_watches_and_says_so(split: Halves, capsys: pytest.CaptureFix
     assert split.guarded.gate is not None
     with serving(split.guarded, max_new_tokens=split.guarded.gate.max_new_tokens) as running:
         running.chat(refused, temperature=1.0)
-        assert metric(running, "d2_drift_martingale") == 1
+        assert metric(running, "d2_drift_evidence") == 0.5
         for _ in range(8):
             got = running.send("/v1/completions", {"prompt": [refused] * 8})
             assert got.status == 200

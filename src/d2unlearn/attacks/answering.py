@@ -75,7 +75,9 @@ def beam_model(guarded: GuardedModel, *, raw: bool, beams: int, batch_size: int 
     def answer(asked: Sequence[AttackRequest], max_new_tokens: int) -> list[list[AttackReply]]:
         said, begun = _checked(guarded, asked, max_new_tokens)
         replies, indices = [[reply] for reply in said], list(begun)
-        prompts = [[*guarded.template.prompt_ids(asked[index].messages), *begun[index]] for index in indices]
+        prompts = [
+            [*guarded.template.prompt_ids(guarded.conversation(asked[index].messages)), *begun[index]] for index in indices
+        ]
         for places in by_length([len(ids) for ids in prompts], max(1, batch_size // beams)):
             ids, mask = guarded.batch([prompts[place] for place in places])
             own = [(asked[indices[place]].messages, bool(begun[indices[place]])) for place in places]

@@ -25,6 +25,7 @@ from d2unlearn.gate.probes import Probe, dtype_name, make_probes
 from d2unlearn.gate.rule import GateRule
 from d2unlearn.gate.score import CANDIDATES, DEFAULT, Score
 from d2unlearn.gate.traces import collect_traces
+from d2unlearn.gate.turns import under_system
 from d2unlearn.loaded_files import BOUND, bound_hashes, check_self_contained
 from d2unlearn.models import context_length, weights_hash
 from d2unlearn.refusals import GATE_REFUSALS, refusal_index
@@ -33,6 +34,7 @@ from d2unlearn.schema import GATE_FILE, Example, GateSummary, Interval
 from d2unlearn.signing import remove_stale_signature
 from d2unlearn.stats import conformal_rank
 
+UNDER_SYSTEM = " under the deployment's system message"
 VOUCHED = "; that none of these prompts was trained on is the user's word (--unseen): nothing shows it"
 
 
@@ -45,6 +47,7 @@ class EnergyGate:
     from that index on are left out of the energy (None: all count). `weights_hash` None: not yet bound to a folder.
     `hash_of_calibrated`: the hash was taken from the files that were calibrated, not from a folder saved to later.
     `bound`: of the same files' `bound_hashes`; empty for a gate of an earlier version, or not yet bound.
+    `system`: the deployment's system message, which it was calibrated under; None for none.
     `vouched`: nothing shows that the calibration prompts are unseen but the user's word, and the guarantee says so.
     """
 
@@ -64,6 +67,7 @@ class EnergyGate:
     hash_of_calibrated: bool = False
     vouched: bool = False
     bound: Mapping[str, str] = field(default_factory=dict)
+    system: str | None = None
 
     @property
     def score(self) -> Score:
@@ -91,7 +95,8 @@ class EnergyGate:
         return (
             f"at most {100 * self.max_false_refusal:g}% of requests of the same kind as the {self.n_calibration} retained "
             f"calibration prompts are refused, {means}, for greedy answers of up to {self.max_new_tokens} tokens with the "
-            f"same prompt template in {self.dtype}{VOUCHED if self.vouched else ''}"
+            f"same prompt template in {self.dtype}{UNDER_SYSTEM if self.system is not None else ''}"
+            f"{VOUCHED if self.vouched else ''}"
         )
 
     def refusal(self, prompt_ids: Sequence[int]) -> str:
@@ -122,13 +127,15 @@ class EnergyGate:
         folder: str | Path | None = None,
         score: str = "auto",
         vouched: bool = False,
+        system: str | None = None,
     ) -> EnergyGate:
         """Generate answers to held-out retained prompts (and forget prompts, if any), and set the threshold by them.
 
         `retain`: rows that the model was not trained on since unlearning began; a seeded 35% of them choose and standardise the
         score, the rest set the threshold. Answers in the rows are not used. The model is put in evaluation mode. `folder`:
         where the model's weight files lie, to bind the gate to them. `score`: a name of `CANDIDATES`, or `auto`: chosen by what
-        forget prompts show. `vouched`: only the user's word says that the rows are unseen. Raises `GateError` for rows without
+        forget prompts show. `vouched`: only the user's word says that the rows are unseen. `system`: a
+        system message under which rows without one are asked. Raises `GateError` for rows without
         a prompt, for too few rows (before anything is generated), and for a model whose energies are not finite.
         """
         candidates, default = _candidates(score)
@@ -140,7 +147,7 @@ class EnergyGate:
         template = Template(tokenizer)
 
         def energies(rows: Sequence[Example], kind: str) -> list[tuple[float, ...]]:
-            prompts = [template.prompt_ids(row.prompt) for row in rows]
+            prompts = [template.prompt_ids(under_system(row.prompt, system)) for row in rows]
             traces = collect_traces(
                 model,
                 tokenizer,
@@ -184,6 +191,7 @@ class EnergyGate:
             hash_of_calibrated=folder is not None,
             vouched=vouched,
             bound={} if folder is None else bound_hashes(Path(folder)),
+            system=system,
         )
 
     @property

@@ -17,10 +17,9 @@ from d2unlearn.schema import GateSummary, Interval
 _FORMAT = 1
 _MEASURED = ("conformal_threshold", "rank", "candidates", "calibration_false_refusal", "grouped")
 """Fields of a calibration that stand apart, under `measured`; the summary holds the others."""
-_VOUCHED = "vouched"
-"""Stands in the file where it is true, and in none that an earlier version wrote."""
-_BOUND = "bound"
-"""Stands in no file that an earlier version wrote."""
+_VOUCHED, _BOUND, _SYSTEM = "vouched", "bound", "system"
+"""Stand in the file where they say something, and in none that an earlier version wrote."""
+_LATER = ("calibration", "probes", _VOUCHED, _BOUND, _SYSTEM)
 
 
 def gate_content(gate: Mapping[str, Any], summary: GateSummary) -> dict[str, Any]:
@@ -31,9 +30,10 @@ def gate_content(gate: Mapping[str, Any], summary: GateSummary) -> dict[str, Any
         "statistic": STATISTIC,
         **asdict(summary),
         "score": score_to_json(calibration.score),
-        **{name: value for name, value in gate.items() if name not in ("calibration", "probes", _VOUCHED, _BOUND)},
+        **{name: value for name, value in gate.items() if name not in _LATER},
         **({_VOUCHED: True} if gate[_VOUCHED] else {}),
         **({_BOUND: dict(gate[_BOUND])} if gate[_BOUND] else {}),
+        **({_SYSTEM: gate[_SYSTEM]} if gate[_SYSTEM] is not None else {}),
         "probes": [asdict(probe) for probe in gate["probes"]],
         "measured": {name: value for name, value in asdict(calibration).items() if name in _MEASURED},
     }
@@ -46,9 +46,10 @@ def gate_arguments(content: Mapping[str, Any], names: Sequence[str]) -> dict[str
         raise GateError(f"gate format {content.get('format')!r} is not known to this version, which reads {_FORMAT}")
     check_statistic(content)
     try:
-        gate = {name: content[name] for name in names if name not in ("calibration", "probes", _VOUCHED, _BOUND)}
+        gate = {name: content[name] for name in names if name not in _LATER}
         gate[_VOUCHED] = bool(content.get(_VOUCHED, False))
         gate[_BOUND] = {str(name): str(value) for name, value in content.get(_BOUND, {}).items()}
+        gate[_SYSTEM] = None if content.get(_SYSTEM) is None else str(content[_SYSTEM])
         gate["refusal_texts"] = checked_texts(gate["refusal_texts"])
         gate |= {"calibration": _calibration(content), "probes": probes_from_json(content["probes"])}
     except (AttributeError, KeyError, TypeError, ValueError) as error:

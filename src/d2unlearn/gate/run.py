@@ -10,7 +10,7 @@ from typing import Any
 
 from d2unlearn.artifact import DONE, read_manifest
 from d2unlearn.artifact import manifest as new_manifest
-from d2unlearn.config import CalibrateSettings, identity
+from d2unlearn.config import CalibrateSettings, identity, system_message
 from d2unlearn.data.holdout import hold_out
 from d2unlearn.data.identity import is_among
 from d2unlearn.data.records import content_hash, read_examples, source_names
@@ -63,6 +63,7 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
         seed=seed,
         folder=folder,
         vouched=vouched,
+        system=system_message(settings.system),
     )
     gate.save(folder)
     section = {"key": key, "settings": asdict(settings), "version": __version__}

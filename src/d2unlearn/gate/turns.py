@@ -15,13 +15,21 @@ from collections.abc import Sequence
 from d2unlearn.schema import Message
 
 
-def turns_by_themselves(messages: Sequence[Message], *, begun: bool = False) -> list[tuple[Message, ...]]:
+def under_system(messages: Sequence[Message], system: str | None) -> tuple[Message, ...]:
+    """The conversation under a deployment's system message, where there is one and the conversation has none of its own."""
+    own = system is None or any(message.role == "system" for message in messages)
+    return tuple(messages) if own else (Message("system", str(system)), *messages)
+
+
+def turns_by_themselves(
+    messages: Sequence[Message], system: str | None = None, *, begun: bool = False
+) -> list[tuple[Message, ...]]:
     """Each thing that the user said as a conversation of its own, in order, each once; empty ones are left out.
 
-    None for a request that is a single question and nothing else: its prompt is that rendering already. begun: something stands
-    behind the messages, the beginning of an answer.
+    system: the message that the gate was calibrated under, under which each stands. No turns of a request that is a single
+    question under that message and nothing else: its prompt is that rendering already. begun: something stands behind the
+    messages, the beginning of an answer.
     """
-    if not begun and [message.role for message in messages] == ["user"]:
-        return []
     said = dict.fromkeys(message.content for message in messages if message.role == "user" and message.content.strip())
-    return [(Message("user", text),) for text in said]
+    turns = [under_system([Message("user", text)], system) for text in said]
+    return [] if not begun and turns == [tuple(messages)] else turns

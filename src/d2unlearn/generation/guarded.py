@@ -29,7 +29,7 @@ from d2unlearn.gate.decoding import effective_config
 from d2unlearn.gate.gated import GatedGenerator, GateWarning, Generation, Turns
 from d2unlearn.gate.online import Decision
 from d2unlearn.gate.rule import GateRule, refusal_tokens
-from d2unlearn.gate.turns import turns_by_themselves
+from d2unlearn.gate.turns import turns_by_themselves, under_system
 from d2unlearn.models import context_length, end_token_ids, generate_of, load_model, load_tokenizer, pad_token_id, state_hash
 from d2unlearn.refusals import RefusalTexts, refusal_index
 from d2unlearn.runtime import drawing_from, fingerprint, pick_device, progress
@@ -68,6 +68,7 @@ class GuardedModel:
 
     The gate is held against the model before it is first used, by its probe prompts, and again when the weights may have
     changed (see `WeightsCheck`, also for what it does not see); `from_pretrained` holds it against the files before that.
+    `system`: the deployment's system message, under which requests without one are answered: the gate's own, unless it is set.
     Raises `GateError` for a tokenizer that renders prompts differently than in calibration.
     """
 
@@ -81,6 +82,7 @@ class GuardedModel:
         self.tokenizer = tokenizer
         self.gate = gate
         self.refusals = refusals
+        self.system = None if gate is None else gate.system
         self.template = Template(tokenizer)
         texts = () if gate is None else gate.refusal_texts
         tokens = refusal_tokens(self.template.text_ids, texts, end_token_ids(model, tokenizer), pad_token_id(tokenizer))
@@ -302,12 +304,16 @@ class GuardedModel:
 
     def turns_of(self, prompt: Prompt, *, begun: bool = False) -> list[list[int]]:
         """The prompts that a request is judged by beside its own: see `turns_by_themselves`."""
-        messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-        return [self.template.prompt_ids(turn) for turn in turns_by_themselves(messages, begun=begun)]
+        calibrated = None if self.gate is None else self.gate.system
+        turns = turns_by_themselves(self.conversation(prompt), calibrated, begun=begun)
+        return [self.template.prompt_ids(turn) for turn in turns]
+
+    def conversation(self, prompt: Prompt) -> tuple[Message, ...]:
+        """The messages of a request, under the deployment's system message where it has none of its own."""
+        return under_system((Message("user", prompt),) if isinstance(prompt, str) else prompt, self.system)
 
     def _prompt_ids(self, prompt: Prompt, beginning: Sequence[int] = ()) -> list[int]:
-        ids = self.template.question_ids(prompt) if isinstance(prompt, str) else self.template.prompt_ids(prompt)
-        ids = [*ids, *beginning]
+        ids = [*self.template.prompt_ids(self.conversation(prompt)), *beginning]
         limit = context_length(self.model)
         if limit is not None and len(ids) >= limit:
             start = self.tokenizer.decode(ids[:12])

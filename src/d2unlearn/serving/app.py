@@ -142,6 +142,7 @@ class Service:
         *,
         log_prompts: bool = False,
         hide_energy: bool = False,
+        strict_system: bool = False,
     ) -> None:
         self.engine = engine
         self.name = name if engine.guarded.gate is not None else f"{name}:raw"
@@ -149,6 +150,7 @@ class Service:
         self.metrics = metrics
         self._log_prompts = log_prompts
         self._hide_energy = hide_energy
+        self._strict_system = strict_system
         self._refusal_tokens = refusal_lengths(engine) if hide_energy else None
         self._calls: set[Call] = set()
         self._reading = 0
@@ -196,12 +198,21 @@ class Service:
             said = f"the prompt has {count} characters; at most {most} are read here"
             raise ApiError(400, said, code="context_length_exceeded", param=body.asked_in)
 
+    def _check_system(self, prompt: tuple[Message, ...], body: ChatRequest | TextRequest) -> None:
+        """Count a request under another system message than the deployment's; turn it down where that is wished."""
+        if any(message.role == "system" and message.content != self.engine.guarded.system for message in prompt):
+            self.metrics.other_system.inc()
+            if self._strict_system:
+                said = "messages: this server answers under its own system message alone; leave the system message out"
+                raise ApiError(400, said, code="system_message", param=body.asked_in)
+
     async def _read(
         self, prompt: tuple[Message, ...], body: ChatRequest | TextRequest, call: Call, request: Request
     ) -> GenerationRequest:
         limits = self.limits
         if self._log_prompts:
             say(f"prompt {json.dumps([list(message) for message in prompt])}")
+        self._check_system(prompt, body)
         work = self._renderer.submit(self.rendered, prompt)
         try:
             ids, *turns = await call.result_of(work, request)
@@ -221,7 +232,10 @@ class Service:
     def rendered(self, prompt: tuple[Message, ...]) -> list[list[int]]:
         """The ids of a conversation, and those of the turns that it is judged by."""
         guarded = self.engine.guarded
-        return [guarded.template.prompt_ids(prompt), *(guarded.turns_of(prompt) if guarded.gate is not None else ())]
+        return [
+            guarded.template.prompt_ids(guarded.conversation(prompt)),
+            *(guarded.turns_of(prompt) if guarded.gate is not None else ()),
+        ]
 
     def stop(self) -> None:
         """Take no more requests."""

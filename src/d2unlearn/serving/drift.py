@@ -1,6 +1,7 @@
-"""Whether today's traffic still scores as what the gate was calibrated on: a conformal test martingale. Pure; keeps no text.
+"""Whether today's traffic still scores as what the gate was calibrated on: a test with a false-alarm rate. Pure; keeps no text.
 
-Every score is ranked among the calibration scores and the scores of the window so far, ties broken at random:
+Two halves. A conformal test martingale finds scores that shift. Every score is ranked among the calibration scores and the
+scores of the window so far, ties broken at random:
 
     p_t = (number above s_t + U_t (number equal to s_t, itself included)) / (number of all),    U_t uniform
 
@@ -9,15 +10,21 @@ capital C_e on each e in {-1, 0, 1}, of which at every step a share J goes to eq
 
     C_e <- C_e (1 + e (p_t - 1/2)),    M_t = C_-1 + C_0 + C_1,    M_0 = 1
 
-M is a martingale, so by Ville's inequality the chance that it ever reaches 1 / a in a window is at most a: that is the alarm,
-and its false-alarm rate (over calibrations and traffic). Low p, scores above the usual, feed e = -1, high ones e = 1. After
-`WINDOW` scores, and after an alarm, a new window begins from the calibration scores alone: memory is bounded, and a drift that
-came slowly is not taken for usual.
+Low p, scores above the usual, feed e = -1, high ones e = 1. A likelihood ratio finds a few refused requests among many. Of c
+calibration scores k were above the threshold, and of t in the window j; with the Krichevsky-Trofimov mixture
+kt(j, t) = B(j + 1/2, t - j + 1/2) / B(1/2, 1/2)
+
+    R_t = kt(k, c) kt(j, t) / sup_q q^(k + j) (1 - q)^(c + t - k - j)
+
+is at most the ratio to the likelihood of the true share q, which is a martingale of mean 1. So by Ville's inequality, and since
+M and R are each given half of it, the chance that max(M, R) / 2 ever reaches 1 / a in a window is at most a: that is the alarm,
+and its false-alarm rate (over calibrations and traffic). After `WINDOW` scores, and after an alarm, a new window begins from
+the calibration scores alone: memory is bounded, and a drift that came slowly is not taken for usual.
 
 A refused request is not carried on to its highest score, so all scores are cut at the threshold, those of calibration too.
 
 Source: Vovk, Petej, Nouretdinov, Ahlberg, Carlsson, Gammerman 2021, "Retrain or not retrain: conformal test martingales for
-change-point detection", algorithm 1; Ville 1939.
+change-point detection", algorithm 1; Wasserman, Ramdas, Balakrishnan 2020, "Universal inference"; Ville 1939.
 """
 
 from __future__ import annotations
@@ -49,14 +56,28 @@ class DriftWatch:
         self._window = window
         self._bar = 1 / false_alarms
         self._random = Random(0)
+        self._above = sum(score > threshold for score in calibration)
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.alarms = 0
         self._begin()
 
     @property
     def martingale(self) -> float:
-        """M: 1 at the beginning of a window; an alarm where it reaches 1 / `false_alarms`."""
+        """M: 1 at the beginning of a window."""
         return sum(self._capital)
+
+    @property
+    def refused_ratio(self) -> float:
+        """R: at most 1 at the beginning of a window."""
+        n_before, n_now = len(self._calibration), len(self._ranked) - len(self._calibration)
+        above, n = self._above + self._refused, n_before + n_now
+        most = sum(count * math.log(count / n) for count in (above, n - above) if count)
+        return math.exp(min(_log_mixture(self._above, n_before) + _log_mixture(self._refused, n_now) - most, 700.0))
+
+    @property
+    def evidence(self) -> float:
+        """max(M, R) / 2: an alarm where it reaches 1 / `false_alarms`. Their histories differ, so no mean of them would do."""
+        return max(self.martingale, self.refused_ratio) / 2
 
     def note(self, score: float) -> bool:
         """Take a request's score; whether it raises the alarm. What is no number is left out."""
@@ -67,7 +88,8 @@ class DriftWatch:
         cut = min(score, self._threshold)
         self.recent.append(score)
         self._bet(self._p_value(cut))
-        if self.martingale < self._bar:
+        self._refused += score > self._threshold
+        if self.evidence < self._bar:
             return False
         self.alarms += 1
         self._begin()
@@ -83,6 +105,7 @@ class DriftWatch:
     def _begin(self) -> None:
         self._ranked = list(self._calibration)
         self._capital = [1 / 3, 1 / 3, 1 / 3]
+        self._refused = 0
 
     def _p_value(self, score: float) -> float:
         insort(self._ranked, score)
@@ -93,3 +116,9 @@ class DriftWatch:
         shared = JUMP * self.martingale / 3
         jumped = [(1 - JUMP) * own + shared for own in self._capital]
         self._capital = [own * (1 + bet * (p - 0.5)) for own, bet in zip(jumped, (-1, 0, 1), strict=True)]
+
+
+def _log_mixture(count: int, n: int) -> float:
+    """Of `count` in n, in one order: the logarithm of the Krichevsky-Trofimov mixture's probability."""
+    beta = math.lgamma(count + 0.5) + math.lgamma(n - count + 0.5) - math.lgamma(n + 1)
+    return beta - 2 * math.lgamma(0.5)

@@ -15,9 +15,8 @@ from d2unlearn.serving.drift import FALSE_ALARMS, RECENT, WINDOW, DriftWatch
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0)
 RAW_NATS = tuple(float(nats) for nats in range(-60, 21, 5))
 DRIFTED = (
-    "alarm: requests no longer score as those that the gate was calibrated on (a conformal test martingale, of which at most "
-    f"{FALSE_ALARMS:.0%} of windows of {WINDOW} requests without drift would say so): see d2_recent_score_share; calibrate on "
-    "requests as they come now"
+    "alarm: requests no longer score as those that the gate was calibrated on (without drift at most "
+    f"{FALSE_ALARMS:.0%} of windows of {WINDOW} say so): see d2_recent_score_share; calibrate on requests as they are now"
 )
 KNOWN_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
 
@@ -35,6 +34,9 @@ class Metrics:
         )
         self.answers = Counter("d2_answers", "Prompts answered or refused.", ["finish"], registry=own)
         self.refusals = Counter("d2_refusals", "Prompts refused.", registry=own)
+        self.other_system = Counter(
+            "d2_other_system", "Prompts under another system message than the deployment's.", registry=own
+        )
         self.failures = Counter(
             "d2_gate_failures", "Generations that failed; with a gate the request was refused.", registry=own
         )
@@ -55,7 +57,7 @@ class Metrics:
         self.drift_alarms = Counter("d2_drift_alarms", "Times that traffic was found to have drifted.", registry=own)
         if gate is not None and energies:
             told = "Evidence that traffic drifts from calibration; an alarm at d2_drift_alarm_level."
-            self._martingale = Gauge("d2_drift_martingale", told, registry=own)
+            self._evidence = Gauge("d2_drift_evidence", told, registry=own)
             Gauge("d2_drift_alarm_level", "1 over the false alarms that are allowed.", registry=own).set(1 / FALSE_ALARMS)
             told = f"Of the last {RECENT} scores, the share at or below."
             self._recent = Gauge("d2_recent_score_share", told, ["le"], registry=own)
@@ -91,7 +93,7 @@ class Metrics:
     def page(self) -> bytes:
         """The counts in Prometheus' text format."""
         if self.drift is not None and self._energies:
-            self._martingale.set(self.drift.martingale)
+            self._evidence.set(self.drift.evidence)
             for edge, share in zip(self._edges, self.drift.shares_up_to(self._edges), strict=True):
                 self._recent.labels(f"{edge:.6g}").set(share)
         return generate_latest(self.registry)

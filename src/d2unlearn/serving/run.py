@@ -13,7 +13,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from d2unlearn.config import ServeSettings
+from d2unlearn.config import ServeSettings, system_message
 from d2unlearn.errors import ConfigError
 from d2unlearn.generation.guarded import RAW_MAX_NEW_TOKENS, GuardedModel
 from d2unlearn.generation.run import open_model
@@ -63,6 +63,14 @@ def load(settings: ServeSettings) -> GuardedModel:
     if settings.trust_key is not None:
         check_signature(Path(settings.model), settings.trust_key)
     guarded = open_model(settings)
+    wanted = system_message(settings.system)
+    if wanted is not None:
+        if guarded.gate is not None and wanted != guarded.gate.system:
+            say(
+                "note: the gate was calibrated under another system message than --system, so its guarantee is not about these "
+                "requests: `d2unlearn calibrate --system` makes one that is"
+            )
+        guarded.system = wanted
     if guarded.gate is not None:
         guarded.decide(PROBE)
     return guarded
@@ -84,6 +92,7 @@ def make_service(guarded: GuardedModel, settings: ServeSettings) -> Service:
         metrics,
         log_prompts=settings.log_prompts,
         hide_energy=settings.hide_energy,
+        strict_system=settings.strict_system,
     )
 
 
