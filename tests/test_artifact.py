@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -220,7 +221,10 @@ def test_a_result_is_made_once_and_said_to_be_done_afterwards(tmp_path: Path, ca
     with new_result(output, "evaluate", KEY, settings) as folder:
         write_json(folder / "numbers.json", {"all": 2})
     assert read_json(output / "numbers.json") == {"all": 2}
-    assert read_json(output / MANIFEST_FILE) == manifest("evaluate", KEY, settings={"output": "result", "seed": 3})
+    made = read_json(output / MANIFEST_FILE)
+    assert abs(datetime.fromisoformat(made["made"]) - datetime.now(UTC)) < timedelta(minutes=5)
+    expected = manifest("evaluate", KEY, settings={"output": "result", "seed": 3})
+    assert made == {**expected, "made": made["made"]}
     assert capsys.readouterr().err == ""
     assert is_done(output, KEY, settings)
     assert capsys.readouterr().err == f"{output} is done: same inputs, same settings\n"

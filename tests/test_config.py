@@ -229,7 +229,10 @@ def test_parameters_are_typed_by_hints() -> None:
     ("kind", "incidental"),
     [
         (config.GenerateSettings, ("model", "input", "output", "prompt", "show_energy", "batch_size")),
-        (config.EvaluateSettings, ("model", "original", "forget", "retain", "output", "also_forget", "also_retain", "columns")),
+        (
+            config.EvaluateSettings,
+            ("model", "original", "forget", "retain", "output", "also_forget", "also_retain", "columns", "redact"),
+        ),
         (config.CalibrateSettings, ("model", "retain", "forget", "batch_size", "columns", "unseen", "sign_key")),
         (
             config.UnlearnSettings,

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from d2unlearn.errors import ArtifactError
-from d2unlearn.runtime import atomic_path, read_json, remove, say, write_json
+from d2unlearn.runtime import atomic_path, now, read_json, remove, say, write_json
 from d2unlearn.schema import GATE_FILE, MANIFEST_FILE
 from d2unlearn.version import __version__
 
@@ -168,8 +168,8 @@ def locked(file: Path, taken: ArtifactError) -> Iterator[None]:
 
 
 def manifest(command: str, key: str, **sections: Any) -> dict[str, Any]:
-    """The manifest's common part with the given sections."""
-    return {"format": _FORMAT, "command": command, "key": key, "versions": versions(), **sections}
+    """The manifest's common part, with the date, and the given sections."""
+    return {"format": _FORMAT, "command": command, "key": key, "made": now(), "versions": versions(), **sections}
 
 
 def versions() -> dict[str, str]:

@@ -247,6 +247,7 @@ class EvaluateSettings:
     dtype: Dtype = "auto"
     group_size: GroupSize = None
     columns: Columns = field(default_factory=dict)
+    redact: Annotated[bool, INCIDENTAL, "Keep no texts: no question, answer, reply or id in the file."] = False
 
 
 @dataclass(frozen=True)
@@ -460,6 +461,7 @@ class ReportSettings:
     artifact: Annotated[str | None, "The artifact: its gate and manifest are shown."] = None
     audit: Annotated[str | None, "audit.json (or its folder) of the artifact: what may be claimed is shown and linked."] = None
     output: Annotated[str, "Where the page goes."] = "report.html"
+    redact: Annotated[bool, "Show no texts: no question, answer or reply."] = False
 
 
 @dataclass(frozen=True)

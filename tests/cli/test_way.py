@@ -71,6 +71,8 @@ def test_the_command_line_wins_over_the_file_and_the_manifest_says_what_was_run(
     assert (settings["epochs"], settings["batch_size"], settings["learning_rate"]) == (8.0, 4, 0.01)
     assert manifest["method"] | {"gamma": 0.5} == manifest["method"]
     assert manifest["data"]["forget"]["rows"] == 16
+    hashes = {"original": weights_hash(settings["model"]), "artifact": weights_hash(walked.artifact)}
+    assert manifest["weights"] == hashes
     held_out = hold_out(read_examples(walked.given.retain), seed=0).held_out
     assert manifest["held_out"] == [content_hash(row) for row in held_out]
     assert len(held_out) == 60

@@ -333,7 +333,14 @@ def test_a_result_is_done_by_what_it_rests_on_and_not_by_places(
     moved = write(tmp_path / "moved.jsonl", [json.loads(line) for line in folders.forget.read_text().splitlines()])
     assert run_evaluate(settings(folders, tmp_path / "out", limit=3, forget=str(moved))) == first
     assert "is done: same inputs, same settings" in capsys.readouterr().err
-    for changes in ({"seed": 1}, {"limit": 4}, {"max_new_tokens": 2}, {"model": folders.plain}, {"label": "other"}):
+    for changes in (
+        {"seed": 1},
+        {"limit": 4},
+        {"max_new_tokens": 2},
+        {"model": folders.plain},
+        {"label": "other"},
+        {"redact": True},
+    ):
         with pytest.raises(ArtifactError, match="holds the result of other inputs or settings"):
             run_evaluate(settings(folders, tmp_path / "out", **({"limit": 3} | changes)))
     assert first.read_bytes() == written

@@ -54,7 +54,11 @@ def halves(
     middle = np.sort(scores)[n // 4 : n - n // 4 + 1]
     place = int(np.argmax(np.diff(middle)))
     threshold = float((middle[place] + middle[place + 1]) / 2)
-    changed = replace(gate, calibration=replace(gate.calibration, score=fitted, conformal_threshold=threshold))
+    seen = tuple(np.resize(scores, len(gate.calibration.calibration_scores)).tolist())
+    measured = replace(
+        gate.calibration, score=fitted, conformal_threshold=threshold, calibration_scores=seen, forget_scores=seen
+    )
+    changed = replace(gate, calibration=measured)
     guarded = GuardedModel(model, tokenizer, at(changed, threshold))
     return Halves(guarded, prompts, ids, scores, scores > threshold)
 

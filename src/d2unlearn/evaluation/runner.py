@@ -39,6 +39,7 @@ from d2unlearn.metrics.summary import (
 )
 from d2unlearn.metrics.text import rouge_l_recall
 from d2unlearn.models import context_length, load_model, weights_name
+from d2unlearn.redaction import redacted
 from d2unlearn.runtime import check_writable, fingerprint, torch_dtype
 from d2unlearn.schema import EVALUATION_FILE, EvaluatedSet, Evaluation, Example, Kind, ScoredExample
 from d2unlearn.serialization import write_evaluation
@@ -79,7 +80,7 @@ def run_evaluate(settings: EvaluateSettings) -> Path:
     if not is_done(output, key, settings):
         result = evaluate(guarded, sets, settings, _original(settings, guarded.model))
         with new_result(output, "evaluate", key, settings) as staged:
-            write_evaluation(staged / EVALUATION_FILE, result)
+            write_evaluation(staged / EVALUATION_FILE, redacted(result) if settings.redact else result)
     return output / EVALUATION_FILE
 
 
@@ -204,4 +205,5 @@ def _key(settings: EvaluateSettings, guarded: GuardedModel, sets: Sequence[Named
     rows = [[named.name, named.kind, [content_hash(example) for example in named.examples]] for named in sets]
     gate = None if guarded.gate is None else guarded.gate.fingerprint
     original = [] if settings.original is None else [weights_name(settings.original)]
-    return fingerprint([__version__, weights_name(settings.model), gate, rows, identity(settings), *original])
+    redact = ["redacted"] if settings.redact else []
+    return fingerprint([__version__, weights_name(settings.model), gate, rows, identity(settings), *original, *redact])

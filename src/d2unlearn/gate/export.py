@@ -21,11 +21,12 @@ from transformers import PreTrainedTokenizerBase
 
 from d2unlearn.data.template import Template
 from d2unlearn.errors import GateError
+from d2unlearn.gate.copied import check_copy, sealed
 from d2unlearn.gate.decoding import id_list
 from d2unlearn.gate.rule import GateRule, refusal_tokens, rule_to_json
 from d2unlearn.models import load_tokenizer, pad_token_id
 from d2unlearn.runtime import atomic_write, read_json, write_json
-from d2unlearn.schema import GATE_COPY
+from d2unlearn.schema import GATE_COPY, GATE_FILE
 from d2unlearn.version import __version__
 
 FOLDER = "custom_generate"
@@ -40,11 +41,12 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "runtime": ("fingerprint",),
     "stats": ("Floats",),
     "refusals": ("content_seed", "refusal_index"),
-    "schema": ("GATE_COPY",),
+    "schema": ("GATE_FILE", "GATE_COPY"),
     "models": ("generate_of", "generate_plainly"),
     "observation": ("causal_model",),
     "energy": ("free_energy", "logsumexp", "check_temperature", "at_least_float32"),
     "data.batching": ("pad_left", "by_tokens"),
+    "gate.copied": (),
     "gate.score": (),
     "gate.recorder": (),
     "gate.probes": (),
@@ -62,9 +64,10 @@ MODULES: Mapping[str, tuple[str, ...]] = {
 
 
 def carry(folder: Path, rule: GateRule, refusal_texts: tuple[str, ...], template: str, weights: str, guarantee: str) -> None:
-    """Write all three into a model's folder. `template`: fingerprint of the one that was calibrated; `weights`: their hash.
+    """Write all three into a model's folder, which holds its gate's file.
 
-    Raises `GateError` when the folder's tokenizer renders prompts otherwise, `ModelError` when it has none.
+    `template`: fingerprint of the one that was calibrated; `weights`: their hash. Raises `GateError` when its tokenizer
+    renders prompts otherwise, `ModelError` when it has none.
     """
     tokenizer = load_tokenizer(folder)
     own = Template(tokenizer)
@@ -78,14 +81,23 @@ def carry(folder: Path, rule: GateRule, refusal_texts: tuple[str, ...], template
         stale.unlink()  # of an earlier version
     config = read_json(folder / "config.json")
     copy = {**rule_to_json(rule, tokens), "template": template, "weights_hash": weights, "version": __version__}
-    write_json(folder / "config.json", {**config, GATE_COPY: copy})
+    gate = read_json(folder / GATE_FILE)
+    copy |= {"bound": gate["bound"]}
+    write_json(folder / "config.json", {**config, GATE_COPY: sealed(copy, gate["checksum"])})
     atomic_write(folder / README, _with_note(_text(folder / README), note(guarantee)))
 
 
 def is_carried(folder: Path) -> bool:
     """Whether a folder holds all three, and the code that this version writes."""
     code = all(_text(folder / FOLDER / name) == text for name, text in custom_generate().items())
-    return code and END in _text(folder / README) and GATE_COPY in read_json(folder / "config.json")
+    copy = read_json(folder / "config.json").get(GATE_COPY)
+    if not code or END not in _text(folder / README) or not isinstance(copy, dict) or "checksum" not in copy:
+        return False
+    try:
+        check_copy(copy, folder)
+    except GateError:
+        return False
+    return True
 
 
 def custom_generate() -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from d2unlearn.errors import GateError
 from d2unlearn.gate.calibrate import Calibration, Candidate
+from d2unlearn.gate.copied import check_values
 from d2unlearn.gate.rule import STATISTIC, check_statistic, probes_from_json
 from d2unlearn.gate.score import score_from_json, score_to_json
 from d2unlearn.runtime import fingerprint
@@ -46,6 +47,7 @@ def gate_arguments(content: Mapping[str, Any], names: Sequence[str]) -> dict[str
         raise GateError(f"gate format {content.get('format')!r} is not known to this version, which reads {_FORMAT}")
     check_statistic(content)
     try:
+        check_values(content)
         gate = {name: content[name] for name in names if name not in _LATER}
         gate[_VOUCHED] = bool(content.get(_VOUCHED, False))
         gate[_BOUND] = {str(name): str(value) for name, value in content.get(_BOUND, {}).items()}
@@ -57,9 +59,25 @@ def gate_arguments(content: Mapping[str, Any], names: Sequence[str]) -> dict[str
     calibration = gate["calibration"]
     if not math.isfinite(calibration.threshold) or calibration.threshold < calibration.conformal_threshold:
         raise GateError("the threshold lies below what the calibration allows; the file was edited")
+    _check_measured(calibration)
     if content.get("checksum") != fingerprint({name: entry for name, entry in content.items() if name != "checksum"}):
         raise GateError("it was edited by hand, or written by an older version: its checksum does not fit")
     return gate
+
+
+def _check_measured(calibration: Calibration) -> None:
+    """Raises `GateError` for a rank that is none of the calibration scores', and a threshold that no request could exceed.
+
+    By so much lies a threshold above all scores as they are apart: what was calibrated lies among them or next to them.
+    """
+    scores = (*calibration.calibration_scores, *calibration.forget_scores)
+    if not 1 <= calibration.rank <= len(calibration.calibration_scores):
+        raise GateError(f"rank {calibration.rank} is not of {len(calibration.calibration_scores)} calibration scores")
+    highest, lowest = max(scores), min(scores)
+    if calibration.threshold > highest + max(highest - lowest, 1.0):
+        raise GateError(
+            f"a threshold of {calibration.threshold:.4g} could never refuse: the highest score that was seen is {highest:.4g}"
+        )
 
 
 def checked_texts(texts: Sequence[str]) -> tuple[str, ...]:

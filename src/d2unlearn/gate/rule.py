@@ -14,6 +14,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from d2unlearn.errors import GateError
+from d2unlearn.gate.copied import check_values, check_words
 from d2unlearn.gate.probes import Probe, dtype_name, prompt_energies
 from d2unlearn.gate.score import Score, score_from_json, score_to_json
 
@@ -97,6 +98,8 @@ def rule_from_json(value: Mapping[str, Any]) -> tuple[GateRule, RefusalTokens]:
     """The rule and the tokens that `rule_to_json` wrote. Raises `GateError` for anything else, and for another statistic."""
     check_statistic(value)
     try:
+        check_values(value)
+        check_words(value["words"])
         plain = {f.name: value[f.name] for f in fields(GateRule) if f.name not in ("score", "probes")}
         probes = probes_from_json(value["probes"])
         words = value["words"]
@@ -107,6 +110,12 @@ def rule_from_json(value: Mapping[str, Any]) -> tuple[GateRule, RefusalTokens]:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise GateError(f"the copy of the gate in config.json is garbled ({error}); run `d2unlearn calibrate` again") from None
+
+
+def check_ids(tokens: RefusalTokens, vocabulary: int) -> None:
+    """Raises `GateError` for refusals of tokens that a model with so many does not have."""
+    if max(*tokens.line_break, *tokens.ends, tokens.pad, *(max(refusal) for refusal in tokens.refusals)) >= vocabulary:
+        raise GateError("the gate's refusals are of a larger vocabulary than this model has; recalibrate on this model")
 
 
 def probes_from_json(value: Sequence[Mapping[str, Any]]) -> tuple[Probe, ...]:

@@ -20,7 +20,7 @@ from d2unlearn.gate.gate import EnergyGate
 from d2unlearn.gate.gated import GateWarning
 from d2unlearn.loaded_files import check_self_contained
 from d2unlearn.models import load_model, load_tokenizer, weights_hash
-from d2unlearn.runtime import check_writable, fingerprint, write_json
+from d2unlearn.runtime import check_writable, fingerprint, now, write_json
 from d2unlearn.schema import GATE_FILE, MANIFEST_FILE, Example
 from d2unlearn.version import __version__
 
@@ -66,7 +66,7 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
         system=system_message(settings.system),
     )
     gate.save(folder)
-    section = {"key": key, "settings": asdict(settings), "version": __version__}
+    section = {"key": key, "made": now(), "settings": asdict(settings), "version": __version__}
     write_json(folder / MANIFEST_FILE, {**(manifest or new_manifest("calibrate", key)), "calibration": section})
     yield from gate.describe()
     yield f"{folder / GATE_FILE}"

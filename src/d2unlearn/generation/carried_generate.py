@@ -14,8 +14,9 @@ from typing import Any
 from transformers import GenerationMixin, PreTrainedModel
 
 from d2unlearn.errors import GateError
+from d2unlearn.gate.copied import check_copy
 from d2unlearn.gate.gated import GatedGenerator
-from d2unlearn.gate.rule import GateRule, rule_from_json
+from d2unlearn.gate.rule import GateRule, check_ids, rule_from_json
 from d2unlearn.schema import GATE_COPY
 
 POSITIONS = tuple(signature(GenerationMixin.generate).parameters)[1:]
@@ -47,6 +48,8 @@ def _gated(model: PreTrainedModel) -> tuple[GateRule, GatedGenerator]:
                 f"config.json holds no {GATE_COPY}, though the checkpoint carries a gate; run `d2unlearn calibrate` again"
             )
         rule, tokens = rule_from_json(copy)
+        check_copy(copy, getattr(model.config, "_name_or_path", None) or None)
+        check_ids(tokens, model.config.get_text_config().vocab_size)
         vars(model)[KEPT_AS] = rule, GatedGenerator(model, tokens)
     kept: tuple[GateRule, GatedGenerator] = vars(model)[KEPT_AS]
     return kept

@@ -11,7 +11,7 @@ so requests that ask for such are turned down.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from vllm.v1.worker.gpu.sample.logits_processor import (  # type: ignore[import-
 
 from d2unlearn.energy import free_energy
 from d2unlearn.errors import GateError
+from d2unlearn.gate.copied import check_copy
 from d2unlearn.gate.rule import GateRule, RefusalTokens, rule_from_json
 from d2unlearn.generation.stepwise import Session, Sessions, TokenConstraint
+from d2unlearn.loaded_files import BOUND, bound_hashes, check_self_contained
 from d2unlearn.models import weights_hash
 from d2unlearn.schema import GATE_COPY
 
@@ -157,6 +159,7 @@ def carried_rule(vllm_config: Any) -> tuple[GateRule, RefusalTokens]:
     if copy is None:
         raise GateError(f"{model.model} carries no gate ({GATE_COPY} in config.json): make one with `d2unlearn calibrate`")
     rule, tokens = rule_from_json(copy)
+    check_copy(copy, str(model.model))
     served = str(model.dtype).removeprefix("torch.")
     if served != rule.dtype:
         raise GateError(
@@ -170,15 +173,22 @@ def carried_rule(vllm_config: Any) -> tuple[GateRule, RefusalTokens]:
         raise GateError("adapters are other weights than those that were calibrated: merge the adapter and calibrate")
     if not tokens.ends:
         raise GateError("the model has no token that ends an answer, so a refusal would have no end")
-    _check_weights(str(model.model), str(copy.get("weights_hash")))
+    _check_files(Path(str(model.model)), copy)
     return rule, tokens
 
 
-def _check_weights(folder: str, calibrated: str) -> None:
-    if not Path(folder).is_dir():
-        warnings.warn(f"{folder} is no folder, so nobody checks that its weights are those of the gate", stacklevel=2)
-    elif weights_hash(folder) != calibrated:
+def _check_files(folder: Path, copy: Mapping[str, Any]) -> None:
+    """Raises `GateError` for a folder with other weights, configurations, tokenizer or template than those calibrated."""
+    if not folder.is_dir():
+        warnings.warn(f"{folder} is no folder, so nobody checks that its files are those of the gate", stacklevel=2)
+        return
+    check_self_contained(folder)
+    if weights_hash(folder) != copy.get("weights_hash"):
         raise GateError(f"the gate in {folder} was calibrated on other weights; run `d2unlearn calibrate` again")
+    there, bound = bound_hashes(folder), copy.get("bound", {})
+    changed = [words for name, words in BOUND.items() if there[name] != bound.get(name, there[name])]
+    if changed:
+        raise GateError(f"{' and '.join(changed)} in {folder} changed since calibration; run `d2unlearn calibrate` again")
 
 
 def _request(params: Any, prompt: list[int] | None = None, answer: list[int] | None = None) -> _Request:

@@ -14,6 +14,7 @@ from functools import cache
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from d2unlearn.redaction import is_redacted
 from d2unlearn.report import figures, notation, samples, summary, tables
 from d2unlearn.report.audited import AuditSummary
 from d2unlearn.report.concerns import BeforeAfter
@@ -50,7 +51,7 @@ def build(
     when it is a whole number, also chooses the random samples. `audit`: what attacks showed. The same input gives the same
     text; everything that comes from outside is escaped. Numbers that were not scored are shown as a dash.
     """
-    seed = run.get("seed")
+    seed, hidden = run.get("seed"), is_redacted(before) or is_redacted(after)
     return template("report", "page.html.j2").render(
         before=before,
         after=after,
@@ -64,7 +65,8 @@ def build(
         tables=tables.set_tables(before, after),
         levels=tables.level_rows(before, after),
         separation=tables.metric_rows(before.separation, after.separation),
-        samples=samples.choose_samples(before, after, abs(seed) if isinstance(seed, int) else 0),
+        samples=() if hidden else samples.choose_samples(before, after, abs(seed) if isinstance(seed, int) else 0),
+        texts_left_out=hidden,
         sections=run_sections(run),
         settings=compare_settings(before.settings, after.settings),
     )

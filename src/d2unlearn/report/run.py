@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from d2unlearn.errors import DataError
+from d2unlearn.redaction import is_redacted, redacted
 from d2unlearn.report.audited import read_audit_summary
 from d2unlearn.report.gate import read_gate_summary
 from d2unlearn.report.html import build
@@ -23,21 +24,30 @@ def run_report(
     artifact: str | Path | None,
     output: str | Path,
     audit: str | Path | None = None,
+    *,
+    redact: bool = False,
 ) -> Path:
-    """Write the page, with a manifest beside it, and return its path.
+    """Write the page, with a manifest beside it, and return its path. redact: without questions, answers and replies.
 
     Raises `DataError` for files that are no evaluations or no audit, and for those of another gate than the artifact's.
     """
     path = Path(output)
     files = {"before": _file(before), "after": _file(after)}
     first, second = (read_evaluation(file) for file in files.values())
+    if redact or is_redacted(first) or is_redacted(second):
+        first, second = redacted(first), redacted(second)
     folder = None if artifact is None else Path(artifact)
     gate = None if folder is None else read_gate_summary(folder)
     _check_gate(second, gate, files["after"])
     audited = None if audit is None else read_audit_summary(audit, path, _gate_fingerprint(folder))
     atomic_write(path, build(first, second, gate, {} if folder is None else _facts(folder), audited))
     made_of = {name: {"source": str(file), "sha256": hash_file(file)} for name, file in files.items()}
-    note = {"command": "report", "version": __version__, **made_of, "artifact": None if folder is None else str(folder)}
+    note = {
+        "command": "report",
+        "version": __version__,
+        **made_of,
+        "artifact": None if folder is None else str(folder),
+    }
     note |= {} if audit is None else {"audit": str(audit)}
     write_json(path.with_name(f"{path.name}.manifest.json"), note)
     return path.resolve()
@@ -73,7 +83,11 @@ def _facts(artifact: Path) -> Mapping[str, Any]:
     manifest = read_json(path)
     training = {k: v for k, v in manifest.get("training", {}).items() if not isinstance(v, (list, dict))}
     settings = {k: v for k, v in manifest.get("settings", {}).items() if k in ("model", "seed", "lora", "epochs", "batch_size")}
+    calibration = manifest.get("calibration", {})
+    made = {"unlearned": manifest.get("made"), "calibrated": calibration.get("made")}
+    hashes = {f"{whose} weights, sha256": value for whose, value in manifest.get("weights", {}).items()}
     return {
+        **({"made": told} if (told := {name: value for name, value in {**made, **hashes}.items() if value}) else {}),
         "method": manifest.get("method", {}),
         "learning rate": manifest.get("learning_rate"),
         "settings": settings,

@@ -21,8 +21,9 @@ from d2unlearn.data.identity import folded_key, row_key
 from d2unlearn.data.records import content_hash, read_examples, source_names
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.fields import typed
+from d2unlearn.loaded_files import weight_files
 from d2unlearn.methods import METHODS, Method
-from d2unlearn.models import context_length, load_model, load_tokenizer, low_rank_config, state_hash
+from d2unlearn.models import context_length, load_model, load_tokenizer, low_rank_config, state_hash, weights_hash
 from d2unlearn.runtime import fingerprint, pick_device, remove, say, seed_everything, torch_dtype, write_json
 from d2unlearn.schema import MANIFEST_FILE, Example, Role
 from d2unlearn.training.alternates import read_alternates
@@ -97,6 +98,7 @@ def _train_and_publish(run: _Run, pace: Pace, key: str, workspace: Path, output:
     settings = run.settings
     seed_everything(settings.seed)
     validation, _ = split_validation(run.retain.held_out, seed=settings.seed)
+    original = _original_hash(run)
     say(_announcement(run, pace))
     if settings.keep == "best":
         say(
@@ -138,7 +140,8 @@ def _train_and_publish(run: _Run, pace: Pace, key: str, workspace: Path, output:
         staged = workspace / STAGED
         remove(staged)
         _save(trainer.model, run, staged)
-        write_json(staged / MANIFEST_FILE, _manifest(run, pace, key, trainer, seconds))
+        weights = {"original": original, "artifact": weights_hash(staged)}
+        write_json(staged / MANIFEST_FILE, {**_manifest(run, pace, key, trainer, seconds), "weights": weights})
         publish(staged, output)
     trainer.accelerator.wait_for_everyone()
 
@@ -168,6 +171,12 @@ def _make_rounds(run: _Run, pace: Pace, trainer: UnlearnTrainer, workspace: Path
     )
     if settings.keep == "best":
         trainer.evaluate()
+
+
+def _original_hash(run: _Run) -> str:
+    """sha256 of the original's weights: of its files where it is a folder of its own weights, else as they were loaded."""
+    folder = Path(run.settings.model)
+    return weights_hash(folder) if folder.is_dir() and weight_files(folder) else state_hash(run.model)
 
 
 def _outcome(trainer: UnlearnTrainer, settings: UnlearnSettings) -> Iterator[str]:
