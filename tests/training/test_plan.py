@@ -12,7 +12,7 @@ from d2unlearn.config import UnlearnSettings
 from d2unlearn.errors import ConfigError
 from d2unlearn.models import low_rank_config, model_outline, with_fresh_adapter
 from d2unlearn.training import plan
-from d2unlearn.training.plan import bytes_of, plan_unlearn, planned_run, shape_of
+from d2unlearn.training.plan import bytes_of, plan_unlearn, planned_run, rounds_lines, shape_of
 
 from .runs import unlearn_settings
 
@@ -79,3 +79,15 @@ def test_what_fits_is_timed_and_nothing_is_left(settings: UnlearnSettings) -> No
     assert "steps: 8 (4 epochs, 4 pairs a step)" in text
     assert "measured here in 3 steps" in text
     assert not Path(settings.output).exists()
+
+
+def test_rounds_are_told_and_refused_where_they_cannot_be_made(settings: UnlearnSettings) -> None:
+    """Six copies of float32 weights."""
+    deep = replace(settings, method="deep_eua", method_parameters={"blocks": 1, "rounds": 2})
+    planned = planned_run(deep)
+    held = 6 * 4 * planned.shape.parameters / 1e9
+    assert rounds_lines(planned)[0].startswith("rounds: 1 x 2 follow")
+    assert f"6 copies of the weights, {held:.2f} GB" in rounds_lines(planned)[0]
+    assert rounds_lines(planned_run(settings)) == []
+    with pytest.raises(ConfigError, match="leave --lora out"):
+        planned_run(replace(deep, lora=True))

@@ -48,6 +48,7 @@ from d2unlearn.training.estimate import (
 )
 from d2unlearn.training.monitor import take_snapshot
 from d2unlearn.training.recipe import Pace
+from d2unlearn.training.rounds import COPIES, check_rounds
 from d2unlearn.training.rows import KINDS, Rows, Watched, render
 from d2unlearn.training.trainer import UnlearnTrainer
 from d2unlearn.training.unlearn import build_method, loaded_model, pace_of
@@ -142,13 +143,14 @@ def plan_unlearn(settings: UnlearnSettings) -> str:
     timed = timed_steps(planned) if fits else None
     lines = [*_head_lines(planned, devices), *_table(parts, program if here.on_host else 0)]
     lines += _verdicts(planned, parts, here, program if here.on_host else 0, memory)
-    lines += _disk_lines(planned) + _time_lines(planned, timed, devices)
+    lines += _disk_lines(planned) + _time_lines(planned, timed, devices) + rounds_lines(planned)
     return "\n".join(lines)
 
 
 def planned_run(settings: UnlearnSettings) -> PlannedRun:
     """Read configuration, tokenizer and rows; no weights."""
     method = build_method(settings.method, settings.method_parameters)
+    check_rounds(settings.method, method, lora=settings.lora, processes=settings.devices or 1)
     outline, tokenizer = model_outline(settings.model), load_tokenizer(settings.model)
     length = min(settings.max_length, context_length(outline) or settings.max_length)
     read = {"group_size": settings.group_size, "columns": settings.columns}
@@ -368,6 +370,18 @@ def _time_lines(planned: PlannedRun, timed: Timed | None, devices: int) -> list[
     return [
         f"time: {timed.step:.2f} s a step, {timed.row:.3f} s a row looked at, measured here in {TIMED_STEPS} steps: "
         f"about {_duration(total)}{where}; memory seen after them: {timed.seen / GB:.2f} GB"
+    ]
+
+
+def rounds_lines(planned: PlannedRun) -> list[str]:
+    """What a method with rounds needs beside all that; nothing for others."""
+    plan = planned.method.deepening
+    if plan is None:
+        return []
+    held = COPIES * planned.weight_bytes * planned.shape.parameters
+    return [
+        f"rounds: {plan.blocks} x {plan.rounds} follow, counted in none of these lines; they hold {COPIES} copies of the "
+        f"weights, {held / GB:.2f} GB, beside activations"
     ]
 
 
