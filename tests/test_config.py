@@ -238,7 +238,7 @@ def test_parameters_are_typed_by_hints() -> None:
             config.UnlearnSettings,
             (
                 *("model", "forget", "retain", "near", "alternate", "output", "report_to", "columns"),
-                *("plan", "devices", "memory"),
+                *("plan", "devices", "memory", "long"),
             ),
         ),
         (config.BenchmarkSettings, ("model", "output", "data", "retain_logs", "reference_model")),

@@ -24,6 +24,7 @@ from d2unlearn.fields import (
     MODEL,
     PORT,
     PROPER_SHARE,
+    RANK,
     SEED,
     SHARE,
     ZERO_OR_MORE,
@@ -74,7 +75,7 @@ Refusals = Annotated[
 ]
 Epochs = Annotated[float | str, ABOVE_ZERO.or_auto, "Passes over the forget rows, or auto: 10, more for few."]
 Accumulation = Annotated[int | str, COUNT.or_auto, "Batches that make one update, or auto: 1 to 4 by size."]
-MaxLength = Annotated[int, AT_LEAST_TWO, "Rows are cut there, in tokens, or at the model's context."]
+MaxLength = Annotated[int, AT_LEAST_TWO, "Tokens of the longest row that is read whole, or the model's context."]
 Lora = Annotated[bool, Flag("--lora/--full"), "Train a low-rank adapter; its merged weights are written too."]
 Bf16 = Annotated[bool, Flag("--bf16/--no-bf16"), "Mixed precision."]
 Checkpointing = Annotated[bool, Flag("--gradient-checkpointing/--no-gradient-checkpointing"), "Less memory, more time."]
@@ -109,9 +110,16 @@ class UnlearnSettings:
     batch_size: Annotated[int, COUNT, "Forget rows a step and device, with as many retained."] = 8
     accumulation: Accumulation = "auto"
     max_length: MaxLength = 512
+    long: Annotated[
+        str | None,
+        one_of("split", "cut", "refuse"),
+        INCIDENTAL,
+        Default("text split; of other rows those to forget refused, those to keep cut"),
+        "Longer rows: split into overlapping windows (text alone), cut, or refuse.",
+    ] = None
     seed: Seed = 0
     lora: Lora = False
-    lora_rank: Annotated[int, COUNT, "Rank of the adapter."] = 16
+    lora_rank: Annotated[int, RANK, "Rank of the adapter."] = 16
     dtype: Dtype = "auto"
     bf16: Bf16 = False
     gradient_checkpointing: Checkpointing = False
@@ -410,7 +418,7 @@ class CompareSettings:
     accumulation: Annotated[Accumulation, TRAINING] = "auto"
     max_length: Annotated[MaxLength, TRAINING] = 512
     lora: Annotated[Lora, TRAINING, "Train low-rank adapters."] = False
-    lora_rank: Annotated[int, COUNT, TRAINING, "Their rank."] = 16
+    lora_rank: Annotated[int, RANK, TRAINING, "Their rank."] = 16
     dtype: Dtype = "auto"
     bf16: Annotated[Bf16, TRAINING] = False
     gradient_checkpointing: Annotated[Checkpointing, TRAINING] = False
@@ -474,6 +482,7 @@ class CheckSettings:
     also_forget: AlsoForget = field(default_factory=dict)
     also_retain: AlsoRetain = field(default_factory=dict)
     model: Annotated[str | None, MODEL, "Model folder whose tokenizer and chat template render the example."] = None
+    max_length: MaxLength = 512
     group_size: GroupSize = None
     columns: Columns = field(default_factory=dict)
 

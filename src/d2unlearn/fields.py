@@ -69,6 +69,7 @@ ABOVE_ZERO = Limit("a positive number", lambda value: 0 < value < math.inf)
 PROPER_SHARE = Limit("above 0 and below 1", lambda value: 0 < value < 1)
 SHARE = Limit("between 0 and 1", lambda value: 0 <= value <= 1)
 AT_LEAST_TWO = Limit("at least 2", lambda value: value >= 2)
+RANK = Limit("between 1 and 4096", lambda value: 1 <= value <= 4096)
 PORT = Limit("between 0 and 65535", lambda value: 0 <= value <= 65535)
 SEED = Limit("between 0 and 4294967295", lambda value: 0 <= value < 2**32)
 

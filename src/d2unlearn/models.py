@@ -8,23 +8,31 @@ import io
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from d2unlearn.errors import ArtifactError, ModelError
+from d2unlearn.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, adapter_of
+from d2unlearn.compatibility import check_rows, plain_config
+from d2unlearn.errors import ArtifactError, ModelError, border
 from d2unlearn.loaded_files import check_loadable, weight_files
-from d2unlearn.runtime import atomic_path, cache_dir, hash_file, say
-from d2unlearn.schema import GATE_COPY
+from d2unlearn.runtime import atomic_path, cache_dir, fingerprint, hash_file, read_json, say
+from d2unlearn.schema import GATE_COPY, GATE_FILE
+from d2unlearn.template_date import pinned
 
 BLOCK = 2**22
+ONE_ANSWER = {
+    **{"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False},
+    **{"output_scores": False, "output_logits": False, "output_attentions": False, "output_hidden_states": False},
+    **{"max_time": None, "prompt_lookup_num_tokens": None, "stop_strings": None},
+}
+"""Options of `generate` for one sequence of ids a prompt, whatever the model's own generation configuration says."""
 
 
 class StoredTensor(NamedTuple):
@@ -39,16 +47,21 @@ class StoredTensor(NamedTuple):
 
 
 def load_model(source: str | Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A causal language model in evaluation mode, from a folder, a hub name (safetensors only) or a GGUF file.
+    """A causal language model in evaluation mode, from a folder, a hub name (safetensors only), a GGUF file, or the folder of a
+    PEFT adapter, which is merged into its base.
 
     dtype None keeps the dtype of the weights. The copy of a gate is taken out of the configuration: it belongs to the folder,
     and would be saved with other weights once these are trained. Raises `ModelError` when there is no model, its weights are
-    damaged, or it is no causal model: an encoder, an encoder with a decoder, or one whose head is not among its weights.
+    damaged or of a kind that cannot be read here, or it is no causal model: an encoder, an encoder with a decoder, or one whose
+    head is not among its weights.
     """
     source = model_folder(source)
+    adapter = adapter_of(source)
+    if adapter is not None:
+        return _merged(adapter, dtype, trust_remote_code)
     if Path(source).is_dir():
         check_loadable(Path(source))
-    try:
+    with border(ModelError, _not_loaded(source, f"a causal language model{_quantised(source)}")):
         config = AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
         known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder
         if not known and not trust_remote_code:
@@ -60,8 +73,6 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, trust_re
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(_not_loaded(source, error, "a causal language model")) from error
     model: PreTrainedModel = loaded[0]
     missing = sorted(loaded[1]["missing_keys"])
     if missing:
@@ -71,7 +82,9 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, trust_re
         )
     vars(model.config).pop(GATE_COPY, None)
     model.eval()  # type: ignore[no-untyped-call]
-    if _sees_ahead(model):
+    with border(ModelError, f"{source} was loaded and cannot be run"):
+        sees_ahead = _sees_ahead(model)
+    if sees_ahead:
         raise ModelError(f"{source} is no causal model: what it predicts depends on the tokens that come later")
     return model
 
@@ -79,23 +92,60 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, trust_re
 def model_outline(source: str | Path) -> PreTrainedModel:
     """A model's modules and shapes without any weight, on torch's meta device. Raises `ModelError` when there is no model."""
     source = model_folder(source)
-    try:
+    adapter = adapter_of(source)
+    if adapter is not None:
+        return model_outline(adapter.base)
+    with border(ModelError, _not_loaded(source, "a causal language model")):
         config = AutoConfig.from_pretrained(str(source))
         with torch.device("meta"):
             outline: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(_not_loaded(source, error, "a causal language model")) from error
     return outline
 
 
-def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder, hub name or GGUF file. Raises `ModelError` when there is none."""
-    source = model_folder(source)
+def _merged(adapter: Adapter, dtype: torch.dtype | None, trust_remote_code: bool) -> PreTrainedModel:
+    """The adapter's base with the adapter in its weights. Raises `ModelError` for either missing, or where they do not fit."""
+    from peft import PeftModel
+
     try:
+        base = load_model(adapter.base, dtype=dtype, trust_remote_code=trust_remote_code)
+    except ModelError as error:
+        raise ModelError(f"{adapter.folder} holds a PEFT adapter, and its base could not be loaded: {error}") from error
+    with border(ModelError, f"the PEFT adapter in {adapter.folder} does not fit its base {adapter.base}"):
+        with _quiet_peft():
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            adapted: Any = PeftModel.from_pretrained(base, str(adapter.folder))
+        merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    merged.eval()  # type: ignore[no-untyped-call]
+    return merged
+
+
+def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False, date: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, hub name, GGUF file, or adapter (its own, else its base's).
+
+    A chat template that writes the date is pinned: to `date`, else to the folder's gate's, else to today. Raises `ModelError`
+    when there is no tokenizer, and for one that may write ids that the model's embedding has no rows for.
+    """
+    source = model_folder(source)
+    adapter = adapter_of(source)
+    if adapter is not None and not (adapter.folder / "tokenizer_config.json").is_file():
+        return load_tokenizer(adapter.base, trust_remote_code=trust_remote_code, date=date)
+    with border(ModelError, _not_loaded(source, "a tokenizer")):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source), trust_remote_code=trust_remote_code)
-        return tokenizer
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(_not_loaded(source, error, "a tokenizer")) from error
+    check_rows(tokenizer, source if adapter is None else adapter.base)
+    if isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = pinned(tokenizer.chat_template, date or _date_of_gate(Path(source)))
+    return tokenizer
+
+
+def _date_of_gate(folder: Path) -> str | None:
+    path = folder / GATE_FILE
+    date = read_json(path).get("date") if path.is_file() else None
+    return date if isinstance(date, str) else None
+
+
+def _quantised(source: str | Path) -> str:
+    found = plain_config(source).get("quantization_config")
+    return f" (it is quantised with {found.get('quant_method', 'an unnamed method')})" if isinstance(found, dict) else ""
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -136,7 +186,7 @@ def generate_plainly(
 
     Nothing is compiled: a hook inside a compiled graph would not be called.
     """
-    plain = {"do_sample": False, "num_beams": 1, "pad_token_id": pad_id, "eos_token_id": list(ends) or None}
+    plain = {**ONE_ANSWER, "do_sample": False, "pad_token_id": pad_id, "eos_token_id": list(ends) or None}
     given = {"input_ids": input_ids, "attention_mask": attention_mask, "max_new_tokens": max_new_tokens}
     return generate_of(model)(**{**given, **plain, "disable_compile": True, **options})
 
@@ -152,11 +202,17 @@ def with_fresh_adapter(model: torch.nn.Module, peft_config: Any) -> torch.nn.Mod
     """`peft.get_peft_model` without the warnings that peft itself causes: in newer transformers, and at GPT-2's layers."""
     from peft import get_peft_model
 
+    with _quiet_peft():
+        adapted_model: torch.nn.Module = get_peft_model(model, peft_config)
+    return adapted_model
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
-        adapted_model: torch.nn.Module = get_peft_model(model, peft_config)
-    return adapted_model
+        yield
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -165,11 +221,29 @@ def context_length(model: PreTrainedModel) -> int | None:
     return None if length is None else int(length)
 
 
+def context_of(source: str | Path) -> int | None:
+    """`context_length` of a model that is not loaded. Raises `ModelError` for a configuration that cannot be read."""
+    source = model_folder(source)
+    adapter = adapter_of(source)
+    if adapter is not None:
+        return context_of(adapter.base)
+    with border(ModelError, _not_loaded(source, "a model's configuration")):
+        config = AutoConfig.from_pretrained(str(source)).get_text_config()
+    length = getattr(config, "max_position_embeddings", None)
+    return None if length is None else int(length)
+
+
 def weights_hash(folder: str | Path) -> str:
-    """sha256 over the names, dtypes, shapes and bytes of the weights that the loader opens in a folder, whatever the sharding.
+    """sha256 over the names, dtypes, shapes and bytes of the weights that the loader opens in a folder, whatever the sharding;
+    of an adapter's folder over its own and its base's.
 
     Raises `ModelError` when the folder holds no safetensors weights, or says that they lie elsewhere.
     """
+    adapter = adapter_of(folder)
+    if adapter is not None:
+        config = read_json(adapter.folder / ADAPTER_CONFIG)
+        config.pop("base_model_name_or_path")
+        return fingerprint([config, hash_file(adapter.folder / ADAPTER_WEIGHTS), weights_name(adapter.base)])
     total = hashlib.sha256()
     for tensor in sorted(_stored_tensors(Path(folder))):
         total.update(json.dumps([tensor.name, tensor.dtype, tensor.shape]).encode())
@@ -239,7 +313,7 @@ def model_folder(source: str | Path) -> str | Path:
         return folder_of_gguf(source)
     path = Path(source)
     looks_local = path.is_absolute() or str(source).startswith((".", "~")) or path.exists() or str(source).count("/") > 1
-    if looks_local and not (path / "config.json").is_file():
+    if looks_local and not (path / "config.json").is_file() and adapter_of(path) is None:
         reason = "has no config.json" if path.is_dir() else "is not a folder"
         raise ModelError(f"{source} {reason}; --model takes a Hugging Face model folder, a GGUF file or a hub name")
     return source
@@ -281,13 +355,10 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, targe
 def _dequantised(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer of a GGUF file; of a quantisation the configuration says nothing, or it could not be saved."""
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    try:
-        with redirect_stderr(io.StringIO()):  # a bar that no setting of transformers' hides
-            loaded: Any = AutoModelForCausalLM.from_pretrained(**where, output_loading_info=True)
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**where)
-    except Exception as error:  # whatever the reader meets in a file that was cut short
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        raise ModelError(f"{path} could not be read as a GGUF model, or is damaged: {reason.rstrip(':')}") from error
+    failed = f"{path} could not be read as a GGUF model, or is damaged"
+    with border(ModelError, failed), redirect_stderr(io.StringIO()):  # a bar that no setting of transformers' hides
+        loaded: Any = AutoModelForCausalLM.from_pretrained(**where, output_loading_info=True)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**where)
     model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
     if missing:
         raise ModelError(f"{path} holds no whole model: it lacks {', '.join(missing[:3])}")
@@ -299,11 +370,10 @@ def _dequantised(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return plain, tokenizer
 
 
-def _not_loaded(source: str | Path, error: Exception, what: str) -> str:
-    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+def _not_loaded(source: str | Path, what: str) -> str:
     if Path(source).is_dir():
-        return f"{source} could not be loaded as {what}: {reason.strip().rstrip(':')}"
-    return f"{source} is no folder here, and the hub gave no model of that name: {reason.strip()}"
+        return f"{source} could not be loaded as {what}"
+    return f"{source} is no folder here, and the hub gave no model of that name"
 
 
 @torch.no_grad()

@@ -90,9 +90,11 @@ def test_every_option_has_a_word_of_help(verb: str) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_file_takes_what_the_command_line_takes(verb: str) -> None:
-    keys = {parameter.name for parameter in VERBS[verb].params} - {"config"}
+    keys = {parameter.name for parameter in VERBS[verb].params} - {"config", "debug"}
     known = {setting.name for kind in SETTINGS[verb] for setting in fields(kind)}
-    assert keys == known or (verb == "chat" and keys == {"model", "max_new_tokens", "raw", "show_energy", "dtype"} < known)
+    assert keys == known or (
+        verb == "chat" and keys == {"model", "max_new_tokens", "raw", "show_energy", "dtype", "refusals"} < known
+    )
 
 
 @pytest.mark.parametrize(("option", "setting", "hint"), OPTIONS)
@@ -188,7 +190,7 @@ def test_a_warning_is_one_line_without_the_place_in_the_code(monkeypatch: pytest
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), "the disk is full"),
         (RuntimeError("basic_ios::clear: iostream error"), "the disk is full"),
         (Exception("I/O error: No space left on device (os error 28)"), "the disk is full"),
-        (MemoryError(), "out of memory: choose a smaller --batch-size"),
+        (MemoryError(), "out of memory: choose a smaller model"),
         (PermissionError(13, "Permission denied", "rows.jsonl"), "rows.jsonl cannot be used: Permission denied"),
         (click.UsageError("Something."), "Something (see --help)"),
         (PackageNotFoundError("peft"), "the installation is incomplete, peft is missing: install d2unlearn again"),

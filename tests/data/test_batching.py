@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import tiny_models
-from d2unlearn.data.batching import by_length, pad_left, pad_tokens, truncate, until_end
+from d2unlearn.data.batching import by_length, by_room, pad_left, pad_tokens, truncate, until_end
 from d2unlearn.likelihood import IGNORE
 from d2unlearn.schema import Tokens
 
@@ -78,3 +78,10 @@ def test_batches_are_of_similar_length_longest_first_and_miss_nothing() -> None:
     assert list(by_length(lengths, 2)) == [[1, 3], [4, 0], [2]]
     assert list(by_length([], 2)) == []
     assert list(by_length([5, 5], 8)) == [[0, 1]]
+
+
+def test_prompts_short_of_room_are_batched_by_their_own_length() -> None:
+    """Context 10, answers of 4: lengths 7 and 9 leave 3 and 1; the others go as without a limit."""
+    lengths = [2, 7, 9, 6, 7, 5, 7]
+    assert list(by_room(lengths, 2, 4, 10)) == [([2], 1), ([1, 4], 3), ([6], 3), ([3, 5], 4), ([0], 4)]
+    assert list(by_room(lengths, 2, 4, None)) == [(batch, 4) for batch in by_length(lengths, 2)]

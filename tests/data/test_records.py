@@ -337,9 +337,12 @@ def test_equal_rows_have_equal_hashes_wherever_they_stand(tmp_path: Path) -> Non
 def test_prompts_to_answer_come_with_their_rows(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"id": 3, "prompt": "Q"}\n\n{"prompt": "R", "text": "kept"}\n', encoding="utf-8")
-    assert read_prompts(path) == [({"id": 3, "prompt": "Q"}, "Q"), ({"prompt": "R", "text": "kept"}, "R")]
+    assert read_prompts(path) == [
+        ("rows.jsonl:1", {"id": 3, "prompt": "Q"}, "Q"),
+        ("rows.jsonl:3", {"prompt": "R", "text": "kept"}, "R"),
+    ]
     path.write_text('{"question": "Q", "answer": "A"}\n', encoding="utf-8")
-    assert read_prompts(path) == [({"question": "Q", "answer": "A"}, "Q")]
+    assert read_prompts(path) == [("rows.jsonl:1", {"question": "Q", "answer": "A"}, "Q")]
     path.write_text('{"id": 3}\n{"prompt": " "}\n{"prompt": "Q"}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r":1: a row needs a prompt or a question, not only id; rows\.jsonl:2: prompt should"):
         read_prompts(path)

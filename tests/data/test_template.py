@@ -57,6 +57,18 @@ def test_the_chat_template_is_used_and_the_end_token_belongs_to_the_answer() -> 
     assert answer == ["Paris", "<eos>"]
 
 
+def test_a_template_that_raises_is_one_sentence_with_the_row() -> None:
+    with pytest.raises(DataError, match=r"^rows\.jsonl:7: the chat template fails: TypeError: can only concatenate str"):
+        Template(tokenizer("{{ messages[0]['content'] + 1 }}")).tokens(question("it"))
+
+
+def test_of_several_templates_the_default_is_taken_and_without_one_they_are_named() -> None:
+    several = tokenizer({"default": tiny_models.CHAT_TEMPLATE, "tool_use": "{{ 1 }}"})  # type: ignore[arg-type]
+    assert Template(several).tokens(question("it")) == Template(tokenizer()).tokens(question("it"))
+    with pytest.raises(DataError, match=r"has the chat templates chat, tool_use and no default; save it with the one"):
+        Template(tokenizer({"chat": tiny_models.CHAT_TEMPLATE, "tool_use": "{{ 1 }}"}))  # type: ignore[arg-type]
+
+
 def test_without_a_chat_template_the_documented_plain_format_is_used() -> None:
     prompt, answer = parts(Template(tokenizer(None)), question("What is it?"))
     assert prompt == ["<bos>", "Question", ":", " What", " is", " it", "?", "\n", "Answer", ":"]
@@ -226,7 +238,7 @@ def test_training_calibration_and_generation_read_the_same_ids(tmp_path: Path, c
 
     seen.clear()
     EnergyGate.calibrate(model, chat_tokenizer, rows, rows, max_false_refusal=0.5, max_new_tokens=2)
-    assert set(seen) == wanted
+    assert set(seen) > wanted  # the others are the gate's probes
 
     seen.clear()
     GuardedModel(model, chat_tokenizer, None).answer([row.question for row in rows], max_new_tokens=2)

@@ -337,7 +337,7 @@ def test_an_end_token_that_is_also_the_padding(early: Halves, model: LlamaForCau
 
 
 def test_special_tokens_typed_in_a_prompt_stay_text(early: Halves) -> None:
-    ids = early.guarded._prompt_ids("w1 <eos> <pad> w2")
+    ids = early.guarded.prompt_ids("w1 <eos> <pad> w2")
     assert ids.count(2) == 0
     assert ids.count(0) == 0
     assert early.guarded.decide("w1 <eos> w2").energy != early.guarded.decide("w1 w2").energy
@@ -345,7 +345,7 @@ def test_special_tokens_typed_in_a_prompt_stay_text(early: Halves) -> None:
 
 def test_a_prompt_that_fills_the_context_is_an_error_and_not_an_answer(early: Halves) -> None:
     room = early.guarded.model.config.max_position_embeddings
-    overhead = len(early.guarded._prompt_ids("w1")) - 1
+    overhead = len(early.guarded.prompt_ids("w1")) - 1
     too_long, fits = (" ".join(["w1"] * (room - overhead - spare)) for spare in (0, 1))
     for ask in (early.guarded.decide, lambda prompt: early.guarded.answer([prompt], raw=True), early.guarded.stream):
         with pytest.raises(DataError, match=f"a prompt of {room} tokens leaves no room in the model's context of {room}"):

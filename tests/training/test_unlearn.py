@@ -215,7 +215,7 @@ def test_the_last_lines_say_what_is_left_and_what_to_do(left: float, right: floa
     log |= {"eval_near_right": 0.8, "eval_retain_kl": 0.25}
     state = SimpleNamespace(log_history=[{**log, "step": 4}, log], best_model_checkpoint="x/checkpoint-6")
     before = Snapshot(-9.0, -9.0, 0.99, 0.9, 0.1, 0.5, retain_right=0.9, near_right=0.85)
-    trainer: Any = SimpleNamespace(state=state, before=before)
+    trainer: Any = SimpleNamespace(state=state, before=before, method=SimpleNamespace(deepening=None))
     first, *others = unlearn._outcome(trainer, UnlearnSettings("m", "F", "R", "OUT"))
     assert first == (
         f"kept: epoch 3; answer probability forget 0.990 -> {left:.3f}; tokens right without the end token: retained "
@@ -273,7 +273,7 @@ def test_last_weights_that_are_no_numbers_are_not_published(fresh: UnlearnSettin
         ({"method_parameters": {"gama": 1}}, ConfigError, "did you mean gamma"),
         ({"report_to": "wnadb"}, ConfigError, "not 'wnadb'"),
         ({"learning_rate": "fast"}, ConfigError, "a number or auto, not 'fast'"),
-        ({"max_length": 4}, DataError, "longer than max_length = 4"),
+        ({"max_length": 4}, DataError, "the prompt alone is longer than 4 tokens"),
         ({"forget": "nowhere.jsonl"}, DataError, "nowhere.jsonl does not exist"),
         ({"model": "./nowhere"}, D2Error, "nowhere is not a folder"),
     ],
@@ -382,5 +382,10 @@ def test_rows_are_cut_where_the_model_s_context_ends(tmp_path: Path) -> None:
     row = {"question": "Where was he born", "answer": " ".join(["Berlin"] * 300)}
     with Path(settings.forget).open("a") as file:
         file.write(json.dumps(row) + "\n")
-    folder = run_unlearn(replace(settings, epochs=1, learning_rate=1e-4))
-    assert manifest_of(folder)["data"]["forget"]["rows"] == 9
+    with pytest.raises(DataError, match=r"^1 of 9 rows are longer than 64 tokens \(forget\.jsonl:9 has 312\), and what"):
+        run_unlearn(replace(settings, epochs=1, learning_rate=1e-4))
+    found = manifest_of(run_unlearn(replace(settings, epochs=1, learning_rate=1e-4, long="cut")))
+    assert found["data"]["forget"]["rows"] == 9
+    lost = {"longer": 1, "split": 0, "windows": 0, "cut": 1, "lost_tokens": 312 - 64}
+    assert found["long_rows"]["forget"].items() >= {"rows": 9, "limit": 64, **lost}.items()
+    assert list(found["long_rows"]) == ["forget"]

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from d2unlearn.benchmark.conventions import Convention
 from d2unlearn.data.template import Template
+from d2unlearn.errors import DataError, border
 from d2unlearn.models import pad_token_id
 from d2unlearn.runtime import fingerprint
 from d2unlearn.schema import Example, Message, Tokens
@@ -108,7 +109,8 @@ class Renderer:
         if self.chat.date_string is not None:
             options["date_string"] = self.chat.date_string
         turns = [{"role": m.role, "content": m.content} for m in messages]
-        text = self.tokenizer.apply_chat_template(turns, **options)
+        with border(DataError, "the chat template fails"):
+            text = self.tokenizer.apply_chat_template(turns, **options)
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _plain_prompt(self, messages: Sequence[Message]) -> str:

@@ -27,7 +27,7 @@ def chat(settings: GenerateSettings) -> None:
     while True:
         typer.echo("> ", nl=False, err=True)
         try:
-            line = sys.stdin.readline().strip()
+            line = "" if sys.stdin is None else sys.stdin.readline().strip()
         except KeyboardInterrupt:
             line = ""
         if not line:

@@ -38,22 +38,24 @@ def check(settings: CheckSettings) -> None:
 
     Example: `d2unlearn data check --forget forget.jsonl --retain retain.jsonl --model ./model`
     """
-    from d2unlearn.data.check import inspect, marked, needs, not_known, overlaps, read_sets_of
+    from d2unlearn.data.check import inspect, marked, needs, not_known, overlaps, read_sets_of, too_long
 
-    template = None
+    template, context = None, None
     sets = read_sets_of(settings)
     if settings.model is not None:
         from d2unlearn.data.template import Template
-        from d2unlearn.models import load_tokenizer, quiet_transformers
+        from d2unlearn.models import context_of, load_tokenizer, quiet_transformers
 
         quiet_transformers()
-        template = Template(load_tokenizer(settings.model))
+        template, context = Template(load_tokenizer(settings.model)), context_of(settings.model)
     for name, examples in sets.items():
         facts = inspect(examples, template)
         tokens = "" if facts.longest is None else f", longest {facts.longest} tokens, {facts.answer_tokens} answer tokens"
         typer.echo(f"{name}: {facts.rows} rows, {facts.with_prompt} with a prompt, {facts.groups} groups{tokens}")
         if template is not None:
             typer.echo(f"  {examples[0].source}: {marked(template.tokens(examples[0]), template)}")
+            for line in too_long(name, examples, template, settings.max_length, context):
+                typer.echo(f"  {line}")
         _listed("duplicate", facts.duplicates, "no row twice")
     found = overlaps(sets)
     for first, second, shared in found:

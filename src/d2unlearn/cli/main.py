@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
+import traceback
 import warnings
 from typing import Any
 
@@ -18,13 +20,13 @@ from d2unlearn.cli.compare import compare
 from d2unlearn.cli.data import data_app
 from d2unlearn.cli.evaluate import evaluate
 from d2unlearn.cli.generate import generate
-from d2unlearn.cli.options import OnceEach
+from d2unlearn.cli.options import DEBUG, OnceEach, Told
 from d2unlearn.cli.play import play
 from d2unlearn.cli.quickstart import quickstart
 from d2unlearn.cli.report import report
 from d2unlearn.cli.serve import serve
 from d2unlearn.cli.unlearn import unlearn
-from d2unlearn.errors import D2Error
+from d2unlearn.errors import D2Error, out_of_memory
 from d2unlearn.runtime import say
 from d2unlearn.version import __version__
 
@@ -41,6 +43,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (quickstart, unlearn, calibrate, generate, chat, serve, play, evaluate, analyze, audit, compare, report):
     app.command(cls=OnceEach)(verb)
@@ -56,22 +59,29 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def main(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    debug: bool = DEBUG,
 ) -> None:
     """Remove knowledge from a language model, let it refuse what was removed, and prove both."""
 
 
 def run() -> None:
     """The console script."""
+    told = Told()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what the terminal cannot show
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            code = app(standalone_mode=False)
+            code = app(standalone_mode=False, obj=told)
         except KeyboardInterrupt:
             code = STOPPED
         except Exception as error:
             sentence = _sentence(error)
             if sentence is None:
                 raise
+            if told.debug:
+                traceback.print_exception(error)
             if sentence:
                 say(f"error: {sentence}")
             sys.exit(2)
@@ -89,7 +99,7 @@ def _sentence(error: Exception) -> str | None:
             "the disk is full, or a quota or a limit on file sizes is reached; nothing half-written was kept in the output: "
             "free some space and run the command again"
         )
-    if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
+    if out_of_memory(error):
         return "out of memory: choose a smaller --batch-size"
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("d2unlearn"):
         return f"the installation is incomplete, {error.name} is missing: install d2unlearn again (`make install` does it here)"

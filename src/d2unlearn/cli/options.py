@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, Field, fields, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -15,12 +15,42 @@ import yaml
 from typer.core import TyperCommand, TyperOption
 
 from d2unlearn.config import load_settings, read_yaml
-from d2unlearn.errors import ConfigError
+from d2unlearn.errors import ConfigError, out_of_memory
 from d2unlearn.fields import Commas, Default, Group, Metavar, NamesModel, bare, flag_of, marker_of
 from d2unlearn.yaml_text import read_values
 
 Verb = Callable[[Any], None]
 CONFIG = typer.Option(None, "--config", metavar="FILE", help="YAML file with any of these options; the command line wins.")
+MEMORY: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("batch_size", lambda value: value > 1, "a smaller --batch-size"),
+    ("eval_batch_size", lambda value: value > 1, "a smaller --eval-batch-size"),
+    ("max_length", lambda value: value > 1, "a smaller --max-length"),
+    ("gradient_checkpointing", lambda value: not value, "--gradient-checkpointing"),
+    ("lora", lambda value: not value, "--lora"),
+    ("max_new_tokens", lambda value: value is None or value > 1, "a smaller --max-new-tokens"),
+    ("dtype", lambda value: value not in ("bfloat16", "float16"), "--dtype bfloat16"),
+)
+"""What saves memory, the best first: a setting, whether its value can still be lowered, and what to give instead."""
+_KNOBS = 3
+
+
+@dataclass
+class Told:
+    """What was said of the program as a whole, wherever on the command line it stood. debug: tracebacks are wanted."""
+
+    debug: bool = False
+
+
+def _note_debug(ctx: typer.Context, wanted: bool) -> None:
+    told = ctx.find_object(Told)
+    if wanted and told is not None:
+        told.debug = True
+
+
+DEBUG = typer.Option(
+    False, "--debug", help="Where it ends with an error, print the traceback too.", callback=_note_debug, show_default=False
+)
+"""The option of every command, and of the program before its command."""
 
 
 class OnceEach(TyperCommand):
@@ -57,7 +87,7 @@ def takes(
 
     def command_of(verb: Verb) -> Callable[..., None]:
         @wraps(verb)
-        def command(config: str | None, **values: Any) -> None:
+        def command(config: str | None, debug: bool, **values: Any) -> None:
             given = {name: _read(name, value, options[name][1]) for name, value in values.items() if value is not None}
             chosen = next((other for key, other in others.items() if key in {*given, *read_yaml(config)}), settings)
             loaded = load_settings(chosen, config, given)
@@ -65,10 +95,12 @@ def takes(
                 from d2unlearn.models import quiet_transformers
 
                 quiet_transformers()
-            verb(_with_folders(loaded))
+            with _memory_remedy(loaded):
+                verb(_with_folders(loaded))
 
         parameters = [_parameter(name, _kind(hint), _option(setting, hint)) for name, (setting, hint) in options.items()]
-        command.__signature__ = inspect.Signature([*parameters, _parameter("config", str, CONFIG)])  # type: ignore[attr-defined]
+        parameters += [_parameter("config", str, CONFIG), _parameter("debug", bool, DEBUG)]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return command
 
     return command_of
@@ -95,6 +127,19 @@ def needs_extra(name: str) -> Iterator[None]:
             raise
         missing = f"{error.name} is not installed; this command needs it: pip install 'd2unlearn[{name}]'"
         raise ConfigError([missing]) from None
+
+
+@contextmanager
+def _memory_remedy(settings: Any) -> Iterator[None]:
+    """Around a verb: where memory does not suffice, a `ConfigError` names those of its settings that save some."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        given = {name: getattr(settings, name, None) for name, _, _ in MEMORY if hasattr(settings, name)}
+        found = [said for name, lowers, said in MEMORY if name in given and lowers(given[name])]
+        raise ConfigError([f"out of memory: choose {', or '.join(found[:_KNOBS]) or 'a smaller model'}"]) from error
 
 
 def _with_folders(settings: Any) -> Any:

@@ -61,6 +61,7 @@ def unlearn_settings(context: RunContext, parameters: Mapping[str, float], rate:
         batch_size=settings.batch_size,
         accumulation=settings.accumulation,
         max_length=settings.max_length,
+        long="cut",
         seed=context.seed,
         lora=settings.lora,
         lora_rank=settings.lora_rank,

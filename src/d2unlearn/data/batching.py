@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -71,3 +72,18 @@ def by_tokens(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         batch.append(index)
     if batch:
         yield batch
+
+
+def by_room(lengths: Sequence[int], batch_size: int, most: int, context: int | None) -> Iterator[tuple[list[int], int]]:
+    """(indices of a batch as of `by_length`, the tokens that its answers may have): `most`, or what the context leaves.
+
+    Prompts that leave less than `most` share a batch only with those of their own length, so that none is cut short by another,
+    or run past the context's end once it is done itself. lengths: of prompts that fit.
+    """
+    limit = sys.maxsize if context is None else context
+    for length in sorted({length for length in lengths if length + most > limit}, reverse=True):
+        same = [index for index, each in enumerate(lengths) if each == length]
+        yield from ((same[start : start + batch_size], limit - length) for start in range(0, len(same), batch_size))
+    rest = [index for index, each in enumerate(lengths) if each + most <= limit]
+    for batch in by_length([lengths[index] for index in rest], batch_size):
+        yield [rest[place] for place in batch], most

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -143,6 +144,22 @@ def _evaluation(unseen: Sequence[str], has_forget: bool) -> str:
         if unseen
         else "needs retained rows that training never sees, in a file of their own"
     )
+
+
+def too_long(name: str, examples: Sequence[Example], template: Template, max_length: int, context: int | None) -> Iterator[str]:
+    """Lines about rows of a set that `unlearn` would not read whole, and prompts without room for an answer."""
+    limit = max_length if context is None else min(max_length, context)
+    longer = [row for row in map(template.tokens, examples) if len(row.input_ids) > limit]
+    if longer:
+        beyond, total = sum(sum(row.answer_mask[limit:]) for row in longer), sum(row.answer_length for row in longer)
+        way = "refuses those with a prompt" if name.startswith("forget") else "cuts those with a prompt"
+        yield (
+            f"{len(longer)} of {len(examples)} rows are longer than {limit} tokens, {beyond} of their {total} answer tokens "
+            f"beyond: unlearn splits text and {way} (--max-length, --long)"
+        )
+    full = [row.source for row in examples if row.prompt and len(template.prompt_ids(row.prompt)) >= (context or sys.maxsize)]
+    if full:
+        yield f"{len(full)} prompts leave no room in the model's context of {context}: {', '.join(full[:_SHOWN])}"
 
 
 def marked(tokens: Tokens, template: Template) -> str:

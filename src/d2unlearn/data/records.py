@@ -65,17 +65,17 @@ def source_names(source: str | Sequence[str]) -> str:
     return source if isinstance(source, str) else ", ".join(source)
 
 
-def read_prompts(path: Path) -> list[tuple[Mapping[str, Any], str]]:
-    """(columns, prompt) of every row of a JSONL file, in order: its `prompt`, else its `question`.
+def read_prompts(path: Path) -> list[tuple[str, Mapping[str, Any], str]]:
+    """(FILE:LINE, columns, prompt) of every row of a JSONL file, in order: its `prompt`, else its `question`.
 
     Raises `DataError` as `read_examples` does.
     """
 
-    def prompt(_: int, where: str, row: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    def prompt(_: int, where: str, row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], str]:
         column = next((name for name in ("prompt", "question") if name in row), None)
         if column is None:
             raise DataError(f"{where}: a row needs a prompt or a question, not only {', '.join(row) or 'braces'}")
-        return row, text_of(where, column, row[column])
+        return where, row, text_of(where, column, row[column])
 
     return _all_or_every_mistake(path, _jsonl_rows(path), prompt)
 

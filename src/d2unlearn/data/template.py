@@ -7,6 +7,8 @@ A tokenizer's chat template is used when it has one; otherwise the plain format
 with <bos> only where the tokenizer has one. Rows of plain `text` are <bos>{text}<eos>. What a person typed never becomes a
 special token: `<eos>` inside a message is tokenised as the five letters it is. (The two private-use characters that mark such
 places meanwhile, U+E000 and U+E001, are left out of messages.)
+
+A template that writes the date writes one fixed date (`template_date`).
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from d2unlearn.errors import DataError
+from d2unlearn.errors import DataError, border
 from d2unlearn.runtime import fingerprint
 from d2unlearn.schema import Example, Message, Tokens
+from d2unlearn.template_date import pinned, pinned_date
 
 PLAIN_ROLES = {"system": "{content}\n", "user": "Question: {content}\nAnswer:", "assistant": " {content}{eos}\n"}
 _TYPED = "\ue000{}\ue001"
@@ -27,10 +30,16 @@ _TYPED = "\ue000{}\ue001"
 
 
 class Template:
-    """Turns messages into token ids with a tokenizer's chat template, or with the plain format."""
+    """Turns messages into token ids with a tokenizer's chat template, or with the plain format.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    date: what a template writes that writes the date and was not pinned before, today without one. Raises `DataError` for a
+    tokenizer with several templates, of which none is the default.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, date: str | None = None) -> None:
         self.tokenizer = tokenizer
+        chosen = _default_of(tokenizer.chat_template)
+        self._chat_template = None if chosen is None else pinned(chosen, date)
         self._special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content]
         pattern = "|".join(re.escape(text) for text in sorted(self._special, key=len, reverse=True))
         self._typed = re.compile(pattern) if pattern else None
@@ -39,7 +48,13 @@ class Template:
     def fingerprint(self) -> str:
         """Changes when prompts would be rendered differently: the template's text and the ids of a fixed prompt."""
         sample = (Message("user", "What is the capital of France?"),)
-        return fingerprint([self.tokenizer.chat_template or PLAIN_ROLES, self.prompt_ids(sample)])
+        own = self.tokenizer.chat_template if self._chat_template is None or self.date is None else self._chat_template
+        return fingerprint([own or PLAIN_ROLES, self.prompt_ids(sample)])
+
+    @property
+    def date(self) -> str | None:
+        """The date that the template writes, as 2026-11-30; None for one that writes none."""
+        return pinned_date(self._chat_template)
 
     def prompt_ids(self, messages: tuple[Message, ...]) -> list[int]:
         """The conversation up to where the answer starts. Raises `DataError` for an empty one."""
@@ -108,13 +123,14 @@ class Template:
         return self._typed.sub(replace, content)
 
     def _rendered(self, messages: list[dict[str, str]], open_answer: bool) -> str:
-        if self.tokenizer.chat_template is not None:
+        if self._chat_template is not None:
             options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": open_answer}
-            try:
-                return str(self.tokenizer.apply_chat_template(messages, **options))
-            except TemplateError as error:
-                roles = ", ".join(message["role"] for message in messages)
-                raise DataError(f"the chat template does not take the roles {roles}: {error}") from None
+            with border(DataError, "the chat template fails"):
+                try:
+                    return str(self.tokenizer.apply_chat_template(messages, chat_template=self._chat_template, **options))
+                except TemplateError as error:
+                    roles = ", ".join(message["role"] for message in messages)
+                    raise DataError(f"the chat template does not take the roles {roles}: {error}") from None
         unknown = {m["role"] for m in messages} - set(PLAIN_ROLES)
         if unknown:
             raise DataError(f"the plain format has no role {', '.join(sorted(unknown))}; give the tokenizer a chat template")
@@ -128,3 +144,15 @@ class Template:
         ends = {self.tokenizer.convert_tokens_to_ids(text) for text in self._special}
         last = next((i for i in range(len(ids) - 1, start - 1, -1) if ids[i] in ends), None)
         return (ids, False) if last is None else (ids[: last + 1], True)
+
+
+def _default_of(templates: str | dict[str, str] | None) -> str | None:
+    """The one template of a tokenizer, or that of several which transformers takes where none is named."""
+    if not isinstance(templates, dict):
+        return templates
+    if "default" not in templates:
+        raise DataError(
+            f"the tokenizer has the chat templates {', '.join(templates)} and no default; save it with the one to be used: "
+            f"tokenizer.chat_template = tokenizer.chat_template[{next(iter(templates))!r}]"
+        )
+    return templates["default"]

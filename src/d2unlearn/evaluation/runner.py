@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from d2unlearn.artifact import is_done, new_result
+from d2unlearn.compatibility import check_room
 from d2unlearn.config import EvaluateSettings, identity
 from d2unlearn.data.batching import truncate
+from d2unlearn.data.long_rows import fitted, told
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ConfigError
@@ -40,7 +42,7 @@ from d2unlearn.metrics.summary import (
 from d2unlearn.metrics.text import rouge_l_recall
 from d2unlearn.models import context_length, load_model, weights_name
 from d2unlearn.redaction import redacted
-from d2unlearn.runtime import check_writable, fingerprint, torch_dtype
+from d2unlearn.runtime import check_writable, fingerprint, say, torch_dtype
 from d2unlearn.schema import EVALUATION_FILE, EvaluatedSet, Evaluation, Example, Kind, ScoredExample
 from d2unlearn.serialization import write_evaluation
 from d2unlearn.teacher_forcing import TeacherForced, read_original, score_rows
@@ -112,9 +114,25 @@ def evaluate(
     original: the model before unlearning, from which the KL at every answer is taken; there is none without.
     """
     options = {"max_new_tokens": settings.max_new_tokens, "batch_size": settings.batch_size, "seed": settings.seed}
+    cut = tuple(_cut_rows(guarded, sets))
+    for line in cut:
+        say(line)
     scored = [_evaluated(guarded, named, original, **options) for named in sets]
     separation = separation_of_sets(scored, settings.seed, {named.name: groups_of(named.examples) for named in sets})
-    return evaluation_record(settings, guarded.gate, scored, separation)
+    record = evaluation_record(settings, guarded.gate, scored, separation)
+    return replace(record, warnings=(*record.warnings, *cut))
+
+
+def _cut_rows(guarded: Answers, sets: Sequence[NamedSet]) -> Iterator[str]:
+    """A line for each set with rows beyond the model's context. Raises `DataError` for a prompt that leaves no room there."""
+    template, context = Template(guarded.tokenizer), context_length(guarded.model)
+    if context is None:
+        return
+    for named in sets:
+        for example in named.examples:
+            if example.prompt:
+                check_room(template.prompt_ids(example.prompt), context, example.source)
+        yield from told(fitted(named.examples, template, context, named.kind, "cut")[1], named.name, "scored")
 
 
 def _original(settings: EvaluateSettings, model: PreTrainedModel) -> PreTrainedModel | None:

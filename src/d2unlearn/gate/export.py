@@ -42,7 +42,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "stats": ("Floats",),
     "refusals": ("content_seed", "refusal_index"),
     "schema": ("GATE_FILE", "GATE_COPY"),
-    "models": ("generate_of", "generate_plainly"),
+    "models": ("ONE_ANSWER", "generate_of", "generate_plainly"),
     "observation": ("causal_model",),
     "energy": ("free_energy", "logsumexp", "check_temperature", "at_least_float32"),
     "data.batching": ("pad_left", "by_tokens"),

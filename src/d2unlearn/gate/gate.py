@@ -13,6 +13,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from d2unlearn.compatibility import check_room
 from d2unlearn.data.holdout import split_validation
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ArtifactError, GateError
@@ -48,7 +49,8 @@ class EnergyGate:
     `hash_of_calibrated`: the hash was taken from the files that were calibrated, not from a folder saved to later.
     `bound`: of the same files' `bound_hashes`; empty for a gate of an earlier version, or not yet bound.
     `system`: the deployment's system message, which it was calibrated under; None for none.
-    `vouched`: nothing shows that the calibration prompts are unseen but the user's word, and the guarantee says so.
+    `vouched`: nothing shows that the calibration prompts are unseen but the user's word, and the guarantee says so. `date`: the
+    one that the chat template writes into every prompt, as 2026-11-30; None for a template that writes none.
     """
 
     calibration: Calibration
@@ -68,6 +70,7 @@ class EnergyGate:
     vouched: bool = False
     bound: Mapping[str, str] = field(default_factory=dict)
     system: str | None = None
+    date: str | None = None
 
     @property
     def score(self) -> Score:
@@ -148,6 +151,8 @@ class EnergyGate:
 
         def energies(rows: Sequence[Example], kind: str) -> list[tuple[float, ...]]:
             prompts = [template.prompt_ids(under_system(row.prompt, system)) for row in rows]
+            for row, prompt in zip(rows, prompts, strict=True):
+                check_room(prompt, context_length(model), row.source)
             traces = collect_traces(
                 model,
                 tokenizer,
@@ -192,6 +197,7 @@ class EnergyGate:
             vouched=vouched,
             bound={} if folder is None else bound_hashes(Path(folder)),
             system=system,
+            date=template.date,
         )
 
     @property

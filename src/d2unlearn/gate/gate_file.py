@@ -18,9 +18,9 @@ from d2unlearn.schema import GateSummary, Interval
 _FORMAT = 1
 _MEASURED = ("conformal_threshold", "rank", "candidates", "calibration_false_refusal", "grouped")
 """Fields of a calibration that stand apart, under `measured`; the summary holds the others."""
-_VOUCHED, _BOUND, _SYSTEM = "vouched", "bound", "system"
+_VOUCHED, _DATE, _BOUND, _SYSTEM = "vouched", "date", "bound", "system"
 """Stand in the file where they say something, and in none that an earlier version wrote."""
-_LATER = ("calibration", "probes", _VOUCHED, _BOUND, _SYSTEM)
+_LATER = ("calibration", "probes", _VOUCHED, _DATE, _BOUND, _SYSTEM)
 
 
 def gate_content(gate: Mapping[str, Any], summary: GateSummary) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def gate_content(gate: Mapping[str, Any], summary: GateSummary) -> dict[str, Any
         **asdict(summary),
         "score": score_to_json(calibration.score),
         **{name: value for name, value in gate.items() if name not in _LATER},
-        **({_VOUCHED: True} if gate[_VOUCHED] else {}),
+        **{name: gate[name] for name in (_VOUCHED, _DATE) if gate[name]},
         **({_BOUND: dict(gate[_BOUND])} if gate[_BOUND] else {}),
         **({_SYSTEM: gate[_SYSTEM]} if gate[_SYSTEM] is not None else {}),
         "probes": [asdict(probe) for probe in gate["probes"]],
@@ -49,7 +49,7 @@ def gate_arguments(content: Mapping[str, Any], names: Sequence[str]) -> dict[str
     try:
         check_values(content)
         gate = {name: content[name] for name in names if name not in _LATER}
-        gate[_VOUCHED] = bool(content.get(_VOUCHED, False))
+        gate |= {_VOUCHED: bool(content.get(_VOUCHED, False)), _DATE: content.get(_DATE)}
         gate[_BOUND] = {str(name): str(value) for name, value in content.get(_BOUND, {}).items()}
         gate[_SYSTEM] = None if content.get(_SYSTEM) is None else str(content[_SYSTEM])
         gate["refusal_texts"] = checked_texts(gate["refusal_texts"])

@@ -21,16 +21,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import TextIteratorStreamer
 
-from d2unlearn.data.batching import by_length, pad_left
+from d2unlearn.compatibility import check_room
+from d2unlearn.data.batching import by_room, pad_left
 from d2unlearn.data.template import Template
-from d2unlearn.errors import DataError, GateError
+from d2unlearn.errors import GateError, ModelError, border
 from d2unlearn.gate import EnergyGate
 from d2unlearn.gate.decoding import effective_config
 from d2unlearn.gate.gated import GatedGenerator, GateWarning, Generation, Turns
 from d2unlearn.gate.online import Decision
 from d2unlearn.gate.rule import GateRule, refusal_tokens
 from d2unlearn.gate.turns import turns_by_themselves, under_system
-from d2unlearn.models import context_length, end_token_ids, generate_of, load_model, load_tokenizer, pad_token_id, state_hash
+from d2unlearn.models import (
+    ONE_ANSWER,
+    context_length,
+    end_token_ids,
+    generate_of,
+    load_model,
+    load_tokenizer,
+    pad_token_id,
+    state_hash,
+)
 from d2unlearn.refusals import RefusalTexts, refusal_index
 from d2unlearn.runtime import drawing_from, fingerprint, pick_device, progress
 from d2unlearn.schema import GATE_FILE, Message
@@ -39,6 +49,8 @@ Prompt = str | tuple[Message, ...]
 """A question, or a conversation that ends with the user's turn, whose turns are each looked at by themselves too."""
 
 RAW_MAX_NEW_TOKENS = 128
+_SHOWN = 12
+"""Tokens of a prompt by which a person knows it."""
 
 __all__ = ["Answer", "GateWarning", "GuardedModel", "Prompt"]
 
@@ -83,7 +95,7 @@ class GuardedModel:
         self.gate = gate
         self.refusals = refusals
         self.system = None if gate is None else gate.system
-        self.template = Template(tokenizer)
+        self.template = Template(tokenizer, date=None if gate is None else gate.date)
         texts = () if gate is None else gate.refusal_texts
         tokens = refusal_tokens(self.template.text_ids, texts, end_token_ids(model, tokenizer), pad_token_id(tokenizer))
         self.generator = GatedGenerator(model.eval(), tokens, tokenizer)  # type: ignore[no-untyped-call]
@@ -187,17 +199,19 @@ class GuardedModel:
         `DataError` for a prompt that fills the model's context.
         """
         begun = [()] * len(prompts) if beginnings is None else beginnings
-        asked = [self._prompt_ids(prompt, start) for prompt, start in zip(prompts, begun, strict=True)]
-        options: dict[str, Any] = {"max_new_tokens": max_new_tokens or self._max_new_tokens, "do_sample": do_sample}
+        asked = [self.prompt_ids(prompt, start) for prompt, start in zip(prompts, begun, strict=True)]
+        options: dict[str, Any] = {"do_sample": do_sample}
         if do_sample:
             drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
             options |= {name: value for name, value in drawn.items() if value is not None}
         answers: dict[int, Answer] = {}
-        batches = list(by_length([len(ids) for ids in asked], batch_size))
+        most, context = max_new_tokens or self._max_new_tokens, context_length(self.model)
+        batches = list(by_room([len(ids) for ids in asked], batch_size, most, context))
         with drawing_from(seed, self.model.device):
-            for indices in progress(batches, "answers", total=len(batches)) if len(batches) > 1 else batches:
+            for indices, room in progress(batches, "answers", total=len(batches)) if len(batches) > 1 else batches:
                 turns = [] if raw else [self.turns_of(prompts[i], begun=bool(begun[i])) for i in indices]
-                made = self._generated([asked[i] for i in indices], None if raw else self.rule, turns, **options)
+                prompts_ids, rule = [asked[i] for i in indices], None if raw else self.rule
+                made = self._generated(prompts_ids, rule, turns, **options, max_new_tokens=room)
                 for index, decision, trace in zip(indices, made.decisions, made.traces, strict=True):
                     refusal = self.refusal(prompts[index], asked[index]) if decision.refused else None
                     answers[index] = self.answer_of(asked[index], decision, trace.token_ids, refusal=refusal)
@@ -245,11 +259,12 @@ class GuardedModel:
         """The gate's decision on a prompt, from the greedy answer it was calibrated for. Raises `GateError` without a gate."""
         if self.gate is None:
             raise GateError("a raw model decides nothing; calibrate a gate with `d2unlearn calibrate`")
+        ids = self.prompt_ids(prompt)
         made = self._generated(
-            [self._prompt_ids(prompt)],
+            [ids],
             self.gate.rule,
             [self.turns_of(prompt)],
-            max_new_tokens=self.gate.max_new_tokens,
+            max_new_tokens=self._room(ids, self.gate.max_new_tokens),
             do_sample=False,
         )
         return made.decisions[0]
@@ -264,13 +279,13 @@ class GuardedModel:
         when so many more have passed, and that many fewer are shown of it. Errors of the generation are raised here.
         """
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        asked = self._prompt_ids(prompt)
+        asked = self.prompt_ids(prompt)
         ids, mask = self.batch([asked])
         abandoned = threading.Event()
         options: dict[str, Any] = {
-            "max_new_tokens": max_new_tokens or self._max_new_tokens,
+            **ONE_ANSWER,
+            "max_new_tokens": self._room(asked, max_new_tokens or self._max_new_tokens),
             "do_sample": do_sample,
-            "num_beams": 1,
             "streamer": streamer,
             "stopping_criteria": StoppingCriteriaList([partial(_when_set, abandoned)]),
         }
@@ -292,7 +307,8 @@ class GuardedModel:
     def _generated(self, prompts: Sequence[Sequence[int]], rule: GateRule | None, turns: Turns, **options: Any) -> Generation:
         """One sequence a prompt; without a rule raw, and energies are noted."""
         ids, mask = self.batch(prompts)
-        return self.generator.generate(rule, ids, mask, {**options, "num_beams": 1}, any_way=rule is None, turns=turns)
+        with border(ModelError, f"{type(self.model).__name__} could not generate"):
+            return self.generator.generate(rule, ids, mask, {**ONE_ANSWER, **options}, any_way=rule is None, turns=turns)
 
     def _streamed(
         self, ids: Tensor, mask: Tensor, hold_back: int, options: dict[str, Any], turns: Turns, refusals: list[list[int]]
@@ -312,12 +328,15 @@ class GuardedModel:
         """The messages of a request, under the deployment's system message where it has none of its own."""
         return under_system((Message("user", prompt),) if isinstance(prompt, str) else prompt, self.system)
 
-    def _prompt_ids(self, prompt: Prompt, beginning: Sequence[int] = ()) -> list[int]:
+    def _room(self, prompt_ids: Sequence[int], most: int) -> int:
+        """Tokens that an answer may have: `most`, or what the context leaves."""
+        context = context_length(self.model)
+        return most if context is None else min(most, context - len(prompt_ids))
+
+    def prompt_ids(self, prompt: Prompt, beginning: Sequence[int] = (), *, where: str = "") -> list[int]:
+        """A prompt as it is asked, with the beginning of its answer. Raises `DataError`, with the place, for one too long."""
         ids = [*self.template.prompt_ids(self.conversation(prompt)), *beginning]
-        limit = context_length(self.model)
-        if limit is not None and len(ids) >= limit:
-            start = self.tokenizer.decode(ids[:12])
-            raise DataError(f"a prompt of {len(ids)} tokens leaves no room in the model's context of {limit}: {start!r} ...")
+        check_room(ids, context_length(self.model), where or f"{self.tokenizer.decode(ids[:_SHOWN])!r} ...")
         return ids
 
     def batch(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

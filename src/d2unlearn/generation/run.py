@@ -86,8 +86,10 @@ def _answer_file(settings: GenerateSettings, source: Path, output: Path) -> Iter
     if output.is_file() and note.is_file() and read_json(note).get("key") == key:
         yield DONE.format(output)
         return
-    answers = _answers(guarded, [prompt for _, prompt in rows], settings)
-    atomic_write(output, "".join(_line({**row, **_columns(a)}) for (row, _), a in zip(rows, answers, strict=True)))
+    for where, _, prompt in rows:
+        guarded.prompt_ids(prompt, where=where)
+    answers = _answers(guarded, [prompt for _, _, prompt in rows], settings)
+    atomic_write(output, "".join(_line({**row, **_columns(a)}) for (_, row, _), a in zip(rows, answers, strict=True)))
     write_json(note, {"command": "generate", "key": key, "version": __version__, "settings": asdict(settings)})
     refused = sum(answer.refused for answer in answers)
     yield f"{output}: {len(answers)} answers, {refused} refused{' (raw: nothing was guarded)' if settings.raw else ''}"
@@ -121,8 +123,8 @@ def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace").decode() + "\n"
 
 
-def _read_rows(source: Path) -> list[tuple[Mapping[str, Any], str]]:
-    """(row, prompt) of each line, every bad one named at once."""
+def _read_rows(source: Path) -> list[tuple[str, Mapping[str, Any], str]]:
+    """(place, row, prompt) of each line, every bad one named at once."""
     if not source.is_file():
         raise DataError(f"{source} {'is a folder' if source.is_dir() else 'does not exist'}; --input takes a JSONL file")
     return read_prompts(source)

@@ -19,6 +19,7 @@ from torch import Tensor
 from d2unlearn.gate import EnergyGate
 from d2unlearn.gate.online import Decision, OnlineGate
 from d2unlearn.generation.guarded import Answer, GuardedModel
+from d2unlearn.models import ONE_ANSWER
 from d2unlearn.runtime import drawing_from
 
 Finish = Literal["stop", "length", "content_filter"]
@@ -91,8 +92,8 @@ def generate_rows(
     ids, mask = guarded.batch([request.prompt_ids for request in asked])
     sampling = asked[0].sampling
     options = {
+        **ONE_ANSWER,
         "max_new_tokens": max(request.max_new_tokens for request in asked),
-        "num_beams": 1,
         "eos_token_id": list(guarded.generator.tokens.ends) or None,
         "stopping_criteria": [partial(_ended, rows, ids.shape[1])],
         "do_sample": sampling is not None,

@@ -240,7 +240,7 @@ def load_original(settings: PlaySettings, made: Mapping[str, Any], guarded: Guar
     if not settings.original and not Path(source).is_dir():
         say("note: the model that this was made from is not here, so its answers are left out (--original DIR)")
         return None, ""
-    if Template(load_tokenizer(source)).fingerprint != guarded.template.fingerprint:
+    if Template(load_tokenizer(source, date=guarded.template.date)).fingerprint != guarded.template.fingerprint:
         raise ModelError(f"{source} reads prompts as other tokens than {settings.model}, so their answers cannot be compared")
     model = load_model(source, dtype=torch_dtype(settings.dtype))
     model.to(pick_device())  # type: ignore[arg-type]

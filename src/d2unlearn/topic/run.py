@@ -71,7 +71,7 @@ def _read_seeds(file: str | None) -> list[str]:
             f"{path} does not exist; --seeds takes a .txt file with a question a line, or JSONL rows with a question"
         )
     if path.suffix == ".jsonl":
-        return [question for _, question in read_prompts(path)]
+        return [question for _, _, question in read_prompts(path)]
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError:

@@ -18,18 +18,29 @@ from d2unlearn.artifact import CHECKPOINTS, STAGED, clear, is_done, manifest, pu
 from d2unlearn.config import UnlearnSettings, identity
 from d2unlearn.data.holdout import HeldOut, hold_out, split_validation
 from d2unlearn.data.identity import folded_key, row_key
+from d2unlearn.data.long_rows import LongRows, fit_sets, told
 from d2unlearn.data.records import content_hash, read_examples, source_names
+from d2unlearn.data.template import Template
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.fields import typed
 from d2unlearn.loaded_files import weight_files
 from d2unlearn.methods import METHODS, Method
-from d2unlearn.models import context_length, load_model, load_tokenizer, low_rank_config, state_hash, weights_hash
+from d2unlearn.models import (
+    context_length,
+    context_of,
+    load_model,
+    load_tokenizer,
+    low_rank_config,
+    state_hash,
+    weights_hash,
+)
 from d2unlearn.runtime import fingerprint, pick_device, remove, say, seed_everything, torch_dtype, write_json
-from d2unlearn.schema import MANIFEST_FILE, Example, Role
+from d2unlearn.schema import MANIFEST_FILE, Example, Kind, Role
 from d2unlearn.training.alternates import read_alternates
 from d2unlearn.training.arguments import CHECKPOINTING, UnlearnConfig, vocabulary_rows
 from d2unlearn.training.checkpoints import last_complete_checkpoint
 from d2unlearn.training.frozen import model_settings
+from d2unlearn.training.lineage import earlier_sources, forgotten_before, parent_of
 from d2unlearn.training.recipe import Pace, automatic_accumulation, automatic_epochs, automatic_learning_rate
 from d2unlearn.training.rounds import check_rounds, memory_line, run_rounds
 from d2unlearn.training.rows import Rows, Watched
@@ -65,6 +76,9 @@ class _Run:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     saved_dtype: torch.dtype
+    validation: list[Example]
+    long: Mapping[str, LongRows]
+    parent: Mapping[str, Any] | None
 
     @property
     def key(self) -> str:
@@ -97,15 +111,16 @@ def run_unlearn(settings: UnlearnSettings) -> Path:
 def _train_and_publish(run: _Run, pace: Pace, key: str, workspace: Path, output: Path) -> None:
     settings = run.settings
     seed_everything(settings.seed)
-    validation, _ = split_validation(run.retain.held_out, seed=settings.seed)
     original = _original_hash(run)
+    for line in _told_before(run):
+        say(line)
     say(_announcement(run, pace))
     if settings.keep == "best":
         say(
             "each epoch, forget / retained: energy should rise / stay, answer probability fall / stay; selection keeps the "
             "best. An energy that rises by level shift alone, as the mean logit falls, shows nothing"
         )
-    watched: dict[Watched, Rows] = {"forget": run.forget, "retain": validation or run.retain.train}
+    watched: dict[Watched, Rows] = {"forget": run.forget, "retain": run.validation or run.retain.train}
     watched |= {} if run.near is None else {"near": run.near}
     trainer = UnlearnTrainer(
         run.model,
@@ -135,7 +150,7 @@ def _train_and_publish(run: _Run, pace: Pace, key: str, workspace: Path, output:
             [f"learning_rate {pace.learning_rate:g} destroys the model: nothing that is left gives numbers; choose a lower one"]
         )
     if trainer.is_world_process_zero():
-        for line in _outcome(trainer, settings):
+        for line in _outcome(trainer, settings, run.parent):
             say(line)
         staged = workspace / STAGED
         remove(staged)
@@ -179,7 +194,15 @@ def _original_hash(run: _Run) -> str:
     return weights_hash(folder) if folder.is_dir() and weight_files(folder) else state_hash(run.model)
 
 
-def _outcome(trainer: UnlearnTrainer, settings: UnlearnSettings) -> Iterator[str]:
+def _told_before(run: _Run) -> Iterator[str]:
+    """What was forgotten before, and what of the rows is not read as it stands."""
+    if run.parent is not None:
+        yield forgotten_before(run.parent)
+    for name, found in run.long.items():
+        yield from told(found, name, "unlearned" if name == "forget" else "trained on")
+
+
+def _outcome(trainer: UnlearnTrainer, settings: UnlearnSettings, parent: Mapping[str, Any] | None = None) -> Iterator[str]:
     """What was kept and how it stands, and what to do next; nothing of a run that was not evaluated."""
     looks = [log for log in trainer.state.log_history if "eval_selection" in log]
     if settings.keep != "best" or not looks:
@@ -205,7 +228,8 @@ def _outcome(trainer: UnlearnTrainer, settings: UnlearnSettings) -> Iterator[str
                 "or more retain rows"
             )
     if left <= STILL_KNOWN:
-        given = f"--model {settings.output} {_options('--retain', settings.retain)} {_options('--forget', settings.forget)}"
+        forgotten = [*earlier_sources(parent), *_listed(settings.forget)]
+        given = f"--model {settings.output} {_options('--retain', settings.retain)} {_options('--forget', forgotten)}"
         yield f"next: d2unlearn calibrate {given}"
 
 
@@ -266,21 +290,46 @@ def _loaded(settings: UnlearnSettings) -> _Run:
         _check_apart(forget, near, forget_source, str(settings.near))
         _check_apart(retain.train, near, retain_source, str(settings.near))
     alternates = _read_alternates(settings, method, {"alternate": forget, "retain_alternate": retain.train})
+    tokenizer = load_tokenizer(settings.model)
+    validation, _ = split_validation(retain.held_out, seed=settings.seed)
+    kept: dict[str, tuple[Sequence[Example], Kind]] = {"retain": (retain.train, "retain"), "validation": (validation, "retain")}
+    kept |= {} if near is None else {"near": (near, "retain")}
+    longest = min(settings.max_length, context_of(settings.model) or settings.max_length)
+    read, long = fit_sets({"forget": (forget, "forget"), **kept}, Template(tokenizer), longest, settings.long)
     model, saved_dtype = loaded_model(settings)
-    return _Run(settings, method, forget, retain, near, alternates, model, load_tokenizer(settings.model), saved_dtype)
+    return _Run(
+        settings,
+        method,
+        read["forget"],
+        retain._replace(train=read["retain"]),
+        read.get("near"),
+        alternates,
+        model,
+        tokenizer,
+        saved_dtype,
+        read["validation"],
+        long,
+        parent_of(settings.model),
+    )
 
 
 def loaded_model(settings: UnlearnSettings) -> tuple[PreTrainedModel, torch.dtype]:
-    """The model as it is trained, and the dtype that it is saved in."""
+    """The model as it is trained, and the dtype that it is saved in. Raises `ConfigError` where a quantised one is to be."""
     model = load_model(settings.model, dtype=torch_dtype(settings.dtype))
     saved_dtype = model.dtype
+    if getattr(model, "is_quantized", False) and not settings.lora:
+        raise ConfigError([f"{settings.model} is quantised, and such weights cannot be trained: train an adapter, --lora"])
     if settings.dtype == "auto" and not settings.lora:
         model = model.float()  # type: ignore[no-untyped-call]
     return model, saved_dtype
 
 
 def _options(flag: str, source: str | list[str]) -> str:
-    return " ".join(f"{flag} {each}" for each in ([source] if isinstance(source, str) else source))
+    return " ".join(f"{flag} {each}" for each in dict.fromkeys(_listed(source)))
+
+
+def _listed(source: str | list[str]) -> list[str]:
+    return [source] if isinstance(source, str) else source
 
 
 def _read_rows(settings: UnlearnSettings, source: str | list[str]) -> list[Example]:
@@ -388,6 +437,7 @@ def _manifest(run: _Run, pace: Pace, key: str, trainer: UnlearnTrainer, seconds:
         settings=asdict(settings),
         method={"name": settings.method, **asdict(run.method)},  # type: ignore[call-overload]
         **pace._asdict(),
+        template_date=Template(run.tokenizer).date,
         data={
             "forget": _described(settings.forget, run.forget),
             "retain": {
@@ -399,6 +449,8 @@ def _manifest(run: _Run, pace: Pace, key: str, trainer: UnlearnTrainer, seconds:
             "near": _near_described(run, trainer),
             **{role: _described(settings.alternate, rows) for role, rows in run.alternates.items()},
         },
+        long_rows={name: asdict(found) for name, found in run.long.items()},
+        parent=run.parent,
         held_out=[row_key(row) for row in run.retain.held_out],
         training={
             "seconds": round(seconds, 1),
