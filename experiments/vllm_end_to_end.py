@@ -29,6 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from d2unlearn import EnergyGate, GuardedModel
 from d2unlearn.data.template import Template
+from d2unlearn.generation.vllm_probes import TOKENS, probe_requests
 from d2unlearn.schema import Example, Message
 
 PIECE = 16
@@ -104,6 +105,8 @@ def compare(folder: Path, prompts: list[str]) -> int:
     )
     ids = [Template(guarded.tokenizer).question_ids(prompt) for prompt in prompts]
     settings = SamplingParams(temperature=0.0, max_tokens=LENGTH)
+    probes = [{"prompt_token_ids": each} for each in probe_requests(folder)]
+    engine.generate(probes, SamplingParams(temperature=0.0, max_tokens=TOKENS))
     found = engine.generate([{"prompt_token_ids": each} for each in ids], settings)
     wrong = sum(
         not agrees(guarded, prompt_ids, decision.refused, decision.n_tokens, plain.text, output.outputs[0])

@@ -14,8 +14,8 @@ from d2unlearn.errors import ArtifactError, ModelError
 from d2unlearn.runtime import fingerprint, hash_file, read_json
 from d2unlearn.schema import GATE_COPY, GATE_FILE
 
-CONFIG = "config.json"
-GENERATION_CONFIG = "generation_config.json"
+CONFIG_FILE = "config.json"
+GENERATION_CONFIG_FILE = "generation_config.json"
 ADAPTER = "adapter_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -78,7 +78,7 @@ def _weights_named(folder: Path) -> list[str]:
 def _explicit_name(folder: Path) -> str | None:
     """The configuration's name for the weights; a configuration that cannot be read names none, and the loader says so."""
     try:
-        named = read_json(folder / CONFIG).get("transformers_weights")
+        named = read_json(folder / CONFIG_FILE).get("transformers_weights")
     except ArtifactError:
         return None
     return None if named is None else str(named)
@@ -119,8 +119,8 @@ def bound_hashes(folder: Path) -> dict[str, str]:
     templates = _matching(folder, TEMPLATES)
     tokenizer = [path for path in _matching(folder, TOKENIZER) if path not in templates]
     return {
-        "config": fingerprint(_entries(folder / CONFIG, NOTED)),
-        "generation_config": fingerprint(_entries(folder / GENERATION_CONFIG, FORM)),
+        "config": fingerprint(_entries(folder / CONFIG_FILE, NOTED)),
+        "generation_config": fingerprint(_entries(folder / GENERATION_CONFIG_FILE, FORM)),
         "tokenizer": _hash_of(folder, tokenizer),
         "template": _hash_of(folder, templates),
     }

@@ -38,7 +38,7 @@ def sign(folder: Path, key_file: str | Path) -> Path:
     Raises `ConfigError` for a file that holds no such key, `ArtifactError` for a folder with links to folders.
     """
     key = private_key(key_file)
-    payload = json.dumps(statement(folder.resolve().name, listed(folder)), sort_keys=True).encode()
+    payload = json.dumps(statement(folder.resolve().name, file_digests(folder)), sort_keys=True).encode()
     envelope = {
         "payload": base64.b64encode(payload).decode(),
         "payloadType": PAYLOAD,
@@ -60,7 +60,7 @@ def check_signature(folder: Path, key_file: str | Path) -> None:
     if not path.is_file():
         raise ArtifactError(f"{folder} is not signed ({SIGNATURE_FILE}): sign it with `d2unlearn calibrate --sign-key`")
     signed = _signed_files(path, key, key_file)
-    there = listed(folder)
+    there = file_digests(folder)
     changed = sorted(name for name in signed.keys() & there.keys() if signed[name] != there[name])
     for names, what in (
         (changed, "changed since it was signed"),
@@ -97,7 +97,7 @@ def statement(name: str, files: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def listed(folder: Path) -> dict[str, str]:
+def file_digests(folder: Path) -> dict[str, str]:
     """sha256 of each file below the folder but the signature, by its name in it (with `/`)."""
     found = {}
     for place, folders, names in os.walk(folder):

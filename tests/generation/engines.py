@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from d2unlearn.gate.rule import GateRule
+from d2unlearn.generation.stepwise import Sessions
+
 from .vllm_interfaces import Direction, EnergyGateLogitsProcessor, Update
 
 
@@ -39,6 +42,19 @@ class Running:
     def choose(self, row: Tensor, ends: set[int]) -> None:
         self.answer.append(int(row.argmax()))
         self.done = self.answer[-1] in ends or len(self.answer) == self.params.max_tokens
+
+
+def probed(gate: EnergyGateLogitsProcessor) -> EnergyGateLogitsProcessor:
+    """As if its probe prompts had been asked."""
+    ask_probes(gate._sessions, gate._rule)
+    return gate
+
+
+def ask_probes(sessions: Sessions, rule: GateRule) -> None:
+    """Note for every probe the energy that it should have."""
+    for probe in rule.probes:
+        sessions.probes.note(probe.token_ids, probe.energy)
+    assert sessions.probes.n_waiting == 0
 
 
 def last_logits(model: PreTrainedModel, tokens: list[int]) -> Tensor:

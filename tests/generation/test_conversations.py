@@ -25,6 +25,7 @@ from d2unlearn.schema import GATE_FILE, Message
 from gate import tiny
 
 from .conftest import Halves, halves
+from .engines import ask_probes
 from .test_guarded import counted
 
 HELLO = (Message("user", "w1 w2"), Message("assistant", "w3"))
@@ -199,6 +200,7 @@ def test_token_ids_alone_are_judged_as_a_whole(asked: Halves) -> None:
     assert carried.tolist() == guarded.generate(ids, mask, raw=True, **options).tolist()
     (trace,) = collect_traces(guarded.model, guarded.tokenizer, [prompt], max_new_tokens=12)
     sessions = Sessions(rule, guarded.generator.tokens)
+    ask_probes(sessions, rule)
     session = sessions.begin(prompt, [], [2], 12)
     assert [session.judge(place, energy).forced for place, energy in enumerate(trace.energies)] == [None] * len(trace.energies)
     assert guarded.decide(talk).refused

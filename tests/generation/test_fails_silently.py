@@ -23,7 +23,7 @@ from d2unlearn.gate.score import FirstTokens, Highest
 from d2unlearn.stats import auroc
 
 from .conftest import Halves, halves
-from .engines import Params
+from .engines import Params, probed
 from .test_streams import Collected
 from .test_vllm_plugin import engine
 from .vllm_interfaces import EnergyGateLogitsProcessor, First, Second, Update
@@ -72,7 +72,7 @@ def test_3_without_trust_the_carried_gate_is_absent_and_the_note_says_so(folder:
 
 
 def test_4_a_piece_of_a_prompt_asks_the_processor_and_decides_nothing(folder: Path, split: Halves) -> None:
-    gate = EnergyGateLogitsProcessor(engine(folder), torch.device("cpu"), False)
+    gate = probed(EnergyGateLogitsProcessor(engine(folder), torch.device("cpu"), False))
     gate.update_state(Update(1, [], [(0, Params(4, {2}), split.ids[0], [])], []))
     in_the_middle, at_the_end = torch.zeros(1, 176), torch.full((1, 176), 50.0)
     assert bool(gate.apply(in_the_middle.clone()).isinf().any())

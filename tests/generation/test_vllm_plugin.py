@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,12 @@ from d2unlearn.data.batching import pad_left
 from d2unlearn.errors import GateError
 from d2unlearn.gate import EnergyGate
 from d2unlearn.gate.score import FirstTokens, Highest, TrailingWindow
+from d2unlearn.generation.vllm_probes import TOKENS, ask, probe_requests
 from d2unlearn.schema import GATE_COPY
 from gate import tiny
 
 from .conftest import Halves, halves
-from .engines import Params, first_runner, last_logits, second_runner, states
+from .engines import Params, first_runner, last_logits, probed, second_runner, states
 from .vllm_interfaces import EnergyGateLogitsProcessor, First, Second, Update
 
 ENDS = {2}
@@ -82,7 +84,7 @@ def wanted(split: Halves, model: PreTrainedModel) -> list[list[int]]:
 def test_the_first_runner_s_answers_are_those_of_the_guarded_model(
     split: Halves, folder: Path, model: PreTrainedModel, piece: int, preempt: int | None
 ) -> None:
-    gate = EnergyGateLogitsProcessor(engine(folder), torch.device("cpu"), False)
+    gate = probed(EnergyGateLogitsProcessor(engine(folder), torch.device("cpu"), False))
     found = first_runner(gate, model, split.ids, ENDS, piece=piece, preempt=preempt, limit=LIMIT)
     assert found == wanted(split, model)
 
@@ -93,7 +95,7 @@ def test_the_second_runner_s_answers_are_those_of_the_guarded_model(
     split: Halves, folder: Path, model: PreTrainedModel, piece: int, preempt: int | None
 ) -> None:
     shared = states(slots=3)
-    gate = EnergyGateLogitsProcessor(engine(folder), shared)
+    gate = probed(EnergyGateLogitsProcessor(engine(folder), shared))
     found = second_runner(gate, shared, model, split.ids, ENDS, piece=piece, preempt=preempt, limit=LIMIT)
     assert found == wanted(split, model)
 
@@ -103,14 +105,14 @@ def test_one_class_is_taken_by_both_runners(folder: Path) -> None:
     assert issubclass(EnergyGateLogitsProcessor, First)
     assert issubclass(EnergyGateLogitsProcessor, Second)
     assert not EnergyGateLogitsProcessor.__abstractmethods__
-    gate = EnergyGateLogitsProcessor(engine(folder), torch.device("cpu"), False)
+    gate = probed(EnergyGateLogitsProcessor(engine(folder), torch.device("cpu"), False))
     assert gate.is_argmax_invariant() is False
     assert gate.add_request(0, Params()) is True
 
 
 def test_a_piece_of_a_prompt_decides_nothing(folder: Path, model: PreTrainedModel, split: Halves) -> None:
     """The first runner asks once a piece, with logits of the middle of the prompt: alone they would refuse or not."""
-    gate = EnergyGateLogitsProcessor(engine(folder), torch.device("cpu"), False)
+    gate = probed(EnergyGateLogitsProcessor(engine(folder), torch.device("cpu"), False))
     assert split.guarded.gate is not None
     low, high = torch.zeros(176), torch.full((176,), 50.0)  # energies of -5.2 and -55.2
     prompt, answer = split.ids[0], list[int]()
@@ -205,7 +207,7 @@ def test_a_threshold_of_another_statistic_or_other_weights_is_an_error(folder: P
 
 
 def test_an_end_that_would_be_refused_is_refused_when_it_is_chosen_and_forbidden_otherwise(folder: Path, split: Halves) -> None:
-    gate = EnergyGateLogitsProcessor(engine(folder), torch.device("cpu"), False)
+    gate = probed(EnergyGateLogitsProcessor(engine(folder), torch.device("cpu"), False))
     if split.guarded.gate is None or split.guarded.gate.score.lookahead == 1:
         pytest.skip("a score that looks at the prompt alone has decided before an answer can end")
     gate.update_state(Update(2, [], [(row, Params(LIMIT, ENDS), [5 + row], []) for row in range(2)], []))
@@ -223,8 +225,69 @@ def test_an_end_that_would_be_refused_is_refused_when_it_is_chosen_and_forbidden
 def test_rows_leave_nothing_behind_in_a_slot(folder: Path, model: PreTrainedModel, split: Halves) -> None:
     """Every prompt after every other in one slot: as if it were alone."""
     shared = states(slots=1)
-    gate = EnergyGateLogitsProcessor(engine(folder), shared)
+    gate = probed(EnergyGateLogitsProcessor(engine(folder), shared))
     expected = wanted(split, model)
     order = np.random.default_rng(1).permutation(len(split.ids)).tolist()
     found = second_runner(gate, shared, model, [split.ids[i] for i in order], ENDS, limit=LIMIT)
     assert found == [expected[i] for i in order]
+
+
+@pytest.mark.parametrize("piece", [99, 7])
+@pytest.mark.parametrize("runner", [1, 2])
+def test_nothing_is_answered_until_the_probe_prompts_were_asked(
+    split: Halves, folder: Path, model: PreTrainedModel, piece: int, runner: int
+) -> None:
+    shared = states(slots=3, width=128)
+    gate = EnergyGateLogitsProcessor(engine(folder), *((torch.device("cpu"), False) if runner == 1 else (shared,)))
+
+    def answers(prompts: list[list[int]], limit: int) -> list[list[int]]:
+        if runner == 1:
+            return first_runner(gate, model, prompts, ENDS, piece=piece, limit=limit)
+        return second_runner(gate, shared, model, prompts, ENDS, piece=piece, limit=limit)
+
+    words = split.guarded.template.text_ids
+    refusals = [[*words(split.guarded.gate.refusal(ids)), 2][:LIMIT] for ids in split.ids]  # type: ignore[union-attr]
+    probes = probe_requests(folder)
+    assert answers(split.ids, LIMIT) == refusals
+    answers(probes[:3], TOKENS)
+    assert answers(split.ids, LIMIT) == refusals
+    answers(probes, TOKENS)
+    assert gate._sessions.probes.n_waiting == 0
+    assert answers(split.ids, LIMIT) == wanted(split, model)
+
+
+def test_an_engine_with_other_weights_ends_at_the_first_probe(split: Halves, folder: Path) -> None:
+    gate = EnergyGateLogitsProcessor(engine(folder), torch.device("cpu"), False)
+    with pytest.raises(GateError, match=r"does not run the model that was calibrated: .* of a probe prompt differs by"):
+        first_runner(gate, tiny.model(seed=3), probe_requests(folder), ENDS, limit=TOKENS)
+
+
+def test_an_energy_that_nobody_knows_asks_nothing(folder: Path) -> None:
+    probes = EnergyGateLogitsProcessor(engine(folder), torch.device("cpu"), False)._sessions.probes
+    (first, *_), n = probe_requests(folder), probes.n_waiting
+    probes.note(first, float("nan"))
+    assert (probes.is_one(first), probes.n_waiting) == (True, n)
+
+
+def test_the_probes_are_asked_over_http(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[str, Any, str | None]] = []
+
+    def urlopen(request: Any, timeout: float) -> io.BytesIO:
+        sent.append((request.full_url, request.data and json.loads(request.data), request.get_header("Authorization")))
+        return io.BytesIO(json.dumps({"data": [{"id": "served"}]}).encode())
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    assert ask("http://here", folder) == len(probe_requests(folder)) == 8
+    usual = {"model": "served", "max_tokens": 2, "temperature": 0}
+    asked = [("http://here/v1/completions", {**usual, "prompt": ids}, "Bearer secret") for ids in probe_requests(folder)]
+    models = ("http://here/v1/models", None, "Bearer secret")
+    assert sent == [models, *asked, models]
+    (folder / "config.json").rename(folder / "kept.json")
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(GateError, match="carries no gate"):
+        probe_requests(folder)
+    (folder / "kept.json").rename(folder / "config.json")
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: (_ for _ in ()).throw(OSError("refused")))
+    with pytest.raises(GateError, match=r"gave no answer \(refused\)"):
+        ask("http://here", folder)

@@ -6,19 +6,28 @@ model would choose it: then the answer is refused there.
 
 Decisions are a function of a request's tokens and energies by position, never of the number of calls: engines ask again for
 the same position when they cut a long prompt in pieces, and forget and recompute requests when memory runs out.
+
+Such an engine runs the model, and nobody else can. So the gate's probe prompts come as requests like others (`vllm_probes` asks
+them): their energies are compared with those that were calibrated, and until each has been asked everything else is refused.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from d2unlearn.errors import GateError
 from d2unlearn.gate.online import OnlineGate
 from d2unlearn.gate.rule import GateRule, RefusalTokens
 from d2unlearn.refusals import refusal_index
+
+ENGINE_TOLERANCE = 0.05
+"""nats, the least that a probe may differ by in another engine, whose kernels round otherwise; what changes weights moves some
+probe by more (`experiments/probe_margins.py`)."""
 
 SESSIONS_KEPT = 4096
 """Requests whose decisions are kept beyond their last position, in case the engine has forgotten them for the time being."""
@@ -30,6 +39,40 @@ class TokenConstraint:
 
     forced: int | None
     no_end: bool = False
+
+
+class ProbeRequests:
+    """Which of a rule's probe prompts an engine's model has not yet been asked."""
+
+    def __init__(self, rule: GateRule) -> None:
+        self._rule = rule
+        self._energies = {probe.token_ids: probe.energy for probe in rule.probes}
+        self._waiting = set(self._energies)
+        self._tolerance = max(rule.probe_tolerance, ENGINE_TOLERANCE)
+
+    @property
+    def n_waiting(self) -> int:
+        """How many are still to be asked."""
+        return len(self._waiting)
+
+    def is_one(self, prompt: Sequence[int]) -> bool:
+        """Whether a request's prompt is a probe that is still to be asked."""
+        return tuple(prompt) in self._waiting
+
+    def note(self, prompt: Sequence[int], energy: float) -> None:
+        """A probe and its energy in this engine; one that is not known (no finite number) asks nothing.
+
+        Raises `GateError` when it is another than with the calibrated weights.
+        """
+        if not math.isfinite(energy):
+            return
+        moved = abs(energy - self._energies[tuple(prompt)])
+        if moved > self._tolerance:
+            raise GateError(
+                f"the engine does not run the model that was calibrated: the energy of a probe prompt differs by {moved:.3g} "
+                f"nats (allowed: {self._tolerance:.3g}); serve the folder and dtype that were calibrated"
+            )
+        self._waiting.discard(tuple(prompt))
 
 
 class Session:
@@ -51,7 +94,8 @@ class Session:
         self.ends = tuple(ends)
         self.energies: list[float] = []
         self.refused_at: int | None = None
-        self.key = hash(tuple(prompt))
+        self.prompt = tuple(prompt)
+        self.key = hash(self.prompt)
 
     def judge(self, position: int, energy: float) -> TokenConstraint:
         """Take the energy of a position, again if it was taken before. Refuses when the positions before it are not known."""
@@ -76,6 +120,11 @@ class Session:
         """Refuse at the position judged last."""
         self.refused_at = position
         return TokenConstraint(self._refusal_token(0))
+
+    def refuse_from_start(self, position: int) -> TokenConstraint:
+        """Refuse as if it had been at the prompt, whatever was chosen since."""
+        self.refused_at = 0
+        return TokenConstraint(self._refusal_token(position))
 
     def go_on_from(self, other: Session, position: int) -> None:
         """Take over what is known of the positions before this one."""
@@ -105,6 +154,7 @@ class Sessions:
         self._rule = rule
         self._tokens = tokens
         self._kept: OrderedDict[int, Session] = OrderedDict()
+        self.probes = ProbeRequests(rule)
 
     def begin(self, prompt: Sequence[int], answer: Sequence[int], ends: Sequence[int], limit: int | None) -> Session:
         """A request that has its `answer` tokens so far. Without any record of them it will be refused."""
@@ -123,6 +173,12 @@ class Sessions:
                 del self._kept[session.key]
             session.key = hash((session.key, last_token))
         constraint = session.judge(position, energy)
+        if self.probes.is_one(session.prompt):
+            if position > 0:  # only now were all pieces of the prompt fed
+                self.probes.note(session.prompt, session.energies[0])
+            constraint = session.refuse_from_start(position)
+        elif self.probes.n_waiting:
+            constraint = session.refuse_from_start(position) if session.refused_at is None else constraint
         self._kept[session.key] = session
         self._kept.move_to_end(session.key)
         if len(self._kept) > SESSIONS_KEPT:

@@ -31,6 +31,7 @@ from d2unlearn.gate.rule import GateRule, RefusalTokens, rule_from_json
 from d2unlearn.generation.stepwise import Session, Sessions, TokenConstraint
 from d2unlearn.loaded_files import BOUND, bound_hashes, check_self_contained
 from d2unlearn.models import weights_hash
+from d2unlearn.runtime import say
 from d2unlearn.schema import GATE_COPY
 
 CHANGES_LOGITS = {
@@ -66,12 +67,17 @@ class EnergyGateLogitsProcessor(FirstRunnerProcessor, SecondRunnerProcessor):  #
     """Forces the refusal's tokens once a request's score exceeds the threshold.
 
     The first runner makes it of (config, device, pinned), the second of (config, request states). Raises `GateError` for a
-    model without a gate, of other weights, in another dtype, quantised, with adapters, or with speculative decoding.
+    model without a gate, of other files, in another dtype, quantised, with adapters, or with speculative decoding; and when a
+    probe prompt has another energy than it had. Until all were asked (see `vllm_probes`), every other request is refused.
     """
 
     def __init__(self, vllm_config: Any, *arguments: Any) -> None:
         self._rule, tokens = carried_rule(vllm_config)
         self._sessions = Sessions(self._rule, tokens)
+        say(
+            f"the gate's {self._sessions.probes.n_waiting} probe prompts are to be asked; until then all is refused: "
+            "python -m d2unlearn.generation.vllm_probes --url ADDRESS --model FOLDER"
+        )
         self._requests: dict[int, _Request] = {}
         self._states = arguments[0] if len(arguments) == 1 else None
 
