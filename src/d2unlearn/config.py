@@ -166,6 +166,9 @@ class CalibrateSettings:
         str | None, INCIDENTAL, _FILE, "Ed25519 private key (PEM): sign the artifact with it when the gate is in it."
     ] = None
     system: SystemMessage = None
+    update: Annotated[
+        bool, INCIDENTAL, Flag("--update"), "Add these rows to the gate that is there: its score and rate, a new threshold."
+    ] = False
 
 
 @dataclass(frozen=True)
