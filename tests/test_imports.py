@@ -53,7 +53,7 @@ ALLOWED = {
     "data": f"{CORE} runtime template_date",
     "teacher_forcing": f"{CORE} data runtime",
     "fine_tuning": f"{CORE} data runtime",
-    "training": f"{CORE} {FILES} data fine_tuning loaded_files methods metrics models stats teacher_forcing",
+    "training": f"{CORE} {FILES} data fine_tuning loaded_files methods metrics models stats teacher_forcing wordings",
     "gate": f"{CORE} {FILES} compatibility data loaded_files models signing stats wordings",
     "generation": f"{CORE} {FILES} compatibility data gate loaded_files models",
     "topic": f"{CORE} {FILES} data generation models wordings",

@@ -48,6 +48,7 @@ ITS_FOLDER = Default("its folder")
 BENCHMARKS = ("tofu", "muse", "wmdp", "lume", "years")
 BENCHMARK = Group("A benchmark of the field")
 TRAINING = Group("How all of them are trained")
+TARGETS = Group("A recipe that measures")
 WHERE = Group("Where runs are done")
 PLANNED = Group("What it will need")
 
@@ -135,6 +136,26 @@ class UnlearnSettings:
     plan: Annotated[bool, INCIDENTAL, PLANNED, "Say what the run will need, time a few steps of it, and do no more."] = False
     devices: Annotated[int | None, INCIDENTAL, PLANNED, COUNT, "With --plan: as if on so many devices."] = None
     memory: Annotated[str | None, INCIDENTAL, PLANNED, Metavar("80GB"), "With --plan: what each of them has."] = None
+    recipe: Annotated[
+        str,
+        one_of("size", "measured"),
+        TARGETS,
+        "size: learning rate and epochs by the sizes of model and data; measured: found on them, for the targets below.",
+    ] = "size"
+    forget_below: Annotated[
+        float | None,
+        PROPER_SHARE,
+        TARGETS,
+        Default("as --retain-model has it, else that of swapped answers"),
+        "What the mean probability of forgotten answers has to come below, in other words too. Makes the recipe measured.",
+    ] = None
+    keep_at_least: Annotated[
+        float, PROPER_SHARE, TARGETS, "Share of the tokens that the original has right that must stay, retained and near."
+    ] = 0.99
+    retain_model: Annotated[
+        str | None, MODEL, INCIDENTAL, TARGETS, "A model that never knew the forget rows, of the same tokenizer."
+    ] = None
+    strict: Annotated[bool, INCIDENTAL, TARGETS, Flag("--strict"), "Exit with code 3 where a target is missed."] = False
     group_size: GroupSize = None
     columns: Columns = field(default_factory=dict)
 

@@ -89,7 +89,7 @@ def test_unlearn_says_what_it_does_and_shows_what_a_person_steers_by(walked: Wal
     assert sum("| share of level shift " in line for line in looks) == 8
     assert kept.startswith("kept: epoch ")
     assert following.startswith(f"next: d2unlearn calibrate --model {walked.artifact} ")
-    assert [line.split(":")[0] for line in epochs] == [f"epoch {n}" for n in range(1, 9)]
+    assert [line.split(":")[0].split(",")[0] for line in epochs] == [f"epoch {n} of 8" for n in range(1, 9)]
     for word in ("energy forget", "active hinges", "retain NLL", "AUROC"):
         assert all(word in line for line in epochs)
 

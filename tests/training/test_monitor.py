@@ -19,7 +19,7 @@ from d2unlearn.head import head_of
 from d2unlearn.schema import Kind, Tokens
 from d2unlearn.stats import harmonic_mean
 from d2unlearn.training import trainer as trainer_module
-from d2unlearn.training.monitor import Snapshot, epoch_lines, first_look, take_snapshot, warning_of
+from d2unlearn.training.monitor import Snapshot, epoch_lines, first_look, how_far, take_snapshot, warning_of
 
 from .runs import FORGET, RETAIN, distance, silent, trainer, weights
 
@@ -154,9 +154,23 @@ def test_the_lines_of_an_evaluation_say_what_stayed() -> None:
     now = replace(
         START, retain_right=0.94, near_right=0.8125, retain_kl=0.125, near_kl=0.25, kept=0.75, forget_level_shift=0.82
     )
-    _, below = epoch_lines(now, 3.0, {})
+    _, below = epoch_lines(now, "epoch 3 of 9", {})
     assert "share of level shift 82% / - | tokens right: retained 0.940, near 0.812 | KL to the original 0.125 / 0.250" in below
     assert below.endswith("kept 0.750")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "before", "said"),
+    [
+        (math.nan, False, "epoch 3 of 36"),
+        (0.0, False, "epoch 3 of 36"),
+        (42.4, False, "epoch 3 of 36, 42 s left"),
+        (150.0, True, "epoch 3 of at most 36, at most 2 min left"),
+        (6 * 3600.0, False, "epoch 3 of 36, 6.0 h left"),
+    ],
+)
+def test_a_line_says_which_epoch_of_how_many_and_how_long_it_will_take(seconds: float, before: bool, said: str) -> None:
+    assert how_far(2.9, 36.0, seconds, may_end_before=before) == said
 
 
 def test_nothing_can_be_lost_of_what_the_original_does_not_know() -> None:

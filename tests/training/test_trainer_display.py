@@ -73,7 +73,7 @@ def test_each_evaluation_shows_what_a_person_steers_by(tmp_path: Path, capsys: p
     lines = [line for line in said if line.startswith("epoch")]
     below = [line for line in said if line.startswith("  mean logit")]
     logs = [log for log in made.state.log_history if "eval_selection" in log]
-    assert [line.split(":")[0] for line in lines] == ["epoch 1", "epoch 2"]
+    assert [line.split(":")[0].split(",")[0] for line in lines] == ["epoch 1 of 2", "epoch 2 of 2"]
     for line, log in zip(lines, logs, strict=True):
         assert f"energy forget {log['eval_forget_energy']:.2f}, retain {log['eval_retain_energy']:.2f} | active hinges " in line
         assert f"retain NLL {log['eval_retain_nll']:.3f} | AUROC {log['eval_auroc']:.4f}" in line

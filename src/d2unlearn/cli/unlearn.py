@@ -7,6 +7,9 @@ import typer
 from d2unlearn.cli.options import takes
 from d2unlearn.config import UnlearnSettings
 
+MISSED = 3
+"""Exit code of `--strict` for an artifact that was written and misses a target."""
+
 
 @takes(UnlearnSettings)
 def unlearn(settings: UnlearnSettings) -> None:
@@ -21,4 +24,10 @@ def unlearn(settings: UnlearnSettings) -> None:
         return
     from d2unlearn.training.unlearn import run_unlearn
 
-    typer.echo(run_unlearn(settings))
+    artifact = run_unlearn(settings)
+    typer.echo(artifact)
+    if settings.strict:
+        from d2unlearn.training.steered_run import missed_targets
+
+        if missed_targets(artifact):
+            raise typer.Exit(MISSED)

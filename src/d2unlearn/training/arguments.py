@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
@@ -18,7 +18,8 @@ class UnlearnConfig(TrainingArguments):
     max_length: longer rows are cut there, in tokens. warmup_epochs: length of the warm-up, in epochs (overrides
     warmup_steps). exclude_padded_rows: leave vocabulary rows that the tokenizer does not have out of energies.
     reference_cache: folder for what is computed of the frozen model or written by it; None computes it anew. eval_rows: at
-    most so many rows of each kind are looked at in an evaluation.
+    most so many rows of each kind are looked at in an evaluation. forget_below, keep_at_least: targets that training steers by
+    and ends at (`d2unlearn.training.steering`); None: it has none. free_weights: which of the method's weights it may raise.
     """
 
     learning_rate: float = 1e-5
@@ -31,6 +32,9 @@ class UnlearnConfig(TrainingArguments):
     exclude_padded_rows: bool = False
     reference_cache: str | None = None
     eval_rows: int = 200
+    forget_below: float | None = None
+    keep_at_least: float = 0.99
+    free_weights: list[str] = field(default_factory=lambda: ["gamma", "alpha"])
     remove_unused_columns: bool = False
     dataloader_pin_memory: bool = False
     logging_steps: float = 10

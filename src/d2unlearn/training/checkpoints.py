@@ -1,4 +1,4 @@
-"""Checkpoints of which one is whole at any moment, whenever a run is killed."""
+"""Checkpoints of which one is whole at any moment, whenever a run is killed; what resumes a run is in the last one alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from accelerate import PartialState
 from transformers import TrainerCallback
+from transformers.trainer import OPTIMIZER_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from d2unlearn.artifact import first_rank
@@ -16,7 +17,11 @@ COMPLETE = "checkpoint_complete"
 
 
 class CompleteCheckpoints(TrainerCallback):
-    """Marks each checkpoint as complete once it is written, and only then deletes older ones, down to `limit`."""
+    """Marks each checkpoint as complete once it is written, and only then deletes older ones, down to `limit`.
+
+    With a limit of two these are the best and the last, one where they are the same. An older one that stays loses the
+    optimizer's state.
+    """
 
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
@@ -25,7 +30,12 @@ class CompleteCheckpoints(TrainerCallback):
         PartialState().wait_for_everyone()
         if args.should_save:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-            rotate_checkpoints(args.output_dir, self._limit, state.best_model_checkpoint, use_mtime=True)
+            last, best = f"checkpoint-{state.global_step}", Path(str(state.best_model_checkpoint)).name
+            limit = 1 if self._limit == 2 and best == last else self._limit
+            rotate_checkpoints(args.output_dir, limit, state.best_model_checkpoint, use_mtime=True)
+            for path in Path(args.output_dir).glob("checkpoint-*"):
+                if path.name != last and self._limit is not None:
+                    remove(path / OPTIMIZER_NAME)
 
 
 def last_complete_checkpoint(folder: str | Path) -> Path | None:

@@ -25,6 +25,8 @@ from d2unlearn.training.neighbours import nearest, neighbour_count
 from d2unlearn.training.rows import KINDS, WATCHED, Watched
 
 WatchedRows = Mapping[Watched, Sequence[Tokens]]
+FORGOTTEN: tuple[Watched, ...] = ("forget", "reworded")
+"""What of the rows looked at is to be forgotten; the others should stay."""
 
 ENERGY_RUNAWAY = 0.5
 """Warn when the retained centred energy has risen by this share of the distance between where it began and -log V."""
@@ -45,7 +47,8 @@ class Snapshot:
     Mean logit, centred energy, entropy: at the answer positions, nats; `level_shift`: how much of their change from the
     original is the level's (`d2unlearn.metrics.level_shift`), NaN where too little changed. `right`: share of the answers'
     tokens that are the most likely one, `kl`: KL(original || now) a token, both without the end token and of answers that the
-    original knows; `kept`: the least of what stayed of them (`d2unlearn.metrics.kept`). What was not looked at is NaN.
+    original knows; `kept`: the least of what stayed of them (`d2unlearn.metrics.kept`). `reworded_probability`: of the
+    forgotten answers, asked for in other words. What was not looked at is NaN.
     """
 
     forget_energy: float
@@ -68,6 +71,7 @@ class Snapshot:
     retain_kl: float = math.nan
     near_kl: float = math.nan
     kept: float = math.nan
+    reworded_probability: float = math.nan
 
     @property
     def forget_shape(self) -> LogitShape:
@@ -133,11 +137,12 @@ def take_snapshot(
     training = model.training
     model.eval()
     looked = {name: _with_answer(watched) for name, watched in rows.items()}
-    stay = dict.fromkeys(row for name, watched in looked.items() if name != "forget" for row in watched)
+    gone = list(dict.fromkeys(row for name, watched in looked.items() if name in FORGOTTEN for row in watched))
+    stay = dict.fromkeys(row for name, watched in looked.items() if name not in FORGOTTEN for row in watched)
     held: Mapping[Tokens, Tensor] = {} if original is None else original.hidden
     scored: dict[Tokens, TeacherForced] = {}
     for group, source in (
-        (list(looked["forget"]), None),
+        (gone, None),
         ([row for row in stay if row not in held], None),
         ([row for row in stay if row in held], original),
     ):
@@ -184,7 +189,7 @@ def _snapshot(
     counted: Collection[Tokens] | None,
     before: Snapshot | None,
 ) -> Snapshot:
-    forget, retain, near = (_summary(looked.get(name, ()), scored, counted) for name in WATCHED)
+    forget, retain, near, reworded = (_summary(looked.get(name, ()), scored, counted) for name in WATCHED)
     stayed = 1.0 if before is None else _kept(before, retain, near)
     separation = auroc(*([scored[row].prompt_energy for row in looked[kind]] for kind in KINDS[::-1]))
     return Snapshot(
@@ -208,6 +213,7 @@ def _snapshot(
         retain_kl=math.nan if retain.kl is None else retain.kl,
         near_kl=math.nan if near.kl is None else near.kl,
         kept=stayed,
+        reworded_probability=reworded.probability,
     )
 
 
@@ -218,15 +224,29 @@ def _kept(before: Snapshot, retain: _Summary, near: _Summary) -> float:
     return kept(known) if known else 1.0
 
 
-def epoch_lines(now: Snapshot, epoch: float, monitored: Mapping[str, float]) -> tuple[str, str]:
-    """The lines that a person reads after an evaluation. monitored: what the method watches."""
+def how_far(epoch: float, epochs: float, seconds_left: float, *, may_end_before: bool = False) -> str:
+    """`epoch 3 of 36, 4 min left`; without the time where it is not known (NaN) or over."""
+    if not seconds_left > 0:
+        left = ""
+    elif seconds_left < 90:
+        left = f"{seconds_left:.0f} s left"
+    else:
+        minutes = seconds_left / 60
+        left = f"{minutes:.0f} min left" if minutes < 90 else f"{minutes / 60:.1f} h left"
+    most = "at most " if may_end_before else ""
+    return f"epoch {epoch:.0f} of {most}{epochs:.0f}{', ' if left else ''}{most if left else ''}{left}"
+
+
+def epoch_lines(now: Snapshot, when: str, monitored: Mapping[str, float]) -> tuple[str, str]:
+    """The lines that a person reads after an evaluation. when: as `how_far` says it; monitored: what the method watches."""
     active = [f"{monitored[name]:.0%}" for name in ("forget_hinge_active", "retain_hinge_active") if name in monitored]
+    reworded = "" if math.isnan(now.reworded_probability) else f", in other words {now.reworded_probability:.3f}"
     near = "" if math.isnan(now.near_right) else f", near {now.near_right:.3f}"
     moved = f"KL to the original {_number(now.retain_kl)}{'' if math.isnan(now.near_kl) else f' / {_number(now.near_kl)}'}"
     return (
-        f"epoch {epoch:.0f}: energy forget {now.forget_energy:.2f}, retain {now.retain_energy:.2f}"
+        f"{when}: energy forget {now.forget_energy:.2f}, retain {now.retain_energy:.2f}"
         f"{' | active hinges ' + ' / '.join(active) if active else ''}"
-        f" | answer probability {now.forget_probability:.3f} / {now.retain_probability:.3f}"
+        f" | answer probability {now.forget_probability:.3f} / {now.retain_probability:.3f}{reworded}"
         f" | retain NLL {now.retain_nll:.3f} | AUROC {now.auroc:.4f} | selection {now.selection:.4f}",
         f"  mean logit {now.forget_mean_logit:.2f} / {now.retain_mean_logit:.2f}"
         f" | centred energy {now.forget_centred_energy:.2f} / {now.retain_centred_energy:.2f}"

@@ -15,8 +15,9 @@ from d2unlearn.schema import Example, Kind, Role, Tokens
 
 Rows = Iterable[Example | Tokens | Mapping[str, Any]]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-Watched = Literal["forget", "retain", "near"]
-"""Rows looked at while training: those to forget, retained ones best never trained on, and neighbours of what is forgotten."""
+Watched = Literal["forget", "retain", "near", "reworded"]
+"""Rows looked at while training: those to forget, retained ones best never trained on, neighbours of what is forgotten, and the
+rows to forget in other words."""
 WATCHED: tuple[Watched, ...] = get_args(Watched)
 
 
@@ -62,7 +63,7 @@ def monitor_rows(
 ) -> dict[Watched, list[Tokens]]:
     """At most `count` rows of each kind to look at while training: those given, else those trained on; `near` if given."""
     if given is not None and not (isinstance(given, Mapping) and set(given) <= set(WATCHED)):
-        raise ConfigError(['eval_dataset should be {"forget": rows, "retain": rows}, and may have "near"'])
+        raise ConfigError(['eval_dataset should be {"forget": rows, "retain": rows}, and may have "near" and "reworded"'])
     rows: dict[Watched, list[Tokens]] = {kind: training[kind] for kind in KINDS}
     rows |= {kind: render(given_rows, tokenizer, max_length) for kind, given_rows in (given or {}).items()}
     return {kind: _evenly(tokens, count) for kind, tokens in rows.items()}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ from d2unlearn.errors import ConfigError
 from d2unlearn.head import Head, head_of
 from d2unlearn.methods import AdaptiveMethod, Method, seen_by
 from d2unlearn.metrics.level_shift import level_warning
-from d2unlearn.observation import Batch, causal_model, check_head
+from d2unlearn.observation import Batch, Observed, causal_model, check_head
 from d2unlearn.quantities import HiddenState, Observable, Quantity
 from d2unlearn.runtime import say, seed_everything
-from d2unlearn.schema import Kind
+from d2unlearn.schema import Kind, Role
 from d2unlearn.teacher_forcing import Original
 from d2unlearn.training.adaptation import Adaptation
 from d2unlearn.training.adapter import adapted, train_only_named
@@ -31,10 +33,11 @@ from d2unlearn.training.alternates import RowsOfKind, alternate_rows
 from d2unlearn.training.arguments import UnlearnConfig, check_parallelism, vocabulary_rows
 from d2unlearn.training.checkpoints import COMPLETE, CompleteCheckpoints, last_complete_checkpoint
 from d2unlearn.training.frozen import frozen_values
-from d2unlearn.training.monitor import Snapshot, WatchedRows, epoch_lines, first_look, take_snapshot, warning_of
+from d2unlearn.training.monitor import Snapshot, WatchedRows, epoch_lines, first_look, how_far, take_snapshot, warning_of
 from d2unlearn.training.rows import Rows, Watched, monitor_rows, training_rows
 from d2unlearn.training.sampling import EpochSampler, Pair, PairPlan
 from d2unlearn.training.self_written import Writer
+from d2unlearn.training.steering import Steering, standing_metrics
 
 
 class UnlearnTrainer(Trainer):
@@ -97,6 +100,8 @@ class UnlearnTrainer(Trainer):
         self.before: Snapshot = look.before
         self.original, self.watched = look.original, look.rows
         self._level_told = False
+        self.evaluation_seconds = 0.0
+        self._began = time.monotonic(), 0
         self._monitored: dict[str, Tensor] = {}
         self._monitored_steps = 0
         self._last_monitored: dict[str, float] = {}
@@ -107,7 +112,7 @@ class UnlearnTrainer(Trainer):
             seed=args.seed if args.data_seed is None else args.data_seed,
         )
         self._sampler = EpochSampler(plan)
-        steps_per_epoch = len(plan) // plan.effective_batch
+        self.steps_per_epoch = steps_per_epoch = len(plan) // plan.effective_batch
         if args.warmup_epochs:
             args.warmup_steps = round(args.warmup_epochs * steps_per_epoch)
         seed_everything(args.seed)  # the adapter's first weights
@@ -142,6 +147,11 @@ class UnlearnTrainer(Trainer):
         self._frozen = frozen_values(
             model, self.method, self._rows, cache=cache, batch_size=batch_size, vocab_rows=self._vocab_rows
         )
+
+    @property
+    def mean_pair_length(self) -> float:
+        """Tokens of a row of each role together, on average."""
+        return sum(sum(len(row.input_ids) for row in rows) / len(rows) for rows in self._rows.values())
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
@@ -201,7 +211,20 @@ class UnlearnTrainer(Trainer):
         """This micro-batch's share of the effective batch's loss, times the number of processes (DDP averages)."""
         if return_outputs:
             raise ConfigError(["the unlearning loss has no model outputs to return"])
-        seen = seen_by(
+        seen = self._seen(model, inputs)
+        monitored = self.method.monitor(seen)
+        for name, value in monitored.items():
+            self._monitored[name] = self._monitored.get(name, torch.zeros_like(value)) + value.detach()
+        if self._adaptation is not None:
+            self._adaptation.see(monitored)
+        return self.method.loss(seen) * self.args.world_size
+
+    def _precision(self) -> torch.autocast:
+        """The precision that the model is trained in, for what runs beside training."""
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=bool(self.args.bf16))
+
+    def _seen(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[Role, Observed]:
+        return seen_by(
             self.method,
             model,
             {role: Batch(**inputs[role]) for role in self.method.needs},
@@ -210,12 +233,24 @@ class UnlearnTrainer(Trainer):
             vocab_rows=self._vocab_rows,
             totals=inputs.get("totals"),
         )
-        monitored = self.method.monitor(seen)
-        for name, value in monitored.items():
-            self._monitored[name] = self._monitored.get(name, torch.zeros_like(value)) + value.detach()
-        if self._adaptation is not None:
-            self._adaptation.see(monitored)
-        return self.method.loss(seen) * self.args.world_size
+
+    def backward_of(self, step: int) -> None:
+        """Adds the gradient of a step of the plan to the model's, outside of training; nothing that is logged counts it.
+
+        Each micro-batch is a mean of its own, and all of them weigh alike.
+        """
+        assert self.model is not None
+        args, plan = self.args, self._sampler.plan
+        size, parts = args.per_device_train_batch_size, args.gradient_accumulation_steps
+        for part in range(parts):
+            start = ((step * parts + part) * args.world_size + args.process_index) * size
+            inputs = self._prepare_inputs(self._collate([plan[start + index] for index in range(size)]))
+            with self._precision():
+                loss = self.method.loss(self._seen(self.model, inputs))
+            torch.autograd.backward(loss / parts)
+        if args.world_size > 1:
+            for parameter in (p for p in self.model.parameters() if p.grad is not None):
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the head's work depends on the answer positions, not on the shapes transformers reads."""
@@ -253,15 +288,12 @@ class UnlearnTrainer(Trainer):
         if eval_dataset is not None:
             tokenizer: Any = self.processing_class
             rows, original = monitor_rows(eval_dataset, self._rows, tokenizer, args.max_length, args.eval_rows), None
-        now = take_snapshot(
-            self.model,
-            rows,
-            batch_size=args.per_device_eval_batch_size,
-            before=self.before,
-            vocab_rows=self._vocab_rows,
-            original=original,
-        )
-        metrics = now.metrics(metric_key_prefix)
+        started = time.monotonic()
+        now = self.look(rows, before=self.before, original=original)
+        self.evaluation_seconds += time.monotonic() - started
+        step, epoch = self.state.global_step, self.state.epoch or 0.0
+        found = {**asdict(now), **standing_metrics(self, asdict(now), step=step, epoch=epoch)}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
         monitored = self._monitored_means()
         if self.is_world_process_zero():
@@ -269,10 +301,24 @@ class UnlearnTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def look(self, rows: WatchedRows, *, before: Snapshot | None = None, original: Original | None = None) -> Snapshot:
+        """The model as it is now on these rows, in the precision that it is trained in (`take_snapshot`)."""
+        assert self.model is not None
+        args: Any = self.args
+        with self._precision():
+            return take_snapshot(
+                self.model,
+                rows,
+                batch_size=args.per_device_eval_batch_size,
+                before=before,
+                vocab_rows=self._vocab_rows,
+                original=original,
+            )
+
     def _tell(self, now: Snapshot, monitored: Mapping[str, float]) -> None:
         assert self.model is not None
         vocabulary = self._vocab_rows or int(causal_model(self.model).get_output_embeddings().out_features)  # type: ignore[operator]
-        for line in epoch_lines(now, self.state.epoch or 0, monitored):
+        for line in epoch_lines(now, self._how_far(), monitored):
             say(line)
         step, steps = self.state.global_step, self.state.max_steps
         warming_up = step <= self.args.get_warmup_steps(steps) and step < steps
@@ -283,6 +329,15 @@ class UnlearnTrainer(Trainer):
         if level and not (warming_up or self._level_told):
             say(f"warning: {level}")
             self._level_told = True
+
+    def _how_far(self) -> str:
+        """Which epoch it is, of how many, and how long the rest will take as things have gone since training began here."""
+        args: Any = self.args
+        began, first = self._began
+        step, steps = self.state.global_step, self.state.max_steps
+        left = (time.monotonic() - began) / (step - first) * (steps - step) if step > first else math.nan
+        epochs = steps / self.steps_per_epoch
+        return how_far(self.state.epoch or 0.0, epochs, left, may_end_before=args.forget_below is not None)
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -296,11 +351,20 @@ class UnlearnTrainer(Trainer):
             resume_from_checkpoint = str(checkpoint)
         elif resume_from_checkpoint and not (Path(resume_from_checkpoint) / COMPLETE).is_file():
             raise ConfigError([f"{resume_from_checkpoint} is no checkpoint whose writing was finished"])
+        self._steer()
+        self._began = time.monotonic(), _steps_done(resume_from_checkpoint)
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except Exception:
             last_complete_checkpoint(folder)  # a half-written one goes: what filled a disk does not go on filling it
             raise
+
+    def _steer(self) -> None:
+        """With targets, let them steer."""
+        args: Any = self.args
+        self.pop_callback(Steering)
+        if args.forget_below is not None:
+            self.add_callback(Steering(self))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As transformers does. Raises `ArtifactError` for an artifact's folder, whose manifest and gate would be wrong."""
@@ -326,6 +390,11 @@ class TrainingBar(ProgressCallback):
         bar: Any = self.training_bar
         if state.is_world_process_zero and bar is not None and "loss" in (logs or {}):
             bar.set_postfix(loss=f"{logs['loss']:.4g}", refresh=False)
+
+
+def _steps_done(checkpoint: str | bool | None) -> int:
+    """As a checkpoint's name says; 0 for none."""
+    return int(Path(checkpoint).name.rsplit("-", 1)[-1]) if isinstance(checkpoint, str) else 0
 
 
 def _frozen_head(model: nn.Module, method: Method, vocab_rows: int | None) -> Head | None:

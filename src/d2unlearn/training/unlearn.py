@@ -41,9 +41,12 @@ from d2unlearn.training.arguments import CHECKPOINTING, UnlearnConfig, vocabular
 from d2unlearn.training.checkpoints import last_complete_checkpoint
 from d2unlearn.training.frozen import model_settings
 from d2unlearn.training.lineage import earlier_sources, forgotten_before, parent_of
+from d2unlearn.training.measured import STEERING_ROWS, Choices
 from d2unlearn.training.recipe import Pace, automatic_accumulation, automatic_epochs, automatic_learning_rate
+from d2unlearn.training.renderings import renderings
 from d2unlearn.training.rounds import check_rounds, memory_line, run_rounds
 from d2unlearn.training.rows import Rows, Watched
+from d2unlearn.training.steered_run import ended, is_measured, loaded_retain_model, steer
 from d2unlearn.training.trainer import UnlearnTrainer
 from d2unlearn.version import __version__
 
@@ -79,6 +82,8 @@ class _Run:
     validation: list[Example]
     long: Mapping[str, LongRows]
     parent: Mapping[str, Any] | None
+    measured: bool = False
+    retain_model: PreTrainedModel | None = None
 
     @property
     def key(self) -> str:
@@ -90,6 +95,7 @@ class _Run:
         rows += [] if self.near is None else [self.near]
         hashes = [_rows_hash(part) for part in rows]
         model = [state_hash(self.model), model_settings(self.model)]
+        model += [] if self.retain_model is None else [state_hash(self.retain_model)]
         return fingerprint([__version__, identity(self.settings), model, hashes, _processes()])
 
 
@@ -122,9 +128,10 @@ def _train_and_publish(run: _Run, pace: Pace, key: str, workspace: Path, output:
         )
     watched: dict[Watched, Rows] = {"forget": run.forget, "retain": run.validation or run.retain.train}
     watched |= {} if run.near is None else {"near": run.near}
+    watched |= {"reworded": renderings(run.forget, seed=settings.seed)} if run.measured else {}
     trainer = UnlearnTrainer(
         run.model,
-        _arguments(settings, run.model, workspace, pace),
+        _arguments(run, workspace, pace),
         run.method,
         run.forget,
         run.retain.train,
@@ -136,6 +143,10 @@ def _train_and_publish(run: _Run, pace: Pace, key: str, workspace: Path, output:
     )
     if settings.keep == "best":
         say(_neighbours_told(trainer, settings))
+    choices: Choices | None = None
+    if run.measured:
+        choices = steer(trainer, settings, run.retain_model, workspace, key)
+        pace = Pace(choices.learning_rate, pace.accumulation, choices.max_steps / trainer.steps_per_epoch)
     started = time.monotonic()
     checkpoint = last_complete_checkpoint(workspace / CHECKPOINTS)
     if checkpoint is not None:
@@ -150,13 +161,14 @@ def _train_and_publish(run: _Run, pace: Pace, key: str, workspace: Path, output:
             [f"learning_rate {pace.learning_rate:g} destroys the model: nothing that is left gives numbers; choose a lower one"]
         )
     if trainer.is_world_process_zero():
+        recipe = {} if choices is None else ended(trainer, choices)
         for line in _outcome(trainer, settings, run.parent):
             say(line)
         staged = workspace / STAGED
         remove(staged)
         _save(trainer.model, run, staged)
         weights = {"original": original, "artifact": weights_hash(staged)}
-        write_json(staged / MANIFEST_FILE, {**_manifest(run, pace, key, trainer, seconds), "weights": weights})
+        write_json(staged / MANIFEST_FILE, {**_manifest(run, pace, key, trainer, seconds, recipe), "weights": weights})
         publish(staged, output)
     trainer.accelerator.wait_for_everyone()
 
@@ -279,6 +291,7 @@ def check_reporting(report_to: str) -> None:
 def _loaded(settings: UnlearnSettings) -> _Run:
     """Full training of 16-bit weights happens in float32 (small updates vanish otherwise) and is saved as it came."""
     method = build_method(settings.method, settings.method_parameters)
+    is_measured(settings)
     check_reporting(settings.report_to)
     check_rounds(settings.method, method, lora=settings.lora, processes=_processes())
     forget = _read_rows(settings, settings.forget)
@@ -310,6 +323,8 @@ def _loaded(settings: UnlearnSettings) -> _Run:
         read["validation"],
         long,
         parent_of(settings.model),
+        is_measured(settings),
+        loaded_retain_model(settings, tokenizer),
     )
 
 
@@ -393,7 +408,8 @@ def _announcement(run: _Run, pace: Pace) -> str:
     )
 
 
-def _arguments(settings: UnlearnSettings, model: PreTrainedModel, workspace: Path, pace: Pace) -> UnlearnConfig:
+def _arguments(run: _Run, workspace: Path, pace: Pace) -> UnlearnConfig:
+    settings = run.settings
     checkpointing: dict[str, Any] = {CHECKPOINTING: settings.gradient_checkpointing}
     return UnlearnConfig(
         output_dir=str(workspace / CHECKPOINTS),
@@ -402,7 +418,7 @@ def _arguments(settings: UnlearnSettings, model: PreTrainedModel, workspace: Pat
         num_train_epochs=pace.epochs,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=pace.accumulation,
-        max_length=min(settings.max_length, context_length(model) or settings.max_length),
+        max_length=min(settings.max_length, context_length(run.model) or settings.max_length),
         seed=settings.seed,
         bf16=settings.bf16,
         use_cpu=pick_device().type == "cpu",
@@ -410,6 +426,7 @@ def _arguments(settings: UnlearnSettings, model: PreTrainedModel, workspace: Pat
         exclude_padded_rows=settings.exclude_padded_rows,
         eval_strategy="epoch" if settings.keep == "best" else "no",
         report_to=settings.report_to,
+        **({"eval_rows": STEERING_ROWS} if run.measured else {}),  # type: ignore[arg-type]
         disable_tqdm=not sys.stderr.isatty(),
     )
 
@@ -428,7 +445,9 @@ def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def _manifest(run: _Run, pace: Pace, key: str, trainer: UnlearnTrainer, seconds: float) -> dict[str, Any]:
+def _manifest(
+    run: _Run, pace: Pace, key: str, trainer: UnlearnTrainer, seconds: float, recipe: Mapping[str, Any]
+) -> dict[str, Any]:
     settings = run.settings
     best = trainer.state.best_model_checkpoint
     return manifest(
@@ -438,6 +457,7 @@ def _manifest(run: _Run, pace: Pace, key: str, trainer: UnlearnTrainer, seconds:
         method={"name": settings.method, **asdict(run.method)},  # type: ignore[call-overload]
         **pace._asdict(),
         template_date=Template(run.tokenizer).date,
+        **recipe,
         data={
             "forget": _described(settings.forget, run.forget),
             "retain": {
