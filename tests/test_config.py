@@ -238,7 +238,7 @@ def test_parameters_are_typed_by_hints() -> None:
             config.UnlearnSettings,
             (
                 *("model", "forget", "retain", "near", "alternate", "output", "report_to", "columns"),
-                *("plan", "devices", "memory", "long"),
+                *("plan", "devices", "memory", "long", "retain_model", "strict"),
             ),
         ),
         (config.BenchmarkSettings, ("model", "output", "data", "retain_logs", "reference_model")),

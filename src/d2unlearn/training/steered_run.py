@@ -37,7 +37,7 @@ def is_measured(settings: UnlearnSettings) -> bool:
 
 
 def loaded_retain_model(settings: UnlearnSettings, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | None:
-    """The model that never knew, where there is one. Raises `ConfigError` for another tokenizer, which would read other rows."""
+    """The model that never knew, where there is one. Raises `ConfigError` for another tokenizer, which reads other rows."""
     if settings.retain_model is None:
         return None
     if load_tokenizer(settings.retain_model).get_vocab() != tokenizer.get_vocab():
