@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 import tiny_models
@@ -55,6 +57,20 @@ def test_the_chat_template_is_used_and_the_end_token_belongs_to_the_answer() -> 
     prompt, answer = parts(Template(tokenizer()), question("What is it?"))
     assert prompt == ["<bos>", "<q>", "What", " is", " it", "?", "<a>"]
     assert answer == ["Paris", "<eos>"]
+
+
+def test_an_answer_that_the_tokenizer_joins_with_the_prompt_is_tokenised_apart() -> None:
+    """A tokenizer with a token for two line breaks, as of Qwen and Llama 3, and a template that ends prompts with one."""
+    core = json.loads(tiny_models.tokenizer().backend_tokenizer.to_str())
+    core["model"]["vocab"]["\n\n"] = len(core["model"]["vocab"])
+    core["pre_tokenizer"]["pattern"]["Regex"] = "\n\n|" + core["pre_tokenizer"]["pattern"]["Regex"]
+    made = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(core)), eos_token="<eos>")
+    made.chat_template = CHATML
+    assert parts(Template(made), question("it", "\nParis")) == (
+        ["<q>", *"user", "\n", "it", "<eos>", "\n", "<q>", *"assistant", "\n"],
+        ["\n", "Paris", "<eos>"],
+    )
+    assert parts(Template(made), question("it", "\n\nParis <eos>"))[1] == ["\n\n", "Paris", " ", *"<eos>", "<eos>"]
 
 
 def test_a_template_that_raises_is_one_sentence_with_the_row() -> None:

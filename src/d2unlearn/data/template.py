@@ -75,7 +75,7 @@ class Template:
             return self._plain_text(example)
         try:
             prompt = self.prompt_ids(example.prompt)
-            whole = self._ids((*example.prompt, Message("assistant", example.answer)), open_answer=False)
+            whole = self._row_ids(prompt, example)
         except DataError as error:
             raise DataError(f"{example.source}: {error}") from None
         if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
@@ -89,7 +89,7 @@ class Template:
 
     def text_ids(self, text: str) -> list[int]:
         """Plain text, special tokens' spellings included as text, without <bos> or <eos>."""
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids)
 
     def _plain_text(self, example: Example) -> Tokens:
         bos = [] if self.tokenizer.bos_token_id is None else [int(self.tokenizer.bos_token_id)]
@@ -97,15 +97,35 @@ class Template:
         ids = [*bos, *self.text_ids(example.answer), *eos]
         return Tokens(example.example_id, tuple(ids), (False,) * len(bos) + (True,) * (len(ids) - len(bos)), bool(eos))
 
+    def _row_ids(self, prompt: list[int], example: Example) -> list[int]:
+        """The ids of the whole row. Where the tokenizer joins the prompt's end with the answer's start, as two breaks in one
+        token, they are tokenised apart, as generation meets them.
+        """
+        messages = (*example.prompt, Message("assistant", example.answer))
+        whole, typed = self._marked_text(messages, open_answer=False)
+        ids = self._tokenised(whole, typed)
+        asked, _ = self._marked_text(example.prompt, open_answer=True)
+        if ids[: len(prompt)] == prompt or not whole.startswith(asked):
+            return ids
+        rest = self._tokenised(whole[len(asked) :], typed)
+        apart = self.tokenizer.decode([*prompt, *rest]) == self.tokenizer.decode(ids)
+        return [*prompt, *rest] if apart else ids
+
     def _ids(self, messages: tuple[Message, ...], *, open_answer: bool) -> list[int]:
-        """The ids of what the template renders; each text between typed spellings, and each spelling, is tokenised once."""
+        return self._tokenised(*self._marked_text(messages, open_answer=open_answer))
+
+    def _marked_text(self, messages: tuple[Message, ...], *, open_answer: bool) -> tuple[str, list[str]]:
+        """What the template renders, and the spellings that its marks stand for."""
         typed: list[str] = []
         marked = [{"role": m.role, "content": self._mark(m.content, typed)} for m in messages]
-        rendered = self._rendered(marked, open_answer)
+        return self._rendered(marked, open_answer), typed
+
+    def _tokenised(self, rendered: str, typed: list[str]) -> list[int]:
+        """The ids of a marked text; each text between typed spellings, and each spelling, is tokenised once."""
         pieces = re.split(_TYPED.format(r"(\d+)"), rendered)
         spelled = {text: self.text_ids(text) for text in dict.fromkeys(typed)}
         between = [piece for piece in dict.fromkeys(pieces[::2]) if piece]
-        found = self.tokenizer(between, add_special_tokens=False).input_ids if between else []
+        found = self.tokenizer(between, add_special_tokens=False, verbose=False).input_ids if between else []
         read = {"": [], **dict(zip(between, found, strict=True))}
         each = (spelled[typed[int(piece)]] if index % 2 else read[piece] for index, piece in enumerate(pieces))
         return [token for ids in each for token in ids]
