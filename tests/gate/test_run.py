@@ -21,7 +21,7 @@ from d2unlearn.errors import ArtifactError, GateError
 from d2unlearn.gate import EnergyGate
 from d2unlearn.gate.run import run_calibrate
 from d2unlearn.report.gate import read_gate_summary
-from d2unlearn.runtime import write_json
+from d2unlearn.runtime import fingerprint, write_json
 from d2unlearn.schema import GATE_FILE, MANIFEST_FILE
 from d2unlearn.serving.run import load
 from d2unlearn.signing import SIGNATURE_FILE, check_signature
@@ -193,3 +193,13 @@ def test_a_signed_artifact_is_served_and_one_that_was_written_to_is_not(
     assert "no longer fits and was removed: sign again" in capsys.readouterr().err
     assert not (artifact / SIGNATURE_FILE).exists()
     assert refused(d2(*command, "--sign-key", retain)).startswith(f"--sign-key {retain} is no private key without a password")
+
+
+def test_calibrating_binds_what_an_earlier_version_did_not(artifact: Path, retain: Path) -> None:
+    list(run_calibrate(settings(artifact, retain)))
+    path = artifact / GATE_FILE
+    good = path.read_text()
+    content = {name: value for name, value in json.loads(good).items() if name not in ("bound", "checksum")}
+    path.write_text(json.dumps({**content, "checksum": fingerprint(content)}))
+    assert list(run_calibrate(settings(artifact, retain)))[-1] == str(path)
+    assert path.read_text() == good

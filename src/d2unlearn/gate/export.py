@@ -82,7 +82,7 @@ def carry(folder: Path, rule: GateRule, refusal_texts: tuple[str, ...], template
     config = read_json(folder / "config.json")
     copy = {**rule_to_json(rule, tokens), "template": template, "weights_hash": weights, "version": __version__}
     gate = read_json(folder / GATE_FILE)
-    copy |= {"bound": gate["bound"]}
+    copy |= {"bound": gate.get("bound", {})}
     write_json(folder / "config.json", {**config, GATE_COPY: sealed(copy, gate["checksum"])})
     atomic_write(folder / README, _with_note(_text(folder / README), note(guarantee)))
 

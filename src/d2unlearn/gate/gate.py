@@ -259,6 +259,8 @@ class EnergyGate:
         bound = bound_hashes(Path(folder))
         if self.bound and bound["config"] != self.bound["config"]:
             raise GateError(f"{folder} holds another configuration than the one that was calibrated; calibrate on that folder")
+        if self.weights_hash is not None and not self.bound:
+            bound = {}  # of an earlier version: nobody knows what was there when it was calibrated
         if remove_stale_signature(Path(folder)):
             say(f"the signature of {folder} no longer fits and was removed: sign again (`d2unlearn calibrate --sign-key`)")
         path = Path(folder) / GATE_FILE
