@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from d2unlearn.cli.main import app
 from d2unlearn.errors import ConfigError
 from d2unlearn.methods import METHODS, batch_loss
 from d2unlearn.schema import MANIFEST_FILE
+from d2unlearn.training.deepening import Deepener
 
 from .naive import Scene
 from .test_against_naive import ROWS, batches
@@ -71,12 +73,25 @@ def test_every_method_makes_an_artifact(key: str, data: Data, tmp_path: Path) ->
     assert kept <= unscored <= kept | shift  # a random model knows no answer that could be lost, and may hardly move
 
 
-def test_rounds_follow_the_pass_and_are_looked_at_like_an_epoch(data: Data, tmp_path: Path) -> None:
-    """One round: the weights are EUA's no more, its last line is another look, and adapters are refused."""
+def test_rounds_follow_the_pass_are_looked_at_like_an_epoch_and_go_on_where_they_were(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One round, killed when it is done: the next run passes no row again; its last look is another; adapters are refused."""
     short = ["blocks=1", "rounds=1", "attack_steps=1", "dropped=1", "healing_steps=1", "rest_steps=1", "written=2"]
     further = [word for each in short for word in ("--set", each)]
+    keep = Deepener._keep
+
+    def killed(self: Deepener, *where: Any) -> None:
+        keep(self, *where)
+        raise RuntimeError
+
+    monkeypatch.setattr(Deepener, "_keep", killed)
+    assert isinstance(invoke(data, tmp_path / "artifact", "deep_eua", *further).exception, RuntimeError)
+    monkeypatch.setattr(Deepener, "_keep", keep)
     result = invoke(data, tmp_path / "artifact", "deep_eua", *further)
     assert result.exit_code == 0, result.output
+    assert "going on from stage 2 of the rounds, 0 healing steps done" in result.stderr
+    assert "round 1 of 2" not in result.stderr
     history = manifest(tmp_path / "artifact")["training"]["history"]
     assert [log["step"] for log in history] == [1, 2, 3, 3]
     assert history[3]["eval_forget_energy"] != history[2]["eval_forget_energy"]

@@ -91,21 +91,21 @@ class DeepEUA(EUA):
     Source: this project; the step after RepSelect, 2606.17168, the factors after 1503.05671, healing after 2506.06278.
     """
 
-    blocks: Annotated[int, NOT_NEGATIVE] = 2
-    rounds: Annotated[int, POSITIVE] = 3
+    blocks: Annotated[int, NOT_NEGATIVE] = 3
+    rounds: Annotated[int, POSITIVE] = 2
     attack_share: Annotated[float, INSIDE_UNIT] = 0.1
     attack_steps: Annotated[int, POSITIVE] = 20
     attack_rate: Annotated[float, FINITE] = 5 / 3
     restoring: bool = True
-    size: Annotated[float, INSIDE_UNIT] = 0.03
+    size: Annotated[float, INSIDE_UNIT] = 0.04
     dropped: Annotated[int, NOT_NEGATIVE] = 32
-    damping: Annotated[float, FINITE] = 0.05
+    damping: Annotated[float, FINITE] = 0.2
     healing_steps: Annotated[int, NOT_NEGATIVE] = 12
-    rest_steps: Annotated[int, NOT_NEGATIVE] = 100
-    healing_rate: Annotated[float, FINITE] = 1.0
+    rest_steps: Annotated[int, NOT_NEGATIVE] = 120
+    healing_rate: Annotated[float, FINITE] = 1.5
     hidden: NotNegative = 3.0
-    healing_gamma: NotNegative = 0.02
-    written: Annotated[int, NOT_NEGATIVE] = 2000
+    healing_gamma: NotNegative = 0.05
+    written: Annotated[int, NOT_NEGATIVE] = 1500
 
     @property
     def deepening(self) -> Deepening | None:

@@ -33,7 +33,7 @@ class Healing(Method):
     """
 
     hidden: NotNegative = 3.0
-    gamma: NotNegative = 0.02
+    gamma: NotNegative = 0.05
     ratio: Annotated[float, INSIDE_UNIT] = 0.1
     temperature: Annotated[float, FINITE] = 1.0
     layers: tuple[str, ...] = ()
