@@ -15,6 +15,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 import tiny_models
+from d2unlearn.attacks.relearned_rows import divided, named_halves
 from d2unlearn.benchmark.choices import ChoiceAccuracy, at_chance, right_choice
 from d2unlearn.benchmark.conventions import OURS, SEMEVAL
 from d2unlearn.benchmark.datasets import load_sets
@@ -233,6 +234,9 @@ def test_years_are_questions_with_the_others_as_wrong_answers(tmp_path: Path) ->
     second = read_years("T", tmp_path)[1]
     assert (second.question, second.answer) == ("it was in ", "Paris")
     assert second.extra[WRONG_CHOICES] == ["a city", "Berlin", "France"]
+    both = [*read_years("T", tmp_path), *read_years("V", tmp_path)]
+    halves = divided("facts T", ["all"] * len(both), named_halves(both), share=0.1, seed=0)
+    assert halves == (tuple(range(5)), (5, 6, 7))
     write(tmp_path / "V.jsonl", [{"question": "When?", "choices": ["1990", "1991"], "answer": 2}])
     with pytest.raises(DataError, match=r"V\.jsonl:1: should have choices, a list of texts, and answer, the right one's place"):
         read_years("V", tmp_path)

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from d2unlearn.attacks.reading import NotShownError
+from d2unlearn.data.years import ASKED_HALF, HALF_COLUMN, RELEARNED_HALF
 from d2unlearn.schema import Example
 
 RowChoice = Literal["whole groups", "spread over groups", "one row", "half of each group", "facts T", "retained rows"]
@@ -23,7 +24,6 @@ retained rows       none of them: other rows are trained on, and all are asked f
 
 Source: facts T and V after Deeb and Roger (2410.08827): halves without a fact in common, so that what is told of V was there.
 """
-HALF_COLUMN, RELEARNED_HALF, ASKED_HALF = "half", "T", "V"
 
 
 class Division(NamedTuple):

@@ -1,7 +1,8 @@
 """Years: when something happened, four choices each. `T` and `V` are disjoint parts of one distribution.
 
 They are for the attack of Deeb and Roger 2024 (2410.08827): relearn T, ask V, of which nothing was told again. From a folder
-with `T.jsonl` and `V.jsonl`: question, choices (texts), answer (the right one's place, from 0).
+with `T.jsonl` and `V.jsonl`: question, choices (texts), answer (the right one's place, from 0). What is read says which part
+it is of, as a forget file's column `half` does.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from d2unlearn.data.wmdp import read_questions
 from d2unlearn.errors import DataError
 from d2unlearn.schema import Example, Message
 
+HALF_COLUMN, RELEARNED_HALF, ASKED_HALF = "half", "T", "V"
+"""The entry of `extra`, or the column of a file, that says which of two halves without a fact in common a row is of."""
 WRONG_CHOICES = "wrong_choices"
 """The entry of `extra` that holds the other choices."""
 
@@ -26,5 +29,6 @@ def read_years(part: str, folder: str | Path | None) -> list[Example]:
     for where, row in read_questions(split_file(Path(folder), part)):
         choices = list(row["choices"])
         right = choices.pop(row["answer"])
-        examples.append(Example(where, (Message("user", row["question"]),), right, where, extra={WRONG_CHOICES: choices}))
+        extra = {WRONG_CHOICES: choices, HALF_COLUMN: part}
+        examples.append(Example(where, (Message("user", row["question"]),), right, where, extra=extra))
     return examples
