@@ -56,7 +56,7 @@ def evaluate_run(context: RunContext) -> RunResult | None:
         learning_rate=(read_manifest(Path(folder)) or {}).get("learning_rate"),
         suite=suite,
         gate_reason=reason,
-        comebacks=_relearning_results(context, folder),
+        comebacks=relearning_results(context, folder),
         reworded=(told_reworded(context, folder),),
         cost=cost,
     )
@@ -151,7 +151,7 @@ def _suite(context: RunContext, folder: str) -> tuple[MetricResult, ...]:
     return read_evaluation(path).suite
 
 
-def _relearning_results(context: RunContext, folder: str) -> tuple[RelearningResult, ...]:
+def relearning_results(context: RunContext, folder: str) -> tuple[RelearningResult, ...]:
     """Each choice of forget rows relearned, at the worst learning rate; what comes back is asked of test questions."""
     forget = context.questions.forget
     made = load_raw(folder, context.settings.dtype)
