@@ -57,12 +57,13 @@ ALLOWED = {
     "gate": f"{CORE} {FILES} compatibility data loaded_files models signing stats wordings",
     "generation": f"{CORE} {FILES} compatibility data gate loaded_files models",
     "topic": f"{CORE} {FILES} data generation models wordings",
-    "guards": f"{CORE} data gate generation models runtime stats",
+    "guards": f"{CORE} data fields gate generation models runtime stats",
     "serving": f"{CORE} {FILES} data gate generation models signing",
     "report": "errors metrics redaction runtime schema serialization stats version",
     "evaluation": f"{CORE} {FILES} compatibility data gate generation metrics models redaction stats teacher_forcing",
     "attacks": f"{CORE} data fine_tuning gate generation layers metrics models rounding runtime stats teacher_forcing wordings",
-    "audit": f"{CORE} {FILES} attacks data gate generation metrics models report stats teacher_forcing training wordings",
+    "audit": f"{CORE} {FILES} attacks data gate generation guards metrics models report stats teacher_forcing training "
+    "wordings",
     "benchmark": f"{CORE} {FILES} data evaluation gate generation metrics models stats teacher_forcing",
     "analysis": f"{CORE} {FILES} data evaluation gate generation metrics models report rounding stats",
     "comparison": f"{CORE} {FILES} attacks audit benchmark data evaluation gate generation guards methods metrics models "

@@ -25,6 +25,9 @@ from d2unlearn.stats import (
     ks_distance,
     smallest_n,
     smallest_rate,
+    t_reach,
+    t_tail,
+    unseen_share,
 )
 
 NAN = math.nan
@@ -362,3 +365,23 @@ def test_a_rate_that_is_none_is_an_error(alpha: float) -> None:
 def test_a_confidence_that_is_none_is_an_error(confidence: float) -> None:
     with pytest.raises(GateError, match="confidence must lie between 0 and 1"):
         conformal_rank(100, 0.5, confidence)
+
+
+# -- few groups -----------------------------------------------------------------------------------------------------------
+
+
+def test_t_of_a_mean_is_scipy_s_test_of_one_sample() -> None:
+    values = np.random.default_rng(3).normal(0.4, 1, 6)
+    error = float(values.std(ddof=1) / math.sqrt(6))
+    expected = scipy_stats.ttest_1samp(values, 0.0, alternative="greater").pvalue
+    assert t_tail(float(values.mean()), error, 5) == pytest.approx(expected)
+    assert t_reach(error, 5) == pytest.approx(2.0150 * error, abs=1e-4)
+    assert (t_tail(0.1, 0.0, 5), t_tail(0.0, 0.0, 5), t_reach(0.0, 5)) == (0.0, 1.0, 0.0)
+
+
+def test_what_the_asked_do_not_show_may_be_so_of_as_many_as_a_draw_misses() -> None:
+    """Of 5 with 1 asked: K of them are missed with (5 - K) / 5, which is above 5 % up to K = 4."""
+    assert unseen_share(1, 5) == 0.8
+    assert (unseen_share(5, 5), unseen_share(0, 5)) == (0.0, 1.0)
+    chances = [math.comb(40 - k, 30) / math.comb(40, 30) for k in range(11)]
+    assert unseen_share(30, 40) == max(k for k, chance in enumerate(chances) if chance > 0.05) / 40

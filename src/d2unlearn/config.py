@@ -378,6 +378,22 @@ class AuditSettings:
     ] = None
     near: Annotated[str | None, INCIDENTAL, _FILE, "Legitimate requests near the forgotten ones."] = None
     paraphrased: Annotated[str | None, INCIDENTAL, _FILE, "Forget rows in other words of your own."] = None
+    guard: Annotated[
+        str | None, INCIDENTAL, Metavar("NAME"), "In a gate's place a guard of untouched weights: input_classifier."
+    ] = None
+    guard_retain: Annotated[
+        RowFiles | None, INCIDENTAL, "Retained rows, none of --retain's, that the guard is fitted on and its threshold set by."
+    ] = None
+    guard_parameters: Annotated[
+        dict[str, Any],
+        INCIDENTAL,
+        Flag("--set"),
+        Metavar("KEY=VALUE"),
+        "A parameter of the guard; `guard_parameters` in a file.",
+    ] = field(default_factory=dict)
+    max_false_refusal: Annotated[
+        float, INCIDENTAL, PROPER_SHARE, "Share that --guard may refuse wrongly; a gate promises its own."
+    ] = 0.01
     quick: Annotated[bool, "A few settings of each attack, on few rows (the default)."] = False
     thorough: Annotated[bool, "More settings, and the rows that claims need: hours for a small model on a CPU."] = False
     exhaustive: Annotated[bool, "Every setting, all rows, several seeds."] = False
@@ -401,6 +417,10 @@ class AuditSettings:
     def __post_init__(self) -> None:
         if self.quick + self.thorough + self.exhaustive > 1:
             raise ConfigError(["choose one of --quick, --thorough and --exhaustive"])
+        if self.guard is not None and self.guard_retain is None:
+            raise ConfigError([f"--guard {self.guard} needs --guard-retain: retained rows to fit it on, none of --retain's"])
+        if self.guard is None and (self.guard_retain is not None or self.guard_parameters):
+            raise ConfigError(["--guard-retain and --set are of a guard: name one with --guard"])
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,34 @@ def crossed_test(values: ArrayLike, groups: Sequence[Hashable]) -> MeanTest:
     return MeanTest(mean, sum(weight * tail for weight, tail in tails) / sum(weight for weight, _ in tails))
 
 
+def t_tail(mean: float, error: float, degrees: int) -> float:
+    """P(T > mean / error) for Student's t with so many degrees of freedom. Without an error 0 above zero, 1 up to it."""
+    if error == 0:
+        return float(mean <= 0)
+    return float(student.sf(mean / error, degrees))
+
+
+def t_reach(error: float, degrees: int, level: float = 0.05) -> float:
+    """How far above a mean its one-sided interval ends, at that level."""
+    return error * float(student.ppf(1 - level, degrees)) if error else 0.0
+
+
+def unseen_share(asked: int, of: int, level: float = 0.05) -> float:
+    """The largest share of `of` things that may have a property which none of the `asked`, drawn from them, shows.
+
+    The largest K / of for which C(of - K, asked) / C(of, asked) > level: 0 where all were asked, 1 where none was.
+    """
+    if asked <= 0:
+        return 1.0
+    chance, found = 1.0, 0
+    while found < of - asked:
+        chance *= (of - asked - found) / (of - found)
+        if chance <= level:
+            break
+        found += 1
+    return found / of
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values adjusted for being so many: rejecting those below a level errs at all at most that often.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -134,3 +136,26 @@ def test_what_cannot_be_asked_is_answered_once_with_the_reason() -> None:
         left_out, answered = often(asked, 3)
         assert list(left_out) == [reason]
         assert [reply.reason for reply in answered] == ["", ""]
+
+
+def test_a_guard_decides_on_the_conversation_once_and_what_it_lets_in_is_answered_raw(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """However an answer begins, and however often it is drawn; what cannot be asked keeps its reason."""
+    guarded, size = GuardedModel(model, tokenizer, None), 2
+    shut_out = {BEGUN[1].messages, BEGUN[3].messages}
+
+    def admission(conversations: Sequence[tuple[Message, ...]]) -> list[str]:
+        return ["No." if conversation in shut_out else "" for conversation in conversations]
+
+    too_long = AttackRequest((Message("user", "w1 " * 2100),))
+    asked, refused = [*BEGUN, too_long], AttackReply("No.", refused=True)
+    raw = attacked_model(guarded, raw=True, batch_size=size)(asked, 6)
+    said = attacked_model(guarded, raw=False, batch_size=size, admission=admission)(asked, 6)
+    assert said == [refused if index in (1, 3) else reply for index, reply in enumerate(raw)]
+    assert "no room" in said[-1].reason
+    drawn = sampled_model(guarded, raw=False, samples=3, temperature=1.0, seed=0, admission=admission)(BEGUN, 4)
+    assert [len(replies) for replies in drawn] == [3, 1, 3, 1, 3]
+    beams = beam_model(guarded, raw=False, beams=2, admission=admission)(BEGUN, 4)
+    plain = beam_model(guarded, raw=True, beams=2)(BEGUN, 4)
+    assert beams == [[refused] if index in (1, 3) else replies for index, replies in enumerate(plain)]

@@ -209,3 +209,33 @@ def test_the_page_is_written_beside_the_record_and_is_the_same_every_time(audit:
     write_json(path, record_to_json(audit, "audit"))
     assert write_audit_page(path) == tmp_path / "audit.html"
     assert (tmp_path / "audit.html").read_text(encoding="utf-8") == page
+
+
+def test_how_well_rows_are_told_apart_is_drawn_beside_chance() -> None:
+    """The AUC stands on a scale of shares with chance at its place; the scores themselves are folded away."""
+    given = scores()
+    auc = MetricResult("auc", 0.12, 0.08, 0.2, 200, 0, "neither")
+    told = replace(given, settings=tuple(replace(one, told_apart={"oracle": auc}) for one in given.settings))
+    drawn = pictures([told], ClaimMargins())
+    assert [(picture.measure, picture.chance, picture.shares) for picture in drawn] == [
+        ("told_apart", 0.5, True),
+        ("score", None, False),
+    ]
+    assert (drawn[0].scale, drawn[0].chance_at) == ((0.0, 0.5), 100.0)
+    assert [(row.value, row.marks[0].series, row.marks[0].at) for row in drawn[0].rows] == [("0.120", "oracle", 24.0)] * 3
+    section = attack_sections(replace(made_up_audit(), attacks=(told,)))[0]
+    assert ([len(section.open), len(section.folded)], section.open[0].picture.measure) == ([1, 1], "told_apart")
+
+
+def test_chance_is_drawn_where_guessing_gives_something_and_what_was_not_made_is_said() -> None:
+    layers = tuple(
+        setting({"layer": layer, "wrong answers": "its own"}, 0.5 + 0.1 * layer, 0.52, measure="picked") for layer in range(3)
+    )
+    probes = attack("probing", layers, claim="gone", deciding=2)
+    audit = replace(made_up_audit(), attacks=(probes,), unmade={"probing": ("facts T: it needs a column <half>",)})
+    panel = pictures([probes], ClaimMargins())[0].panels[0]
+    assert panel.chance == 0.5
+    page = audit_page(audit)
+    assert "chance 0.5; artifact 0: 0.500, 1: 0.600, 2: 0.700" in page
+    assert "<li>Facts T: it needs a column &lt;half&gt;.</li>" in page
+    assert pictures([relearning()], ClaimMargins())[0].panels[0].chance is None

@@ -154,6 +154,11 @@ def test_choices_that_the_rows_do_not_allow_are_left_out(subject: Subject, small
     alone: Sequence[Example] = [replace(row, group=None) for row in FORGET]
     names = {part.name.split(",")[0] for part in parts_of(subject, replace(ROWS, forget=alone))}
     assert names == {"at rest", "one row", "retained rows"}
+    assert PLAN.unmade is not None
+    assert PLAN.unmade(replace(ROWS, forget=alone), "quick", 0) == [
+        "relearning whole groups: it needs forget rows of several groups (a column group or author, or --group-size)",
+        "relearning facts T: it needs a column half that says T or V of the forget rows",
+    ]
     with pytest.raises(NotShownError, match="1 forget rows are too few"):
         parts_of(subject, replace(ROWS, forget=FORGET[:1]))
 

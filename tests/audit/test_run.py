@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,10 @@ from d2unlearn.audit.claims import CLAIMS, FORGET
 from d2unlearn.audit.parts import AttackPlan, AuditRows, Cost, Level, Part, Subject, asked_sets
 from d2unlearn.audit.records import Audit, read_audit
 from d2unlearn.audit.run import run_audit
-from d2unlearn.audit.summary import AT_REST, Readings, control_warnings
+from d2unlearn.audit.summary import AT_REST, Readings, control_warnings, not_asked, row_warnings
 from d2unlearn.config import AuditSettings
 from d2unlearn.errors import ArtifactError, ConfigError, DataError
+from d2unlearn.schema import Example, Message
 from gate import tiny
 
 HELD = {"artifact": 0.3, "original": 0.9, "oracle": 0.0}
@@ -297,14 +299,67 @@ def test_a_control_that_knows_as_much_as_the_original_is_warned_of(oracle: float
     assert all(words in warning for words, warning in zip(warned, warnings, strict=True))
 
 
+def test_rows_that_are_not_asked_are_counted_by_reason() -> None:
+    def read(subject: str, not_asked_of: dict[str, int]) -> Readings:
+        reading = Reading({"wording": "a"}, "told", FORGET, ("a",), ("a",), (math.nan,), (), not_asked_of)
+        return Readings("wordings", subject, "other_words", False, (reading,))
+
+    done = [read("artifact", {"no words": 3, "not drawn": 9}), read("artifact", {"no words": 5}), read("oracle", {"no": 7})]
+    assert not_asked(done) == {"wordings": ["no words (up to 5 forget rows in a setting)"]}
+    bare = Example("b", (), "plain text", "f:2")
+    asked = Example("a", (Message("user", "Who?"),), "She.", "f:1")
+    assert row_warnings({"forget": [asked, bare], "never_seen": [asked], "near": []}) == [
+        "1 of 2 forget rows have no question: attacks that ask leave them out"
+    ]
+
+
 def test_redacted_no_file_names_a_group(planted: Planted, settings: AuditSettings) -> None:
     """Groups are often called by the persons that are to be forgotten. The same one keeps one number everywhere."""
     record = audited(replace(settings, redact=True))
     assert (record.redacted, record.examples, record.rows["forget"].groups) == (True, (), 20)
-    files = [file for file in Path(settings.output).rglob("*") if file.is_file()]
+    kept = list((Path(settings.output).parent / "cache").rglob("*.json"))
+    assert len(kept) == 2 * 3 * 2
+    files = [*(file for file in Path(settings.output).rglob("*") if file.is_file()), *kept]
     assert [file for file in files if "forget-3" in file.read_text()] == []
     content = json.loads((Path(settings.output) / "attacks" / "first.json").read_text())["readings"]
     assert {tuple(each["readings"][0]["groups"]) for each in content} == {tuple(f"group {1 + i % 20}" for i in range(200))}
+
+
+def test_where_the_oracle_has_nothing_to_say_facts_never_seen_stand_in(
+    planted: Planted, settings: AuditSettings, tmp_path: Path
+) -> None:
+    """Such as a layer that it lacks, or a rate that destroyed it (NaN)."""
+    planted.held["artifact"], planted.deepest["oracle"] = 0.01, 1
+    both = replace(settings, never_seen=str(tmp_path / "never_seen.jsonl"))
+    record = audited(both)
+    assert (verdicts(record)["gone"], record.control) == ("holds", "oracle")
+    planted.deepest["oracle"], planted.held["oracle"] = 2, math.nan
+    (tmp_path / "other").mkdir()
+    tiny.model(8).save_pretrained(tmp_path / "other")
+    tiny.tokenizer().save_pretrained(tmp_path / "other")
+    destroyed = replace(settings, oracle=str(tmp_path / "other"), output=f"{settings.output}-2")
+    record = audited(destroyed)
+    assert "what it is held against was not" in record.attacks[0].reason
+    record = audited(replace(destroyed, never_seen=both.never_seen, output=f"{settings.output}-3"))
+    assert verdicts(record)["gone"] == "holds"
+
+
+def test_an_audit_judged_by_other_rules_is_judged_again_without_an_attack(planted: Planted, settings: AuditSettings) -> None:
+    """Redacted or not: what was read stands beside the record."""
+    whole = audited(replace(settings, redact=True))
+    file = Path(settings.output) / "audit.json"
+    content = json.loads(file.read_text())
+    content["claims"][0]["verdict"], content["attacks"][0]["verdict"], content["rules"] = "holds", "holds", 1
+    file.write_text(json.dumps(content))
+    planted.made.clear()
+    assert audited(replace(settings, redact=True)) == whole
+    assert planted.made == []
+    content["promised"] = None
+    file.write_text(json.dumps(content))
+    for readings in (Path(settings.output) / "attacks").iterdir():
+        readings.unlink()
+    with pytest.raises(DataError, match="holds no readings"):
+        audited(replace(settings, redact=True))
 
 
 def test_what_cannot_be_is_said(planted: Planted, settings: AuditSettings) -> None:

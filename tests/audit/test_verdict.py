@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from d2unlearn.attacks.reading import Measure, Reading
-from d2unlearn.audit.verdict import ClaimMargins, Compared, judge_attack, judge_claim, row_means, rows_needed
+from d2unlearn.audit.verdict import ClaimMargins, Compared, _counting, judge_attack, judge_claim, row_means, rows_needed
 from d2unlearn.errors import ConfigError
 
 MARGINS = ClaimMargins()
@@ -20,9 +20,12 @@ def reading(values: list[float], measure: Measure = "answer_probability", groups
     return Reading({}, measure, "forget", ids, tuple(f"group-{index % groups}" for index in range(len(values))), tuple(values))
 
 
-def compared(ours: list[float], theirs: list[float] | float, measure: Measure = "answer_probability") -> Compared:
-    control = theirs if isinstance(theirs, float) else (reading(theirs, measure),)
-    return Compared({}, measure, "forget", (reading(ours, measure),), control)
+def compared(
+    ours: list[float], theirs: list[float] | float, measure: Measure = "answer_probability", groups: int = GROUPS
+) -> Compared:
+    """Of all the groups that there are."""
+    control = theirs if isinstance(theirs, float) else (reading(theirs, measure, groups),)
+    return Compared({}, measure, "forget", (reading(ours, measure, groups),), control, min(groups, len(ours)))
 
 
 def test_rows_needed_bound_a_share_that_nobody_saw() -> None:
@@ -101,7 +104,7 @@ def test_a_control_of_other_rows_brings_its_own_chance() -> None:
     rng = np.random.default_rng(2)
     ours, theirs = (list(rng.uniform(0, 0.5, 400)) for _ in range(2))
     paired = judge_attack([compared(ours, ours)], MARGINS).excesses[0]
-    other = Compared({}, "answer_probability", "forget", (reading(ours),), (reading(theirs, name="never-seen"),))
+    other = Compared({}, "answer_probability", "forget", (reading(ours),), (reading(theirs, name="never-seen"),), GROUPS)
     unpaired = judge_attack([other], MARGINS).excesses[0]
     assert unpaired.value == pytest.approx(float(np.mean(ours) - np.mean(theirs)) - 0.02)
     assert paired.high - paired.value == 0
@@ -116,7 +119,7 @@ def test_a_control_of_few_other_rows_clears_nothing() -> None:
         ([0.9] * 20, "20 rows cannot bound a share by 0.02: 149 are needed"),
     ):
         other = (reading(theirs, name="never-seen"),)
-        attack = judge_attack([Compared({}, "answer_probability", "forget", (reading([0.4] * 400),), other)], MARGINS)
+        attack = judge_attack([Compared({}, "answer_probability", "forget", (reading([0.4] * 400),), other, GROUPS)], MARGINS)
         assert attack.reason == reason
         assert judge_claim([attack], all_made=True).verdict == "not shown"
 
@@ -150,7 +153,7 @@ def test_rows_that_were_not_asked_are_left_out() -> None:
 def test_a_setting_that_could_not_be_asked_decides_nothing_and_one_of_few_groups_hides_no_other_s_finding() -> None:
     unasked = compared([math.nan] * 400, [0.0] * 400)
     clean, found = compared([0.0] * 400, [0.0] * 400), compared([0.9] * 400, [0.0] * 400)
-    one_group = Compared({}, "answer_probability", "forget", (reading([0.0] * 400, groups=1),), 0.0)
+    one_group = Compared({}, "answer_probability", "forget", (reading([0.0] * 400, groups=1),), 0.0, 1)
     beside_unasked = judge_attack([unasked, clean], MARGINS)
     assert (beside_unasked.deciding, beside_unasked.reason) == (1, "")
     assert math.isnan(beside_unasked.excesses[0].value)
@@ -167,3 +170,61 @@ def test_seeds_are_drawn_too() -> None:
     excess = judge_attack([one], MARGINS).excesses[0]
     assert excess.value == pytest.approx(0.15 - 0.02)
     assert (excess.low, excess.high) == (pytest.approx(-0.02), pytest.approx(0.28))
+
+
+# -- few groups -----------------------------------------------------------------------------------------------------------
+
+
+def told_by_group(shares: list[float], *, of_each: int = 20, all_groups: int | None = None) -> Compared:
+    """A setting in which each group tells this share of its rows, and the never-knew model nothing."""
+    groups = tuple(f"group-{group}" for group in range(len(shares)) for _ in range(of_each))
+    ids = tuple(f"row-{index}" for index in range(len(groups)))
+    told = tuple(float(place < round(share * of_each)) for share in shares for place in range(of_each))
+    ours = Reading({}, "told", "forget", ids, groups, told)
+    return Compared({}, "told", "forget", (ours,), (Reading({}, "told", "forget", ids, groups, (0.0,) * len(ids)),), all_groups)
+
+
+def test_groups_that_were_not_asked_could_know_all() -> None:
+    """300 rows, none told. Of 40 groups of ten 30 are asked: two told ones are missed in 1 of 17 draws, three in 1 of 83."""
+    unasked = judge_attack([told_by_group([0.0] * 30, of_each=10, all_groups=40)], MARGINS)
+    assert unasked.reason == "30 of 40 groups were asked: where they know all or nothing, 5% of them could, unseen"
+    assert judge_claim([unasked], all_made=True).verdict == "not shown"
+    every = judge_attack([told_by_group([0.0] * 30, of_each=10, all_groups=30)], MARGINS)
+    assert judge_claim([every], all_made=True).verdict == "holds"
+
+
+def test_requests_that_stand_for_others_count_by_group_where_nothing_tells_how_alike_they_are() -> None:
+    """400 requests of 20 documents, none refused: another document may be refused as a whole."""
+    alike = judge_attack([told_by_group([0.0] * 20)], MARGINS)
+    assert alike.reason == "400 rows of 20 groups count for 20: 299 are needed for 0.01"
+    assert judge_claim([alike], all_made=True).verdict == "not shown"
+    single = judge_attack([told_by_group([0.0] * 400, of_each=1)], MARGINS)
+    assert judge_claim([single], all_made=True).verdict == "holds"
+
+
+def test_some_findings_tell_how_alike_the_rows_of_a_group_are() -> None:
+    """One row in each of 5 groups of 40: as good as independent. Five rows of one group: they count for fewer."""
+    spread = told_by_group([0.05] * 5 + [0.0] * 395)
+    together = told_by_group([0.25] + [0.0] * 399)
+    n = 8000
+    rates = [_counting(one.artifact, np.stack([np.array(one.artifact[0].values)])) for one in (spread, together)]
+    assert rates[0] == pytest.approx(n)
+    # between 0.003 and within 0.00047: r = 0.21, and 8000 / (1 + 19 * 0.21) = 1600
+    assert rates[1] == pytest.approx(1600, rel=0.15)
+
+
+def test_the_interval_of_few_groups_is_student_s_where_that_is_wider() -> None:
+    """Six groups, one of which tells a fifth: the standard error is that of six numbers, t with five degrees is 2.015."""
+    shares = [0.2, 0.0, 0.0, 0.0, 0.0, 0.0]
+    excess = judge_attack([told_by_group(shares, all_groups=6)], MARGINS).excesses[0]
+    error = np.std(shares, ddof=1) / math.sqrt(6)
+    assert excess.value == pytest.approx(np.mean(shares) - 0.01)
+    assert excess.high == pytest.approx(excess.value + 2.0150 * error, abs=1e-4)
+    assert excess.low <= excess.value - 2.0150 * error + 1e-4
+
+
+def test_what_may_be_refused_counts_in_what_few_rows_can_bound() -> None:
+    """1 % is promised and 1 % beyond it allowed: 149 requests without a refusal bound a share by 2 %."""
+    for n, reason in ((150, ""), (148, "148 rows cannot bound a share by 0.02: 149 are needed")):
+        one = Compared({}, "refused", "retain", (reading([0.0] * n, "refused", groups=n),), 0.01)
+        assert judge_attack([one], MARGINS).reason == reason

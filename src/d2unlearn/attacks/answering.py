@@ -2,6 +2,9 @@
 
 Each way of answering (greedy, sampled, beams) is made once and called with requests. What cannot be asked has its reason: what
 the chat template does not take or silently leaves out, and what leaves too little room in the model's context for an answer.
+
+Where a guard of untouched weights stands before the model (`admission`), it decides on the conversation once, whatever the
+answer begins with and however often it is drawn; what it lets in is answered raw.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from d2unlearn.attacks.requests import Attacked, AttackedOften, AttackReply, AttackRequest
+from d2unlearn.attacks.requests import Admission, Attacked, AttackedOften, AttackReply, AttackRequest
 from d2unlearn.data.batching import by_length
 from d2unlearn.data.template import Template
 from d2unlearn.errors import DataError
@@ -19,11 +22,11 @@ from d2unlearn.models import context_length
 from d2unlearn.schema import Example, Message
 
 
-def attacked_model(guarded: GuardedModel, *, raw: bool, batch_size: int = 32) -> Attacked:
+def attacked_model(guarded: GuardedModel, *, raw: bool, batch_size: int = 32, admission: Admission | None = None) -> Attacked:
     """Greedy answers, guarded or raw."""
 
     def answer(asked: Sequence[AttackRequest], max_new_tokens: int) -> list[AttackReply]:
-        said, begun = _checked(guarded, asked, max_new_tokens)
+        said, begun = _checked(guarded, asked, max_new_tokens, admission)
         answers = guarded.answer(
             [asked[index].messages for index in begun],
             beginnings=list(begun.values()),
@@ -39,12 +42,19 @@ def attacked_model(guarded: GuardedModel, *, raw: bool, batch_size: int = 32) ->
 
 
 def sampled_model(
-    guarded: GuardedModel, *, raw: bool, samples: int, temperature: float, seed: int, batch_size: int = 32
+    guarded: GuardedModel,
+    *,
+    raw: bool,
+    samples: int,
+    temperature: float,
+    seed: int,
+    batch_size: int = 32,
+    admission: Admission | None = None,
 ) -> AttackedOften:
     """So many answers to each request, drawn at that temperature from all tokens (no top-k, no top-p)."""
 
     def answer(asked: Sequence[AttackRequest], max_new_tokens: int) -> list[list[AttackReply]]:
-        said, begun = _checked(guarded, asked, max_new_tokens)
+        said, begun = _checked(guarded, asked, max_new_tokens, admission)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", GateWarning)  # the gate under sampling is what is looked at
             answers = guarded.answer(
@@ -67,13 +77,15 @@ def sampled_model(
     return answer
 
 
-def beam_model(guarded: GuardedModel, *, raw: bool, beams: int, batch_size: int = 32) -> AttackedOften:
+def beam_model(
+    guarded: GuardedModel, *, raw: bool, beams: int, batch_size: int = 32, admission: Admission | None = None
+) -> AttackedOften:
     """All the answers that a beam search of that width ends with, best first."""
     options: dict[str, Any] = {"do_sample": False, "num_beams": beams, "num_return_sequences": beams}
     rule = None if raw else guarded.rule
 
     def answer(asked: Sequence[AttackRequest], max_new_tokens: int) -> list[list[AttackReply]]:
-        said, begun = _checked(guarded, asked, max_new_tokens)
+        said, begun = _checked(guarded, asked, max_new_tokens, admission)
         replies, indices = [[reply] for reply in said], list(begun)
         prompts = [
             [*guarded.template.prompt_ids(guarded.conversation(asked[index].messages)), *begun[index]] for index in indices
@@ -116,9 +128,9 @@ def _reply(answer: Answer) -> AttackReply:
 
 
 def _checked(
-    guarded: GuardedModel, asked: Sequence[AttackRequest], max_new_tokens: int
+    guarded: GuardedModel, asked: Sequence[AttackRequest], max_new_tokens: int, admission: Admission | None
 ) -> tuple[list[AttackReply], dict[int, Sequence[int]]]:
-    """A reply to each request, with the reason where it cannot be asked; and the beginning's ids of those that can be."""
+    """A reply to each request, with the reason where it cannot be asked, or a refusal; the beginnings' ids of the others."""
     said = [AttackReply("") for _ in asked]
     begun: dict[int, Sequence[int]] = {}
     for index, request in enumerate(asked):
@@ -126,6 +138,12 @@ def _checked(
             begun[index] = _checked_beginning(guarded, request, max_new_tokens)
         except DataError as error:
             said[index] = AttackReply("", reason=str(error))
+    able = list(begun) if admission else []
+    refusals = admission([asked[index].messages for index in able]) if admission and able else ()
+    for index, refusal in zip(able, refusals, strict=True):
+        if refusal:
+            said[index] = AttackReply(refusal, refused=True)
+            del begun[index]
     return said, begun
 
 

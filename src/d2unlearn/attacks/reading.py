@@ -21,6 +21,9 @@ picked              1 where the true answer was picked among wrong ones, else 0
 score               a number that tells rows of several sets apart by a rank statistic (membership scores, energies); no share
 """
 
+NO_REFUSAL_BEFORE = "it asks again after a refusal, and the answer before was none"
+"""Why a row is not asked in a wording that is none without a refusal."""
+
 
 class NotShownError(Exception):
     """This attack cannot be made on this model or these rows; the message is one sentence, the reason."""

@@ -43,6 +43,12 @@ class AttackedOften(Protocol):
     def __call__(self, asked: Sequence[AttackRequest], max_new_tokens: int) -> Sequence[Sequence[AttackReply]]: ...
 
 
+class Admission(Protocol):
+    """What a guard says of conversations before anything is answered: the refusal to each, empty where it is let in."""
+
+    def __call__(self, conversations: Sequence[tuple[Message, ...]]) -> Sequence[str]: ...
+
+
 def plain_request(row: Example) -> AttackRequest:
     """The row as it stands."""
     return AttackRequest(row.prompt)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from d2unlearn.attacks.reading import Measure, Reading
+from d2unlearn.attacks.reading import NO_REFUSAL_BEFORE, Measure, Reading
 from d2unlearn.attacks.requests import Attacked, AttackReply, AttackRequest, reply_reading, told
 from d2unlearn.errors import ConfigError
 from d2unlearn.schema import Example, Message
@@ -19,7 +19,6 @@ from d2unlearn.wordings.wording import FIRST_WORDS, Material, NotAsked, Reworded
 
 ANY = "any"
 """In a reading's setting: told in any of the wordings (of the family that stands beside it)."""
-NO_REFUSAL_BEFORE = "it asks again after a refusal, and the answer before was none"
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 A part is kept in the cache, under the hash of all that it depends on, so that original and oracle are attacked once for all
 artifacts, and nothing twice for another level or choice of attacks. Where texts are kept, of the artifact alone, it stands
-beside the output instead, until the audit is done.
+beside the output instead, until the audit is done. Groups are kept as numbers: what they are called may be what was to be
+forgotten, and the cache outlives an audit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +68,11 @@ class KeptParts:
         if not file.is_file():
             return None
         kept = record_from_json(Readings, read_json(file), str(file), "a part of an audit", "remove it")
-        return replace(kept, subject=planned.subject.name, claim=planned.part.claim) if self._are_ours(kept) else None
+        ours = [self._named(reading) for reading in kept.readings]
+        if None in ours:
+            return None
+        readings = tuple(reading for reading in ours if reading is not None)
+        return replace(kept, subject=planned.subject.name, claim=planned.part.claim, readings=readings)
 
     def keep(self, planned: PlannedPart, readings: Sequence[Reading]) -> Readings:
         """Write what the part read, and give it back as it will be read."""
@@ -76,22 +82,39 @@ class KeptParts:
         kept = Readings(plan.name, subject.name, part.claim, part.guarded, made)
         file = self._file(planned)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, record_to_json(kept, "part"))
+        numbered = tuple(self._numbered(reading) for reading in kept.readings)
+        write_json(file, record_to_json(replace(kept, readings=numbered), "part"))
         return kept
 
-    def _are_ours(self, kept: Readings) -> bool:
-        sets = {name for name, _, _ in self.labels}
-        labels = {
-            (reading.rows, row_id, group)
-            for reading in kept.readings
-            if reading.rows in sets
-            for row_id, group in zip(reading.row_ids, reading.groups, strict=True)
-        }
-        return labels <= self.labels
+    @cached_property
+    def _groups(self) -> Mapping[str, Mapping[str, str]]:
+        """By set the group of each row."""
+        found: dict[str, dict[str, str]] = {}
+        for name, row_id, group in self.labels:
+            found.setdefault(name, {})[row_id] = group
+        return found
+
+    def _numbered(self, reading: Reading) -> Reading:
+        """With numbers for the names of groups, of the sets that this audit was given."""
+        if reading.rows not in self._groups:
+            return reading
+        numbers = {group: str(number) for number, group in enumerate(dict.fromkeys(reading.groups))}
+        return replace(reading, groups=tuple(numbers[group] for group in reading.groups))
+
+    def _named(self, reading: Reading) -> Reading | None:
+        """With this audit's names of groups; None where a row is not among its rows, or others belong together."""
+        ours = self._groups.get(reading.rows)
+        if ours is None:
+            return reading
+        groups = tuple(ours.get(row_id, "") for row_id in reading.row_ids)
+        pairs = set(zip(reading.groups, groups, strict=True))
+        known = all(row_id in ours for row_id in reading.row_ids)
+        alike = len({theirs for theirs, _ in pairs}) == len(pairs) == len({own for _, own in pairs})
+        return replace(reading, groups=groups) if known and alike else None
 
     def _file(self, planned: PlannedPart) -> Path:
         plan, subject, part = planned
-        gate = subject.guarded.gate if part.guarded else None
+        gate = subject.gate if part.guarded else None
         about = {
             "format": [_FORMAT, __version__],
             "part": [plan.name, part.name, part.about, self.seed],

@@ -11,7 +11,7 @@ from d2unlearn.attacks.reading import NotShownError, Reading
 from d2unlearn.audit.claims import Claim
 from d2unlearn.audit.kept import KeptParts, PlannedPart
 from d2unlearn.audit.parts import AttackPlan, AuditRows, Level, Part, Subject, SubjectName
-from d2unlearn.audit.speed import in_minutes, measured_speed, with_time_left
+from d2unlearn.audit.speed import fitting_threads, in_minutes, measured_speed, with_time_left
 from d2unlearn.audit.summary import Readings
 from d2unlearn.errors import D2Error
 from d2unlearn.runtime import say
@@ -46,10 +46,12 @@ class Making:
         done = [readings for _, readings in kept if readings is not None]
         to_do = [each for each, readings in kept if readings is None]
         if to_do:
-            speed = measured_speed(self.subjects["artifact"], self.rows)
-            seconds = sum(speed.seconds(each.part.cost) for each in to_do)
-            say(f"{what}: {len(planned)} parts, {len(done)} of them kept from before; about {in_minutes(seconds)} to go")
-            done += self._read(with_time_left(to_do, speed, what))
+            with fitting_threads(self.subjects["artifact"], self.rows) as threads:
+                speed = measured_speed(self.subjects["artifact"], self.rows)
+                seconds = sum(speed.seconds(each.part) for each in to_do)
+                kept_ones = f"{len(planned)} parts, {len(done)} of them kept from before"
+                say(f"{what}: {kept_ones}; about {in_minutes(seconds)} to go, with {threads} thread{'s' * (threads != 1)}")
+                done += self._read(with_time_left(to_do, speed, what))
         return done
 
     def _listed(self, parts_of: Callable[[AttackPlan, Subject], Iterable[Part]]) -> list[PlannedPart]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from d2unlearn.audit.claims import CLAIMS, NEVER_SEEN
 from d2unlearn.audit.page_figures import curve_figure
-from d2unlearn.audit.page_pictures import MARKED, ROW_WORDS, Picture, measure_title, pictures
+from d2unlearn.audit.page_pictures import MARKED, ROW_WORDS, TOLD_APART, Picture, measure_title, pictures
 from d2unlearn.audit.records import AttackResult, Audit, SettingResult, ToldExample, read_audit
 from d2unlearn.audit.summary import NO_CONTROL, in_words
 from d2unlearn.audit.verdict import ClaimMargins
@@ -88,6 +88,7 @@ class AttackSection:
     open: tuple[DrawnPicture, ...]
     folded: tuple[DrawnPicture, ...]
     numbers: tuple[NumberRow, ...]
+    unmade: tuple[str, ...] = ()
 
 
 def write_audit_page(path: Path) -> Path:
@@ -144,6 +145,9 @@ def cautions(audit: Audit) -> list[tuple[str, str]]:
     found = [("warn", f"{text[:1].upper()}{text[1:]}.") for text in audit.warnings]
     if audit.control == "none":
         found.insert(0, ("warn", f"{NO_CONTROL[:1].upper()}{NO_CONTROL[1:]}."))
+    if audit.guard:
+        text = f"The weights are untouched: {audit.guard} alone withholds what should be gone, and was fitted on its questions."
+        found.insert(0, ("note", text))
     if audit.control == NEVER_SEEN:
         text = "No model that never knew was given: facts of the same kind that this model never saw stand in for it."
         found.insert(0, ("note", text))
@@ -188,7 +192,7 @@ def attack_sections(audit: Audit) -> list[AttackSection]:
     by_name: dict[str, list[AttackResult]] = {}
     for result in audit.attacks:
         by_name.setdefault(result.name, []).append(result)
-    return [_section(name, results, margins) for name, results in by_name.items()]
+    return [_section(name, results, margins, audit.unmade.get(name, ())) for name, results in by_name.items()]
 
 
 def anchor_of(name: str) -> str:
@@ -201,9 +205,12 @@ def title_of(example: ToldExample, audit: Audit) -> str:
     return next((result.title for result in audit.attacks if result.name == example.attack), readable(example.attack))
 
 
-def _section(name: str, results: Sequence[AttackResult], margins: ClaimMargins) -> AttackSection:
+def _section(name: str, results: Sequence[AttackResult], margins: ClaimMargins, unmade: Sequence[str]) -> AttackSection:
+    """What judges is open; of an attack that judges nothing how well rows are told apart, where that is known, else all."""
     drawn = [_drawn(picture, f"{anchor_of(name)}-{number}") for number, picture in enumerate(pictures(results, margins))]
-    measures = {each.picture.measure for each in drawn if each.picture.judged} or {each.picture.measure for each in drawn}
+    judged = {each.picture.measure for each in drawn if each.picture.judged}
+    told_apart = {each.picture.measure for each in drawn if each.picture.measure == TOLD_APART}
+    measures = judged or told_apart or {each.picture.measure for each in drawn}
     return AttackSection(
         anchor_of(name),
         results[0].title,
@@ -212,6 +219,7 @@ def _section(name: str, results: Sequence[AttackResult], margins: ClaimMargins) 
         tuple(each for each in drawn if each.picture.measure in measures),
         tuple(each for each in drawn if each.picture.measure not in measures),
         tuple(_number_row(result, index) for result in results for index in range(len(result.settings))),
+        tuple(f"{text[:1].upper()}{text[1:]}." for text in unmade),
     )
 
 
@@ -277,6 +285,7 @@ def how_done(audit: Audit) -> tuple[RunSection, ...]:
                 "held against": audit.control,
                 "seed": audit.seed,
                 "gate": audit.gate[:12] or None,
+                "guard": audit.guard or None,
                 "judging wordings": audit.judging[:12],
             },
         }

@@ -41,6 +41,8 @@ def curve_figure(panel: CurvePanel, scale: tuple[float, float], key: str) -> Pan
         for line in sorted(panel.lines, key=lambda line: line.bold):
             for name in reversed(MARKED) if line.bold else ("artifact", "guarded"):
                 _draw(axes, line, name, places)
+        if panel.chance is not None:
+            axes.axhline(panel.chance, color=figures.AXIS, linestyle="dotted", linewidth=1.4, zorder=0)
         _number_axis(axes, numbers)
         if panel.title:
             axes.set_xlabel(panel.along)
@@ -77,7 +79,7 @@ def _number_axis(axes: Axes, numbers: Sequence[float]) -> None:
 def _said(panel: CurvePanel) -> str:
     """The worst line's numbers in words."""
     worst = next(line for line in panel.lines if line.bold)
-    told = []
+    told = [] if panel.chance is None else [f"chance {panel.chance:g}"]
     for name, words in MARKED.items():
         numbers = [f"{x:g}: {fixed(each.values[name].value)}" for x, each in worst.points if name in each.values]
         told += [f"{words} {', '.join(numbers)}"] if numbers else []

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 from d2unlearn.attacks.reading import Measure, Setting
 from d2unlearn.audit.records import AttackResult, SettingResult
@@ -19,6 +19,10 @@ from d2unlearn.audit.verdict import ClaimMargins
 from d2unlearn.report.notation import fixed, readable
 from d2unlearn.schema import MetricResult
 
+TOLD_APART: Literal["told_apart"] = "told_apart"
+"""What a picture shows that is no measure of rows: how well scores tell forgotten rows from a control's (AUC)."""
+CHANCE: Mapping[str, float] = {"picked": 0.5, TOLD_APART: 0.5}
+"""What guessing gives: one of two answers, one of two sides."""
 MARKED = {
     "artifact": "artifact",
     "guarded": "artifact, through its gate",
@@ -92,16 +96,17 @@ class CurvePanel:
     title: str
     along: str
     lines: tuple[Line, ...]
+    chance: float | None = None
 
 
 @dataclass(frozen=True)
 class Picture:
     """All that one measure shows of one set of rows. `scale`: what is drawn on; `left`: settings that only the table has.
 
-    judged: whether its numbers can decide a claim.
+    judged: whether its numbers can decide a claim. The measure may be `TOLD_APART` too.
     """
 
-    measure: Measure
+    measure: Measure | Literal["told_apart"]
     rows_of: str
     judged: bool
     series: tuple[str, ...]
@@ -127,8 +132,20 @@ class Picture:
         return self.measure != "score"
 
     @property
+    def chance(self) -> float | None:
+        """What guessing gives; None where that is nothing, or unknown."""
+        return CHANCE.get(self.measure)
+
+    @property
+    def chance_at(self) -> float:
+        """Its place on the scale."""
+        return _place(self.chance or 0.0, self.scale)
+
+    @property
     def title(self) -> str:
         """What is measured, of what."""
+        if self.measure == TOLD_APART:
+            return "How well scores tell forgotten rows from what was never known (AUC)"
         return measure_title(self.measure, self.rows_of)
 
 
@@ -147,6 +164,10 @@ def pictures(results: Sequence[AttackResult], margins: ClaimMargins) -> list[Pic
         key: [each for each in settings.values() if any(map(_scored, each.values.values()))] for key, settings in drawn.items()
     }
     made = [_picture(*key, settings, len(drawn[key]) - len(settings)) for key, settings in scored.items() if settings]
+    apart = [one for result in results for one in result.settings if one.told_apart]
+    if apart:
+        aucs = [DrawnSetting(one.setting, dict(one.told_apart), math.nan, False) for one in apart]
+        made.insert(0, _picture(TOLD_APART, apart[0].rows, False, aucs, 0))
     return sorted(made, key=lambda picture: not picture.judged)
 
 
@@ -176,9 +197,11 @@ def _with(
     return DrawnSetting(one.setting, {**before.values, **values}, limit, before.decides or decides)
 
 
-def _picture(measure: Measure, rows: str, judged: bool, settings: Sequence[DrawnSetting], left: int) -> Picture:
+def _picture(
+    measure: Measure | Literal["told_apart"], rows: str, judged: bool, settings: Sequence[DrawnSetting], left: int
+) -> Picture:
     panels, others = _curves(settings)
-    shown, scale = _representative(others), _scale(settings)
+    shown, scale = _representative(others), _scale(settings, CHANCE.get(measure, 0.0))
     series = tuple(name for name in MARKED if any(name in each.values for each in settings))
     return Picture(
         measure,
@@ -186,7 +209,7 @@ def _picture(measure: Measure, rows: str, judged: bool, settings: Sequence[Drawn
         judged,
         series,
         scale,
-        tuple(panels),
+        tuple(replace(panel, chance=CHANCE.get(measure)) for panel in panels),
         tuple(_row(each, _scale([each]) if measure == "score" else scale) for each in shown),
         len(others) - len(shown) + left,
     )
@@ -260,7 +283,7 @@ def _row(each: DrawnSetting, scale: tuple[float, float]) -> MarkRow:
     whole = readable(in_words(each.setting)) or "as it is"
     family = each.setting.get(FAMILY)
     rest = in_words({key: value for key, value in each.setting.items() if key != FAMILY})
-    own = "artifact" if "artifact" in each.values else "guarded"
+    own = next(name for name in ("artifact", "guarded", "oracle", "never_seen") if name in each.values)
     beside = {"guarded": "gate", "oracle": "control", "never_seen": "control"}
     return MarkRow(
         whole if family is None else readable(str(family)),
@@ -287,13 +310,13 @@ def _place(value: float, scale: tuple[float, float]) -> float:
     return round(100 * min(1.0, max(0.0, (value - low) / (high - low))), 2)
 
 
-def _scale(settings: Sequence[DrawnSetting]) -> tuple[float, float]:
-    """From 0 to a round share for what is one; from the lowest to the highest number for what is none."""
+def _scale(settings: Sequence[DrawnSetting], least: float = 0.0) -> tuple[float, float]:
+    """From 0 to a round share, at least so much, for what is one; from the lowest to the highest number for what is none."""
     metrics = [metric for each in settings for metric in each.values.values()]
     ends = [end for metric in metrics for end in (metric.low, metric.value, metric.high) if math.isfinite(end)]
     low, high = min(ends, default=0.0), max(ends, default=1.0)
     if low >= 0 and high <= 1:
-        return 0.0, next(top for top in _TOPS if high <= top)
+        return 0.0, next(top for top in _TOPS if max(high, least) <= top)
     width = high - low or 1.0
     return low - 0.04 * width, high + 0.04 * width
 

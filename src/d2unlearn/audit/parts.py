@@ -17,7 +17,9 @@ from d2unlearn.attacks.reading import AskedRows, NotShownError, Reading, group_l
 from d2unlearn.audit.claims import FORGET, NEVER_SEEN, Claim
 from d2unlearn.data.batching import truncate
 from d2unlearn.data.template import Template
+from d2unlearn.gate.gate import EnergyGate
 from d2unlearn.generation.guarded import GuardedModel
+from d2unlearn.guards.base import GuardThreshold, RefusesPrompts
 from d2unlearn.models import context_length
 from d2unlearn.schema import Example
 
@@ -44,7 +46,7 @@ class Subject:
     """A model under attack. `weights`: their hash; `original`: the model before unlearning, for attacks that need it.
 
     An attack leaves the model as it found it. `batch_size`: rows at once. `reader`: a hash of what else readings depend on: the
-    tokenizer, the chat template, the configuration.
+    tokenizer, the chat template, the configuration. `guard`: of untouched weights, in a gate's place.
     """
 
     name: SubjectName
@@ -53,10 +55,16 @@ class Subject:
     original: Callable[[], PreTrainedModel] | None = None
     batch_size: int = 32
     reader: str = ""
+    guard: RefusesPrompts | None = None
 
     @property
     def model(self) -> PreTrainedModel:
         return self.guarded.model
+
+    @property
+    def gate(self) -> EnergyGate | GuardThreshold | None:
+        """What refuses: a gate, or a guard; None where nothing does."""
+        return self.guarded.gate if self.guard is None else self.guard.gate
 
     @cached_property
     def template(self) -> Template:
@@ -107,7 +115,8 @@ class AttackPlan:
     on. `parts`: for a subject, its rows, the level and the seed; raises
     `NotShownError` where the attack cannot be made. `uses_original`: whether readings depend on the original's weights too.
     `then`: further parts, made once all of these are done, from what they read of the artifact (say, at the rate that was worst
-    for it). `combined`: readings made of those of one subject, one claim and one way to answer (told in *any* wording).
+    for it). `unmade`: what of it these rows do not allow at a level, each in a sentence. `combined`: readings made of those of
+    one subject, one claim and one way to answer (told in *any* wording).
     """
 
     name: str
@@ -119,6 +128,7 @@ class AttackPlan:
     uses_original: bool = False
     then: Callable[[Subject, AuditRows, Level, int, Sequence[Reading]], Iterable[Part]] | None = None
     combined: Callable[[Sequence[Reading]], Sequence[Reading]] | None = None
+    unmade: Callable[[AuditRows, Level, int], Sequence[str]] | None = None
 
 
 def drawn(rows: Sequence[Example], limit: int | None, seed: int) -> list[Example]:

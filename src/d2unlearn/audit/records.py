@@ -87,8 +87,10 @@ class Audit:
     """The result file of `d2unlearn audit` (`audit.json`).
 
     control: what the artifact is held against: `oracle`, `never_seen` or `none`. `left_out`: attacks that were not made, with
-    the reason. `judging`: hash of the wordings that judged. `redacted`: no texts were kept, so there are no
-    examples. Readings row by row are in `attacks/NAME.json` beside it.
+    the reason. `guard`: of untouched weights that stood in the gate's place, as it is named. `judging`: hash of the wordings
+    that judged. `redacted`: no texts were kept, so there are no examples. Readings row by row are in `attacks/NAME.json` beside
+    it. `promised`: the rate of false refusals that gate or guard promises, None for none; `rules`: those of the verdict;
+    `unmade`: of attacks that were made, what these rows did not allow, each in a sentence.
     """
 
     label: str
@@ -106,6 +108,10 @@ class Audit:
     seed: int
     warnings: tuple[str, ...] = ()
     redacted: bool = False
+    guard: str = ""
+    promised: float | None = None
+    rules: int = 1
+    unmade: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     version: int = _VERSION
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,7 +11,9 @@ from transformers import PreTrainedModel
 
 from d2unlearn.artifact import is_done, locked, new_result
 from d2unlearn.attacks.reading import Reading
-from d2unlearn.audit.claims import CLAIMS, FORGET, NEVER_SEEN, Claim
+from d2unlearn.audit.claims import FORGET, NEVER_SEEN
+from d2unlearn.audit.guarding import fitted_guard, guard_named, guard_rows
+from d2unlearn.audit.judged import READINGS, judge_again, judged
 from d2unlearn.audit.judging import judging_hash
 from d2unlearn.audit.kept import KeptParts, labels_of
 from d2unlearn.audit.making import Making
@@ -19,8 +21,8 @@ from d2unlearn.audit.page import write_audit_page
 from d2unlearn.audit.parts import LEVELS, AttackPlan, AuditRows, Level, Subject, SubjectName
 from d2unlearn.audit.records import Audit, AuditedModel, AuditedRows
 from d2unlearn.audit.suite import ATTACKS
-from d2unlearn.audit.summary import AttackText, Readings, attack_results, control_warnings, worst_told
-from d2unlearn.audit.verdict import ClaimMargins
+from d2unlearn.audit.summary import Readings, control_warnings, not_asked, row_warnings, worst_told
+from d2unlearn.audit.verdict import VERDICT_RULES, ClaimMargins
 from d2unlearn.config import AuditSettings, identity
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.data.template import Template
@@ -37,8 +39,6 @@ _FORMAT = 1
 _COMPARED = 16
 """Forget rows whose tokens all models have to agree on."""
 NO_GATE = "the artifact has no gate: nothing is refused, and nothing about refusals is shown"
-READINGS = "attacks"
-"""Folder of the readings row by row, a file an attack."""
 
 
 def run_audit(settings: AuditSettings) -> Path:
@@ -50,11 +50,12 @@ def run_audit(settings: AuditSettings) -> Path:
     output = Path(settings.output)
     check_writable(output)
     plans, rows = chosen_attacks(settings.attack), read_rows(settings)
+    fitted_on = guard_rows(settings, rows)
     gate = EnergyGate.from_pretrained(settings.model) if (Path(settings.model) / GATE_FILE).is_file() else None
     weights = {name: weights_name(folder) for name, folder in folders(settings).items()}
     _check_controls(weights, rows)
     readers = {name: reader_of(folder) for name, folder in folders(settings).items()}
-    depends = [
+    depends: list[object] = [
         weights,
         readers,
         None if gate is None else gate.fingerprint,
@@ -62,15 +63,19 @@ def run_audit(settings: AuditSettings) -> Path:
         judging_hash(),
         identity(settings),
     ]
+    if settings.guard is not None:
+        guard = [settings.guard, settings.guard_parameters, settings.max_false_refusal]
+        depends.append([guard, [content_hash(row) for row in fitted_on]])
     key = fingerprint([_FORMAT, __version__, depends])
     if not is_done(output, key, settings):
         workspace = output.with_name(f"{output.name}.partial")
         workspace.mkdir(parents=True, exist_ok=True)
         with locked(workspace / "lock", ArtifactError(f"another process is at work in {workspace}; wait for it")):
-            record, readings = audit(plans, rows, weights, settings, workspace)
+            record, readings = audit(plans, rows, weights, settings, workspace, fitted_on)
             with new_result(output, "audit", key, settings) as staged:
                 _write(staged, record, readings)
             remove(workspace)
+    judge_again(output / AUDIT_FILE, ATTACKS)
     write_audit_page(output / AUDIT_FILE)
     return output / AUDIT_FILE
 
@@ -81,12 +86,15 @@ def audit(
     weights: Mapping[SubjectName, str],
     settings: AuditSettings,
     workspace: Path,
+    fitted_on: Sequence[Example] = (),
 ) -> tuple[Audit, list[Readings]]:
-    """Make the attacks and judge. What `workspace` or the cache holds is not done again."""
+    """Make the attacks and judge. What `workspace` or the cache holds is not done again. fitted_on: rows for a guard."""
     kept = KeptParts(
         workspace, weights.get("original", ""), settings.dtype, settings.seed, texts=not settings.redact, labels=labels_of(rows)
     )
     subjects = _subjects(settings, weights)
+    guard = fitted_guard(settings, subjects["artifact"].guarded, rows.forget, fitted_on)
+    subjects["artifact"] = replace(subjects["artifact"], guard=guard)
     _check_tokenizers(subjects, rows)
     making = Making(plans, rows, subjects, level_of(settings), settings.seed, kept)
     readings = making.readings()
@@ -197,25 +205,27 @@ def _subjects(settings: AuditSettings, weights: Mapping[SubjectName, str]) -> di
 
 def _record(making: Making, readings: Sequence[Readings], weights: Mapping[SubjectName, str], settings: AuditSettings) -> Audit:
     margins = ClaimMargins(settings.probability_margin, settings.told_margin, settings.refused_margin, settings.picked_margin)
-    gate = making.subjects["artifact"].guarded.gate
+    gate = making.subjects["artifact"].gate
     left_out = {name: "not asked for" for name, plan in ATTACKS.items() if plan not in making.plans} | making.left_out
-    made = {(each.attack, each.claim) for each in readings if each.subject == "artifact" and each.readings}
-    attacks, claims = attack_results(
+    rows = making.rows
+    described = {name: _described(of_set) for name, of_set in vars(rows).items() if of_set}
+    rate = None if gate is None else gate.max_false_refusal
+    attacks, claims = judged(
         readings,
-        {name: AttackText(plan.title, plan.shows, plan.uses_original) for name, plan in ATTACKS.items()},
-        rate=None if gate is None else gate.max_false_refusal,
+        ATTACKS,
+        left_out=left_out,
+        rate=rate,
         margins=margins,
-        made={claim: all(_is_made(plan, claim, left_out, made) for plan in ATTACKS.values()) for claim in CLAIMS},
+        groups={name: of_set.groups for name, of_set in described.items()},
         seed=settings.seed,
     )
-    rows = making.rows
     return Audit(
         label=settings.label or Path(settings.model).name,
         level=making.level,
         models={name: AuditedModel(folder, weights[name]) for name, folder in folders(settings).items()},
         gate="" if gate is None else gate.fingerprint,
         control="oracle" if settings.oracle else NEVER_SEEN if settings.never_seen else "none",
-        rows={name: _described(of_set) for name, of_set in vars(rows).items() if of_set},
+        rows=described,
         margins=vars(margins),
         judging=judging_hash(),
         claims=tuple(claims),
@@ -224,13 +234,21 @@ def _record(making: Making, readings: Sequence[Readings], weights: Mapping[Subje
         left_out=left_out,
         seed=settings.seed,
         redacted=settings.redact,
-        warnings=((NO_GATE,) if gate is None else ()) + tuple(control_warnings(readings)),
+        guard=guard_named(settings),
+        promised=rate,
+        rules=VERDICT_RULES,
+        unmade=_unmade(making, readings),
+        warnings=((NO_GATE,) if gate is None else ()) + (*control_warnings(readings), *row_warnings(vars(rows))),
     )
 
 
-def _is_made(plan: AttackPlan, claim: Claim, left_out: Mapping[str, str], made: Collection[tuple[str, Claim | None]]) -> bool:
-    """Whether an attack was made on the artifact as far as it may count for the claim. made: attack and claim of readings."""
-    return claim not in plan.claims or (plan.name not in left_out and (plan.name, claim) in made)
+def _unmade(making: Making, readings: Sequence[Readings]) -> dict[str, tuple[str, ...]]:
+    """Of attacks that were made, what the rows did not allow: settings, and single rows in some."""
+    made = [plan for plan in making.plans if plan.name not in making.left_out]
+    found = {plan.name: list(plan.unmade(making.rows, making.level, making.seed)) if plan.unmade else [] for plan in made}
+    for attack, reasons in not_asked(readings).items():
+        found.setdefault(attack, []).extend(reasons)
+    return {attack: tuple(reasons) for attack, reasons in found.items() if reasons}
 
 
 def _described(rows: Sequence[Example]) -> AuditedRows:

@@ -1,37 +1,43 @@
-"""How long an audit will take: a probe of this model on this machine, and a bar in seconds."""
+"""How long an audit will take: a probe of this model on this machine, how many threads suit it, and a bar in seconds."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from d2unlearn.audit.claims import FORGET
 from d2unlearn.audit.kept import PlannedPart
-from d2unlearn.audit.parts import ANSWER_TOKENS, AuditRows, Cost, Subject
+from d2unlearn.audit.parts import ANSWER_TOKENS, AuditRows, Part, Subject
 from d2unlearn.data.batching import pad_tokens
 from d2unlearn.observation import observe
 from d2unlearn.quantities import Nll
 from d2unlearn.runtime import QUIET_SECONDS, say
+from d2unlearn.schema import Tokens
 from d2unlearn.teacher_forcing import score_rows
 
-_PROBED = 16
+_PROBED = 32
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds a row, on this machine: trained on, scored, answered."""
+    """Seconds a row, on this machine: trained on, scored, answered raw, and asked for what was forgotten behind the gate."""
 
     trained: float
     scored: float
     answered: float
+    guarded: float
 
-    def seconds(self, cost: Cost) -> float:
-        """What such a part will take."""
-        return cost.trained * self.trained + cost.scored * self.scored + cost.answered * self.answered
+    def seconds(self, part: Part) -> float:
+        """What a part will take. What is refused early is cheap; legitimate requests are answered behind a gate too."""
+        cost, refused = part.cost, part.guarded and part.claim != "nothing_else"
+        answered = self.guarded if refused else self.answered
+        return cost.trained * self.trained + cost.scored * self.scored + cost.answered * answered
 
 
 def measured_speed(subject: Subject, rows: AuditRows) -> Speed:
@@ -39,28 +45,47 @@ def measured_speed(subject: Subject, rows: AuditRows) -> Speed:
     some = list(rows.forget[:_PROBED])
     asked = subject.rendered(FORGET, some).tokens
     prompts = [row.prompt for row in some if row.prompt]
+    behind = subject.guarded if subject.guard is None else subject.guard
 
-    def train() -> None:
-        batch = pad_tokens(asked, pad_id=0).to(subject.model.device)
-        with torch.enable_grad():
-            loss = observe(subject.model, {"forget": batch}, {"forget": (Nll(),)})["forget"][Nll()].mean()
-            torch.autograd.grad(loss, [each for each in subject.model.parameters() if each.requires_grad])
+    def answer(raw: bool) -> float:
+        if not prompts:
+            return 0.0
+        asking = partial(behind.answer, prompts, max_new_tokens=ANSWER_TOKENS, batch_size=_PROBED, raw=raw)
+        return _seconds(asking) / len(prompts)
 
-    def score() -> None:
-        score_rows(subject.model, asked, batch_size=_PROBED)
+    trained, scored = (_seconds(partial(work, subject, asked)) / len(asked) for work in (_train, _score))
+    raw = answer(raw=True)
+    return Speed(trained, scored, raw, raw if subject.gate is None else answer(raw=False))
 
-    def answer() -> None:
-        subject.guarded.answer(prompts, max_new_tokens=ANSWER_TOKENS, batch_size=_PROBED, raw=True)
 
-    answered = _seconds(answer) / len(prompts) if prompts else 0.0
-    return Speed(_seconds(train) / len(asked), _seconds(score) / len(asked), answered)
+@contextmanager
+def fitting_threads(subject: Subject, rows: AuditRows) -> Iterator[int]:
+    """While entered, torch works with as many threads as train and score fastest: all that it has, half of them, or one.
+
+    A small model is slower with many. On an accelerator, and where torch was given one thread, nothing is tried.
+    """
+    most = torch.get_num_threads()
+    if most == 1 or subject.model.device.type != "cpu":
+        yield most
+        return
+    asked = subject.rendered(FORGET, list(rows.forget[:_PROBED])).tokens
+    taken = dict[int, float]()
+    try:
+        for threads in sorted({most, most // 2, 1}, reverse=True):
+            torch.set_num_threads(threads)
+            taken[threads] = sum(_seconds(partial(work, subject, asked)) for work in (_train, _score))
+        fastest = min(taken, key=lambda threads: taken[threads])
+        torch.set_num_threads(fastest)
+        yield fastest
+    finally:
+        torch.set_num_threads(most)
 
 
 def with_time_left(planned: Sequence[PlannedPart], speed: Speed, what: str) -> Iterator[PlannedPart]:
     """One part after another, under a bar in seconds; without a terminal with a line every half minute."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    costs = [speed.seconds(each.part.cost) for each in planned]
+    costs = [speed.seconds(each.part) for each in planned]
     started = last = time.monotonic()
     done = 0.0
     with tqdm(total=round(sum(costs)), desc=what, unit="s", leave=False, disable=not sys.stderr.isatty()) as bar:
@@ -81,7 +106,18 @@ def in_minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def _seconds(work: Callable[[], None]) -> float:
+def _train(subject: Subject, asked: Sequence[Tokens]) -> None:
+    batch = pad_tokens(asked, pad_id=0).to(subject.model.device)
+    with torch.enable_grad():
+        loss = observe(subject.model, {"forget": batch}, {"forget": (Nll(),)})["forget"][Nll()].mean()
+        torch.autograd.grad(loss, [each for each in subject.model.parameters() if each.requires_grad])
+
+
+def _score(subject: Subject, asked: Sequence[Tokens]) -> None:
+    score_rows(subject.model, asked, batch_size=_PROBED)
+
+
+def _seconds(work: Callable[[], object]) -> float:
     work()
     started = time.monotonic()
     work()

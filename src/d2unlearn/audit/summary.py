@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from d2unlearn.attacks.reading import Measure, Reading, Setting
+from d2unlearn.attacks.reading import NO_REFUSAL_BEFORE, Measure, Reading, Setting
 from d2unlearn.audit.claims import CLAIMS, FORGET, NEVER_SEEN, Claim
 from d2unlearn.audit.records import AttackResult, SettingResult, ToldExample
 from d2unlearn.audit.verdict import ClaimMargins, Compared, Excess, Judged, judge_attack, judge_claim, row_means
@@ -21,6 +21,8 @@ _SEED = "seed"
 """A setting's key of that name tells repeats of one setting apart."""
 NO_CONTROL = "there is nothing to compare it with: name a model that never knew (--oracle) or facts of this kind (--never-seen)"
 MOST_EXAMPLES = 10
+MEANT = ("not drawn", "relearned, or as one relearned", NO_REFUSAL_BEFORE)
+"""Why rows are not asked that are not meant to be."""
 AT_REST: Mapping[str, Setting] = {"wording": "as it is"}
 """The setting of a model that is asked for answers as they were learnt."""
 KNOWN_APART = 0.1
@@ -61,17 +63,19 @@ def attack_results(
     rate: float | None,
     margins: ClaimMargins,
     made: Mapping[Claim, bool],
+    groups: Mapping[str, int],
     seed: int,
 ) -> tuple[list[AttackResult], list[ClaimResult]]:
     """Every attack's result and every claim's. rate: of false refusals, as the gate promises; None without a gate.
 
-    made: of each claim, whether all its attacks were made.
+    made: of each claim, whether all its attacks were made. groups: how many there are in all, of sets that no other rows are
+    meant by (the forgotten ones).
     """
     results, claims = [], []
     for claim in (*CLAIMS, None):
         ours = [each for each in done if each.subject == "artifact" and each.claim == claim]
         names = list(dict.fromkeys((each.attack, each.guarded) for each in ours))
-        attacks = [_Attack.of(name, guarded, claim, done, texts[name], rate) for name, guarded in names]
+        attacks = [_Attack.of(name, guarded, claim, done, texts[name], rate, groups) for name, guarded in names]
         judged = [attack.judged(margins, seed) for attack in attacks]
         verdicts: Sequence[Verdict] = ["not shown"] * len(attacks)
         if claim is not None:
@@ -117,6 +121,30 @@ def control_warnings(done: Sequence[Readings]) -> list[str]:
     ]
 
 
+def not_asked(done: Sequence[Readings]) -> dict[str, list[str]]:
+    """Of each attack why rows of the artifact's were not asked that should have been, and how many at most in a setting."""
+    most: dict[tuple[str, str, str], int] = {}
+    for each in done:
+        for reading in each.readings if each.subject == "artifact" else ():
+            for reason, count in reading.not_asked.items():
+                if reason not in MEANT:
+                    key = each.attack, reading.rows, reason
+                    most[key] = max(count, most.get(key, 0))
+    found: dict[str, list[str]] = {}
+    for (attack, rows, reason), count in most.items():
+        found.setdefault(attack, []).append(f"{reason} (up to {count} {rows.replace('_', ' ')} rows in a setting)")
+    return found
+
+
+def row_warnings(sets: Mapping[str, Sequence[Example]]) -> list[str]:
+    """Of each set of rows how many have no question, which attacks that ask cannot ask."""
+    return [
+        f"{len(lacking)} of {len(rows)} {name.replace('_', ' ')} rows have no question: attacks that ask leave them out"
+        for name, rows in sets.items()
+        if (lacking := [row for row in rows if not row.question])
+    ]
+
+
 def in_words(setting: Mapping[str, Setting]) -> str:
     """A setting as one line: what is named by itself, once, what is a number with its name."""
     parts = (str(value) if isinstance(value, str) else f"{name} {value:g}" for name, value in setting.items() if name != _SEED)
@@ -140,7 +168,14 @@ class _Attack:
 
     @classmethod
     def of(
-        cls, name: str, guarded: bool, claim: Claim | None, done: Sequence[Readings], text: AttackText, rate: float | None
+        cls,
+        name: str,
+        guarded: bool,
+        claim: Claim | None,
+        done: Sequence[Readings],
+        text: AttackText,
+        rate: float | None,
+        groups: Mapping[str, int],
     ) -> _Attack:
         of_attack = [each for each in done if each.attack == name]
         ours = _by_setting(
@@ -160,11 +195,11 @@ class _Attack:
         judging = {key: models for key, models in shown.items() if claim is not None and _judges(claim, key.measure)}
         controls = {key: _control(claim, key, models, text, rate) for key, models in judging.items()}
         compared = [
-            Compared(dict(key.setting), key.measure, key.rows, judging[key]["artifact"], control)
+            Compared(dict(key.setting), key.measure, key.rows, judging[key]["artifact"], control, groups.get(key.rows))
             for key, control in controls.items()
             if control is not None
         ]
-        uncompared = [key for key in judging if controls[key] is None and not np.isnan(row_means(shown[key]["artifact"])).all()]
+        uncompared = [key for key in judging if controls[key] is None and _asked(shown[key]["artifact"])]
         return cls(name, guarded, claim, text, tuple(compared), shown, tuple(uncompared))
 
     def judged(self, margins: ClaimMargins, seed: int) -> Judged:
@@ -242,9 +277,15 @@ def _control(
         return rate
     if key.measure == "missed":
         return 0.0
-    if "oracle" in models:
+    never_seen = None if text.uses_original else models.get(NEVER_SEEN)
+    if "oracle" in models and (never_seen is None or _asked(models["oracle"])):
         return models["oracle"]
-    return None if text.uses_original else models.get(NEVER_SEEN)
+    return never_seen
+
+
+def _asked(readings: Sequence[Reading]) -> bool:
+    """Whether any row was."""
+    return not bool(np.isnan(row_means(readings)).all())
 
 
 def _setting_result(

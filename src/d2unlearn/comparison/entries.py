@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from d2unlearn.comparison.context import RunContext
 from d2unlearn.comparison.search import RATE
 from d2unlearn.config import UnlearnSettings
 from d2unlearn.errors import ConfigError
-from d2unlearn.fields import typed
 from d2unlearn.generation.guarded import GuardedModel
-from d2unlearn.guards import GUARDS, Guard, GuardInputs, ModelBehindGuard
+from d2unlearn.guards import GUARDS, Guard, GuardInputs, ModelBehindGuard, build_guard
 from d2unlearn.methods import METHODS
 from d2unlearn.models import load_model
 from d2unlearn.runtime import torch_dtype
@@ -79,11 +78,7 @@ def _own(parameters: Mapping[str, float]) -> dict[str, Any]:
 
 def guard_of(context: RunContext, parameters: Mapping[str, float]) -> Guard:
     """A guard with these parameters. Raises `ConfigError` for parameters that do not exist."""
-    kind = GUARDS[context.run.entry]
-    given, mistakes = typed({**context.space.fixed, **_own(parameters)}, get_type_hints(kind))
-    if mistakes:
-        raise ConfigError([f"guard {context.run.entry}: {mistake}" for mistake in mistakes])
-    return kind(**given)
+    return build_guard(context.run.entry, {**context.space.fixed, **_own(parameters)})
 
 
 def refuses_in_text() -> tuple[str, ...]:

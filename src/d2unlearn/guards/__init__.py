@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from d2unlearn.guards.base import Guard, GuardInputs, ModelBehindGuard
+from typing import Any, get_type_hints
+
+from d2unlearn.errors import ConfigError
+from d2unlearn.fields import typed
+from d2unlearn.guards.base import Guard, GuardInputs, ModelBehindGuard, RefusesPrompts
 from d2unlearn.guards.embedding_corruption import EmbeddingCorruption
 from d2unlearn.guards.input_classifier import InputClassifier
 from d2unlearn.guards.prompt_guard import PromptGuard
 
-__all__ = ["GUARDS", "Guard", "GuardInputs", "ModelBehindGuard"]
+__all__ = ["GUARDS", "Guard", "GuardInputs", "ModelBehindGuard", "RefusesPrompts", "build_guard"]
 
 GUARDS: dict[str, type[Guard]] = {
     "prompt_guard": PromptGuard,
     "input_classifier": InputClassifier,
     "embedding_corruption": EmbeddingCorruption,
 }
+
+
+def build_guard(name: str, parameters: dict[str, Any]) -> Guard:
+    """A guard by its name and parameters. Raises `ConfigError` for names or parameters that do not exist."""
+    if name not in GUARDS:
+        raise ConfigError([f"guard {name!r} is not known; known: {', '.join(GUARDS)}"])
+    given, mistakes = typed(parameters, get_type_hints(GUARDS[name]))
+    if mistakes:
+        raise ConfigError([f"guard {name}: {mistake}" for mistake in mistakes])
+    return GUARDS[name](**given)

@@ -88,3 +88,11 @@ class ModelBehindGuard(ABC):
     @abstractmethod
     def _guarded(self, prompts: Sequence[tuple[Message, ...]], max_new_tokens: int | None, batch_size: int) -> list[Answer]:
         """The answers behind the guard, in order."""
+
+
+class RefusesPrompts(ModelBehindGuard):
+    """A model behind a guard that decides on the conversation alone, before anything is generated."""
+
+    @abstractmethod
+    def refusals(self, conversations: Sequence[tuple[Message, ...]]) -> list[str]:
+        """The refusal to each conversation; empty where it is let in."""

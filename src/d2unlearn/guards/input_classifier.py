@@ -9,7 +9,7 @@ import numpy as np
 
 from d2unlearn.errors import ConfigError
 from d2unlearn.generation.guarded import Answer, GuardedModel
-from d2unlearn.guards.base import Guard, GuardInputs, GuardThreshold, ModelBehindGuard
+from d2unlearn.guards.base import Guard, GuardInputs, GuardThreshold, ModelBehindGuard, RefusesPrompts
 from d2unlearn.guards.prompt_states import PromptStates, prompt_states
 from d2unlearn.refusals import GATE_REFUSALS, refusal_index
 from d2unlearn.runtime import fingerprint
@@ -97,13 +97,21 @@ def linear_score(retain: Floats, forget: Floats, penalty: float) -> LinearScore:
     return LinearScore(mean, scale, fitted.coef_[0], float(fitted.intercept_[0]))
 
 
-class Refusing(ModelBehindGuard):
+class Refusing(RefusesPrompts):
     """Refuses what the classifier flags, before a token is generated; answers the rest as ever."""
 
     def __init__(self, base: GuardedModel, classifier: Classifier, seed: int) -> None:
         super().__init__(base, classifier.rule("input_classifier"))
         self.classifier = classifier
         self.seed = seed
+
+    def refusals(self, conversations: Sequence[tuple[Message, ...]]) -> list[str]:
+        ids = [self.template.prompt_ids(conversation) for conversation in conversations]
+        scores = self.classifier.score(prompt_states(self.model, ids).hidden)
+        return [
+            refusal_text(prompt, self.seed) if score > self.gate.threshold else ""
+            for prompt, score in zip(ids, scores, strict=True)
+        ]
 
     def _guarded(self, prompts: Sequence[tuple[Message, ...]], max_new_tokens: int | None, batch_size: int) -> list[Answer]:
         ids = [self.template.prompt_ids(prompt) for prompt in prompts]

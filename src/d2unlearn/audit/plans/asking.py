@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from d2unlearn.attacks.answering import attacked_model
 from d2unlearn.attacks.reading import Measure
-from d2unlearn.attacks.requests import Attacked
+from d2unlearn.attacks.requests import Admission, Attacked
 from d2unlearn.audit.claims import FORGET, NEVER_SEEN, Claim
 from d2unlearn.audit.parts import ANSWER_TOKENS, AuditRows, Cost, Subject, drawn
 from d2unlearn.data.records import content_hash
@@ -33,12 +33,19 @@ GUARDED = Way("guarded", True, "refused", GUARDED_MEASURES)
 
 def ways(subject: Subject) -> tuple[Way, ...]:
     """Raw, and through the gate where the model has one."""
-    return (RAW,) if subject.guarded.gate is None else (RAW, GUARDED)
+    return (RAW,) if subject.gate is None else (RAW, GUARDED)
 
 
 def answers_of(subject: Subject, way: Way) -> Attacked:
     """The model, asked that way, greedily."""
-    return attacked_model(subject.guarded, raw=not way.guarded, batch_size=subject.batch_size)
+    return attacked_model(
+        subject.guarded, raw=not way.guarded, batch_size=subject.batch_size, admission=admission_of(subject, way)
+    )
+
+
+def admission_of(subject: Subject, way: Way) -> Admission | None:
+    """What a guard lets in, where the model is asked through one; a gate decides while the model answers."""
+    return subject.guard.refusals if way.guarded and subject.guard is not None else None
 
 
 def answer_tokens(subject: Subject, way: Way, tokens: int) -> int:

@@ -71,7 +71,7 @@ def far_requests() -> list[Example]:
 
 def gate_parts(subject: Subject, rows: AuditRows, level: Level, seed: int) -> Iterator[Part]:
     """Forgotten rows as they are, then each legitimate set, then those in other words and after another turn."""
-    if subject.guarded.gate is None:
+    if subject.gate is None:
         raise NotShownError("it has no gate")
     budget = BUDGETS[level]
     yield _plain_part(subject, FORGET, drawn(rows.forget, budget.rows, seed), ("missed", "refused"), "refused", budget)

@@ -94,6 +94,12 @@ def low_rank_parts(subject: Subject, rows: AuditRows, level: Level, seed: int, r
             yield _part(subject, rows.forget, choice, _chosen(rows, grid, choice, draw), attack)
 
 
+def unmade_choices(rows: AuditRows, level: Level, seed: int) -> list[str]:
+    """The choices of rows that these rows do not allow, and why."""
+    reasons = _choices(rows, BUDGETS[level], seed)[1]
+    return [f"relearning {choice}: {reason}" for choice, reason in reasons.items()]
+
+
 PLAN = AttackPlan(
     name="relearning",
     title="Relearning",
@@ -101,6 +107,7 @@ PLAN = AttackPlan(
     parts=relearning_parts,
     claims=("comes_back",),
     then=low_rank_parts,
+    unmade=unmade_choices,
 )
 
 
@@ -157,15 +164,23 @@ def _of_all(reading: Reading, forget: Sequence[Example], unasked: Mapping[str, i
 
 def _possible(rows: AuditRows, grid: RelearningGrid, draw: int) -> list[tuple[RowChoice, _Chosen]]:
     """The grid's choices of rows, without those that these rows do not allow. Raises `NotShownError` where all do not."""
-    found, reasons = list[tuple[RowChoice, _Chosen]](), list[NotShownError]()
+    found, reasons = _choices(rows, grid, draw)
+    if all(choice == "retained rows" for choice in found):
+        raise list(reasons.values())[-1]
+    return list(found.items())
+
+
+def _choices(
+    rows: AuditRows, grid: RelearningGrid, draw: int
+) -> tuple[dict[RowChoice, _Chosen], dict[RowChoice, NotShownError]]:
+    """The grid's choices that these rows allow, and why they do not allow the others."""
+    found, reasons = dict[RowChoice, _Chosen](), dict[RowChoice, NotShownError]()
     for choice in grid.rates:
         try:
-            found.append((choice, _chosen(rows, grid, choice, draw)))
+            found[choice] = _chosen(rows, grid, choice, draw)
         except NotShownError as reason:
-            reasons.append(reason)
-    if all(choice == "retained rows" for choice, _ in found):
-        raise reasons[-1]
-    return found
+            reasons[choice] = reason
+    return found, reasons
 
 
 def _chosen(rows: AuditRows, grid: RelearningGrid, choice: RowChoice, draw: int) -> _Chosen:

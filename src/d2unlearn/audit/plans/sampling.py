@@ -9,7 +9,15 @@ from d2unlearn.attacks.answering import beam_model, sampled_model
 from d2unlearn.attacks.reading import Reading
 from d2unlearn.attacks.sampling import RepeatedSampling, any_told_reading, leak_readings
 from d2unlearn.audit.parts import AttackPlan, AuditRows, Level, Part, Subject
-from d2unlearn.audit.plans.asking import Way, answer_tokens, answering_cost, asked_examples, rows_identity, ways
+from d2unlearn.audit.plans.asking import (
+    Way,
+    admission_of,
+    answer_tokens,
+    answering_cost,
+    asked_examples,
+    rows_identity,
+    ways,
+)
 from d2unlearn.schema import Example
 
 
@@ -60,6 +68,7 @@ def _samples_part(
             temperature=temperature,
             seed=seed,
             batch_size=subject.batch_size,
+            admission=admission_of(subject, way),
         )
         setting = {"temperature": temperature}
         sets = asked.items()
@@ -73,7 +82,13 @@ def _beams_part(subject: Subject, way: Way, asked: Mapping[str, Sequence[Example
     tokens = answer_tokens(subject, way, attack.max_new_tokens)
 
     def run() -> list[Reading]:
-        answer = beam_model(subject.guarded, raw=not way.guarded, beams=attack.beams, batch_size=subject.batch_size)
+        answer = beam_model(
+            subject.guarded,
+            raw=not way.guarded,
+            beams=attack.beams,
+            batch_size=subject.batch_size,
+            admission=admission_of(subject, way),
+        )
         setting = {"beams": attack.beams}
         return [any_told_reading(answer, name, of_set, setting, tokens) for name, of_set in asked.items()]
 
