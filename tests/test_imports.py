@@ -16,7 +16,7 @@ import pytest
 import d2unlearn
 
 SOURCE = Path(d2unlearn.__file__).parent
-CORE = "energy errors head layers likelihood observation positions quantities refusals schema"
+CORE = "energy errors head layers likelihood observation positions quantities quantization refusals schema"
 FILES = "artifact config fields runtime serialization version yaml_text"
 
 ALLOWED = {
@@ -38,7 +38,8 @@ ALLOWED = {
     "template_date": "",
     "adapters": "errors",
     "compatibility": "errors",
-    "models": "adapters compatibility errors loaded_files runtime schema template_date",
+    "quantization": "errors",
+    "models": "adapters compatibility errors loaded_files quantization runtime schema template_date",
     "fields": "runtime",
     "yaml_text": "",
     "config": "errors fields runtime yaml_text",

@@ -121,6 +121,12 @@ class UnlearnSettings:
     seed: Seed = 0
     lora: Lora = False
     lora_rank: Annotated[int, RANK, "Rank of the adapter."] = 16
+    quantization: Annotated[
+        str | None,
+        one_of("4bit", "8bit"),
+        "With --lora: hold the base in 4 bits (NF4) or 8, by bitsandbytes. The artifact is then the adapter alone.",
+    ] = None
+    merge: Annotated[bool, "With --quantization: write plain weights instead, dequantised, with the adapter in them."] = False
     dtype: Dtype = "auto"
     bf16: Bf16 = False
     gradient_checkpointing: Checkpointing = False

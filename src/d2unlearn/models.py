@@ -22,6 +22,7 @@ from d2unlearn.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, adapter
 from d2unlearn.compatibility import check_rows, plain_config
 from d2unlearn.errors import ArtifactError, ModelError, border
 from d2unlearn.loaded_files import check_loadable, weight_files
+from d2unlearn.quantization import base_is_held, held_alike, quantization_config
 from d2unlearn.runtime import atomic_path, cache_dir, fingerprint, hash_file, read_json, say
 from d2unlearn.schema import GATE_COPY, GATE_FILE
 from d2unlearn.template_date import pinned
@@ -46,19 +47,28 @@ class StoredTensor(NamedTuple):
     length: int
 
 
-def load_model(source: str | Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_model(
+    source: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    quantization: str | None = None,
+) -> PreTrainedModel:
     """A causal language model in evaluation mode, from a folder, a hub name (safetensors only), a GGUF file, or the folder of a
-    PEFT adapter, which is merged into its base.
+    PEFT adapter, which is merged into its base; one that was trained on a quantised base stays beside it, quantised alike.
 
-    dtype None keeps the dtype of the weights. The copy of a gate is taken out of the configuration: it belongs to the folder,
-    and would be saved with other weights once these are trained. Raises `ModelError` when there is no model, its weights are
-    damaged or of a kind that cannot be read here, or it is no causal model: an encoder, an encoder with a decoder, or one whose
-    head is not among its weights.
+    dtype None keeps the dtype of the weights; quantization: `4bit` or `8bit` by bitsandbytes. The copy of a gate is taken out
+    of the configuration: it belongs to the folder, and would be saved with other weights once these are trained.
+
+    Raises `ModelError` when there is no model, its weights are damaged or of a kind that cannot be read here, or it is no
+    causal model: an encoder, an encoder with a decoder, or one whose head is not among its weights; `ConfigError` where what
+    reads a quantised one is missing.
     """
     source = model_folder(source)
     adapter = adapter_of(source)
     if adapter is not None:
-        return _merged(adapter, dtype, trust_remote_code)
+        held = base_is_held(adapter.folder)
+        return _merged(adapter, dtype, trust_remote_code) if held is None else _beside(adapter, held, dtype)
     if Path(source).is_dir():
         check_loadable(Path(source))
     with border(ModelError, _not_loaded(source, f"a causal language model{_quantised(source)}")):
@@ -72,6 +82,7 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, trust_re
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **_quantized(quantization, dtype or config.dtype),
         )
     model: PreTrainedModel = loaded[0]
     missing = sorted(loaded[1]["missing_keys"])
@@ -81,12 +92,38 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, trust_re
             f"{', '.join(missing[:3])}"
         )
     vars(model.config).pop(GATE_COPY, None)
+    held_alike(model)
     model.eval()  # type: ignore[no-untyped-call]
     with border(ModelError, f"{source} was loaded and cannot be run"):
         sees_ahead = _sees_ahead(model)
     if sees_ahead:
         raise ModelError(f"{source} is no causal model: what it predicts depends on the tokens that come later")
     return model
+
+
+def _quantized(quantization: str | None, dtype: torch.dtype | None) -> dict[str, Any]:
+    """How weights are held, as `from_pretrained` is told."""
+    return {} if quantization is None else {"quantization_config": quantization_config(quantization, dtype or torch.float32)}
+
+
+def _beside(adapter: Adapter, quantization: str, dtype: torch.dtype | None) -> PreTrainedModel:
+    """The base as it was quantised, with the adapter in its layers. Raises `ModelError` for an adapter of another model."""
+    model = load_model(adapter.base, dtype=dtype, quantization=quantization)
+    with border(ModelError, f"the PEFT adapter in {adapter.folder} does not fit its base {adapter.base}"), _quiet_peft():
+        model.load_adapter(str(adapter.folder))
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
+
+
+def merged_adapter(source: str | Path, adapter: Path, *, quantization: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A quantised base made plain again, with an adapter that was trained on it merged into its weights, in `dtype`."""
+    from peft import PeftModel
+
+    base: Any = load_model(source, dtype=dtype, quantization=quantization).dequantize(dtype=dtype)  # type: ignore[no-untyped-call]
+    with _quiet_peft():
+        merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    vars(merged.config).pop("quantization_config", None)
+    return merged
 
 
 def model_outline(source: str | Path) -> PreTrainedModel:
@@ -243,7 +280,9 @@ def weights_hash(folder: str | Path) -> str:
     if adapter is not None:
         config = read_json(adapter.folder / ADAPTER_CONFIG)
         config.pop("base_model_name_or_path")
-        return fingerprint([config, hash_file(adapter.folder / ADAPTER_WEIGHTS), weights_name(adapter.base)])
+        return fingerprint(
+            [config, hash_file(adapter.folder / ADAPTER_WEIGHTS), weights_name(adapter.base), base_is_held(adapter.folder)]
+        )
     total = hashlib.sha256()
     for tensor in sorted(_stored_tensors(Path(folder))):
         total.update(json.dumps([tensor.name, tensor.dtype, tensor.shape]).encode())

@@ -151,5 +151,5 @@ def test_disk_steps_and_what_would_need_less() -> None:
     assert training_steps(400, 32, 10) == 130
     assert training_steps(1, 32, 50) == 50
     adapted = replace(setup, lora_rank=8, checkpointing=True)
-    assert alternatives(adapted) == {}
+    assert alternatives(adapted) == {"--quantization 4bit --gradient-checkpointing": replace(adapted, bits=4)}
     assert alternatives(setup)["--lora --gradient-checkpointing"] == replace(setup, lora_rank=16, checkpointing=True)

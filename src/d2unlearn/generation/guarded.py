@@ -41,6 +41,7 @@ from d2unlearn.models import (
     pad_token_id,
     state_hash,
 )
+from d2unlearn.quantization import is_quantised
 from d2unlearn.refusals import RefusalTexts, refusal_index
 from d2unlearn.runtime import drawing_from, fingerprint, pick_device, progress
 from d2unlearn.schema import GATE_FILE, Message
@@ -123,7 +124,8 @@ class GuardedModel:
         wanted = not raw or (use_gate and (Path(folder) / GATE_FILE).is_file())
         gate = EnergyGate.from_pretrained(folder) if wanted else None
         model = load_model(folder, dtype=dtype)
-        model.to(pick_device(device))  # type: ignore[arg-type]
+        if not is_quantised(model):
+            model.to(pick_device(device))  # type: ignore[arg-type]
         return cls(model, load_tokenizer(folder), gate, refusals)
 
     def __repr__(self) -> str:

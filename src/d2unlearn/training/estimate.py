@@ -281,6 +281,7 @@ def alternatives(setup: TrainingSetup) -> dict[str, TrainingSetup]:
         "--gradient-checkpointing": replace(setup, checkpointing=True),
         "--lora": replace(setup, lora_rank=rank),
         f"{lora}--gradient-checkpointing": replace(setup, lora_rank=rank, checkpointing=True),
+        f"{lora}--quantization 4bit --gradient-checkpointing": replace(setup, lora_rank=rank, bits=4, checkpointing=True),
     }
     return {name: other for name, other in found.items() if other != setup}
 

@@ -30,6 +30,7 @@ from d2unlearn.methods import Method
 from d2unlearn.models import context_length, load_tokenizer, low_rank_config, model_outline
 from d2unlearn.observation import causal_model
 from d2unlearn.quantities import HiddenState, Quantity
+from d2unlearn.quantization import check_quantization
 from d2unlearn.runtime import pick_device, say, torch_dtype
 from d2unlearn.schema import Kind, Tokens
 from d2unlearn.training.arguments import CHECKPOINTING, UnlearnConfig
@@ -88,8 +89,9 @@ class PlannedRun:
     def setup(self) -> TrainingSetup:
         """On one device."""
         settings = self.settings
+        bits = int(settings.quantization[0]) if settings.quantization else None
         rank = settings.lora_rank if settings.lora else 0
-        return TrainingSetup(self.weight_bytes, rank, mixed=settings.bf16, checkpointing=settings.gradient_checkpointing)
+        return TrainingSetup(self.weight_bytes, rank, bits, mixed=settings.bf16, checkpointing=settings.gradient_checkpointing)
 
     def step(self, *, on_host: bool) -> StepShape:
         """The largest micro-batch. on_host: what is stored lies in the same memory as the model."""
@@ -151,6 +153,7 @@ def planned_run(settings: UnlearnSettings) -> PlannedRun:
     """Read configuration, tokenizer and rows; no weights."""
     method = build_method(settings.method, settings.method_parameters)
     check_rounds(settings.method, method, lora=settings.lora, processes=settings.devices or 1)
+    check_quantization(settings.quantization, lora=settings.lora, merge=settings.merge)
     outline, tokenizer = model_outline(settings.model), load_tokenizer(settings.model)
     length = min(settings.max_length, context_length(outline) or settings.max_length)
     read = {"group_size": settings.group_size, "columns": settings.columns}
@@ -291,10 +294,11 @@ def _head_lines(planned: PlannedRun, devices: int) -> list[str]:
     forget, pairs = len(planned.rows["forget"]), settings.batch_size * pace.accumulation * devices
     steps = training_steps(forget, pairs, pace.epochs)
     what = f"{trained / 1e6:,.1f} million of them, by LoRA" if settings.lora else "all of them"
+    base = f", the base in {settings.quantization[0]} bits" if settings.quantization else ""
     step = planned.step(on_host=False)
     on = f" on {devices} devices" if devices > 1 else ""
     return [
-        f"parameters: {shape.parameters / 1e6:,.1f} million; trained: {what}",
+        f"parameters: {shape.parameters / 1e6:,.1f} million; trained: {what}{base}",
         f"rows: {forget} to forget, {len(planned.rows['retain'])} to keep, {planned.held_out} set aside; "
         f"longest {step.width} tokens, a batch {step.rows} rows with {step.positions} answer positions at most",
         f"steps: {steps} ({pace.epochs:g} epochs, {pairs} pairs a step{on}), "

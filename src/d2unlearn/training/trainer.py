@@ -24,6 +24,7 @@ from d2unlearn.methods import AdaptiveMethod, Method, seen_by
 from d2unlearn.metrics.level_shift import level_warning
 from d2unlearn.observation import Batch, Observed, causal_model, check_head
 from d2unlearn.quantities import HiddenState, Observable, Quantity
+from d2unlearn.quantization import is_quantised
 from d2unlearn.runtime import say, seed_everything
 from d2unlearn.schema import Kind, Role
 from d2unlearn.teacher_forcing import Original
@@ -82,7 +83,8 @@ class UnlearnTrainer(Trainer):
         self._rows = training_rows(forget, retain, processing_class, args.max_length)
         watched = monitor_rows(eval_dataset, self._rows, processing_class, args.max_length, args.eval_rows)
         self._vocab_rows = vocabulary_rows(args, processing_class)
-        model.to(args.device)  # type: ignore[arg-type]
+        if not is_quantised(model):
+            model.to(args.device)  # type: ignore[arg-type]
         check_head(model)
         asked: dict[Kind, RowsOfKind] = {
             "forget": RowsOfKind(forget, self._rows["forget"], alternate_dataset),

@@ -31,9 +31,12 @@ from d2unlearn.models import (
     load_model,
     load_tokenizer,
     low_rank_config,
+    merged_adapter,
     state_hash,
     weights_hash,
 )
+from d2unlearn.observation import causal_model
+from d2unlearn.quantization import check_quantization
 from d2unlearn.runtime import fingerprint, pick_device, remove, say, seed_everything, torch_dtype, write_json
 from d2unlearn.schema import MANIFEST_FILE, Example, Kind, Role
 from d2unlearn.training.alternates import read_alternates
@@ -239,7 +242,9 @@ def _outcome(trainer: UnlearnTrainer, settings: UnlearnSettings, parent: Mapping
                 f"warning: {1 - new / old:.0%} of what the original had right of {name} rows is lost: a lower --learning-rate, "
                 "or more retain rows"
             )
-    if left <= STILL_KNOWN:
+    if left <= STILL_KNOWN and settings.quantization and not settings.merge:
+        yield "a gate is bound to weights that lie in one folder: for `calibrate` run this again with --merge"
+    elif left <= STILL_KNOWN:
         forgotten = [*earlier_sources(parent), *_listed(settings.forget)]
         given = f"--model {settings.output} {_options('--retain', settings.retain)} {_options('--forget', forgotten)}"
         yield f"next: d2unlearn calibrate {given}"
@@ -293,6 +298,7 @@ def _loaded(settings: UnlearnSettings) -> _Run:
     method = build_method(settings.method, settings.method_parameters)
     is_measured(settings)
     check_reporting(settings.report_to)
+    check_quantization(settings.quantization, lora=settings.lora, merge=settings.merge)
     check_rounds(settings.method, method, lora=settings.lora, processes=_processes())
     forget = _read_rows(settings, settings.forget)
     retain = hold_out(_read_rows(settings, settings.retain), seed=settings.seed)
@@ -330,7 +336,7 @@ def _loaded(settings: UnlearnSettings) -> _Run:
 
 def loaded_model(settings: UnlearnSettings) -> tuple[PreTrainedModel, torch.dtype]:
     """The model as it is trained, and the dtype that it is saved in. Raises `ConfigError` where a quantised one is to be."""
-    model = load_model(settings.model, dtype=torch_dtype(settings.dtype))
+    model = load_model(settings.model, dtype=torch_dtype(settings.dtype), quantization=settings.quantization)
     saved_dtype = model.dtype
     if getattr(model, "is_quantized", False) and not settings.lora:
         raise ConfigError([f"{settings.model} is quantised, and such weights cannot be trained: train an adapter, --lora"])
@@ -432,7 +438,21 @@ def _arguments(run: _Run, workspace: Path, pace: Pace) -> UnlearnConfig:
 
 
 def _save(model: Any, run: _Run, folder: Path) -> None:
-    """A plain model folder; a trained adapter is merged into the weights and kept beside them in `adapter/`."""
+    """A plain model folder; a trained adapter is merged into the weights and kept beside them in `adapter/`.
+
+    Of a quantised base the adapter alone is kept, with the configuration that says how the base is held, unless it is to be
+    merged.
+    """
+    settings = run.settings
+    if settings.quantization is not None and not settings.merge:
+        model.save_pretrained(folder)
+        causal_model(model).config.save_pretrained(folder)  # type: ignore[operator, union-attr]
+        run.tokenizer.save_pretrained(folder)
+        return
+    if settings.quantization is not None:
+        model.save_pretrained(folder / "adapter")
+        dtype = run.saved_dtype
+        model = merged_adapter(settings.model, folder / "adapter", quantization=settings.quantization, dtype=dtype)
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(folder / "adapter")
         model = model.merge_and_unload()
