@@ -9,13 +9,15 @@ from d2unlearn.audit.claims import CLAIMS, FORGET
 from d2unlearn.audit.records import AttackResult, Audit, read_audit
 from d2unlearn.audit.suite import ATTACKS
 from d2unlearn.audit.summary import in_words
-from d2unlearn.schema import MetricResult
+from d2unlearn.schema import AUDIT_FILE, MetricResult
 from tables import table
 
 LEVELS = {"thorough": "thorough", "quick": "quick", "exhaustive": "exhaustive"}
 MARKS = {"holds": "holds", "does not hold": "**does not hold**", "not shown": "not shown"}
 SECTIONS = {"layers": "Where it hides", "paraphrases": "Asking otherwise", "universal_prefix": "The gate"}
 """Attacks that docs/audit.md describes under another heading than their own."""
+EXPECTED = ("eua-0", "eua-1", "eua-2", "npo", "rmu", "simnpo", "gradient_difference", "pdu", "input_classifier")
+"""The runs of experiments/audit_results.py."""
 NOTHING = "No audits are kept yet: `experiments/audit_results.py` makes them.\n"
 
 
@@ -39,22 +41,34 @@ def audit_blocks() -> dict[str, str]:
 
 def audit_section(kept: Path) -> str:
     """The audits of docs/results.md, level by level."""
-    parts = ["## Audits\n", ABOUT]
+    missing = [name for name in EXPECTED if not (kept / "quick" / f"{name}.json").is_file()]
+    parts = ["## Audits\n", ABOUT, *([f"Not audited yet: {', '.join(missing)}.\n"] if missing else [])]
     found = False
     for level in LEVELS:
         records = {path.stem: read_audit(path) for path in sorted((kept / level).glob("*.json"))}
         if records:
             found = True
             parts += [f"### {level.capitalize()}\n", *_level(records)]
+    quickstart = kept / QUICKSTART / AUDIT_FILE
+    if quickstart.is_file():
+        parts += [QUICKSTART_ABOUT, *_level({"artifact": read_audit(quickstart)})]
     return "\n".join(parts if found else [*parts, NOTHING])
 
+
+QUICKSTART = "quickstart"
+QUICKSTART_ABOUT = """\
+### The quickstart's world
+
+`d2unlearn audit --quick` on what `d2unlearn quickstart` leaves: people and places that were made up, a model of its own size
+taught on them, and facts of the same kind that it was never shown in place of a model that never knew (a weaker control). The
+numbers above are of TOFU, these of that world alone. [Its page](../benchmarks/results/audit/quickstart/audit.html).
+"""
 
 ABOUT = """\
 `d2unlearn audit` on TOFU forget10 (4.2M parameters, the model that never knew taught without the forget rows; 2-core x86-64
 CPU, float32), made by `experiments/audit_results.py`: EUA as `unlearn` trains it by default, one row a seed, and the other
-methods with the parameters that the comparison tuned, seed 0. Only the quick level was run, whose few rows can find and clear
-nothing; of the methods that were to stand here PDU, gradient difference and the input classifier are missing. What a claim and
-an attack is: [audit.md](audit.md).
+methods with the parameters that the comparison tuned, seed 0; `input_classifier` is the original behind that guard. The quick
+level's few rows can find and clear nothing. What a claim and an attack is: [audit.md](audit.md).
 """
 
 
@@ -63,7 +77,7 @@ def _level(records: Mapping[str, Audit]) -> list[str]:
     left_out = sorted({f"{name}: {attack} ({reason})" for name, r in records.items() for attack, reason in r.left_out.items()})
     parts = [
         table(["", *(text.title for text in CLAIMS.values())], claims, "l" + "l" * len(CLAIMS)),
-        "Each attack in its worst setting, on the artifact (on the model that never knew); the setting is the first run's:\n",
+        "Each attack in its worst setting, on the artifact (on what it is held against); the setting is the first run's:\n",
         _attacks(records),
     ]
     return [*parts, f"Not made: {'; '.join(left_out)}.\n"] if left_out else parts
