@@ -13,7 +13,7 @@ from d2unlearn.errors import ArtifactError, ConfigError
 from d2unlearn.methods import METHODS
 from d2unlearn.schema import Example, Message
 from d2unlearn.training.crossed import crossed_questions
-from d2unlearn.training.deepening import Deepener, DeepeningRows, Stage, inner_layers, pace, parts_of, stages
+from d2unlearn.training.deepening import Deepener, DeepeningRows, Stage, inner_layers, pace, restored_parts, stages
 from d2unlearn.training.rounds import check_rounds
 
 from .runs import distance, weights
@@ -57,8 +57,8 @@ def test_the_linear_layers_are_those_of_attention_and_mlp() -> None:
 
 def test_the_parts_put_back_are_attention_mlp_and_each_layer() -> None:
     names = ["h.layers.0.attn.q", "h.layers.0.mlp.up", "h.layers.1.attn.q", "h.layers.1.mlp.up"]
-    assert parts_of(names) == [(names[0], names[2]), (names[1], names[3]), (names[0], names[1]), (names[2], names[3])]
-    assert parts_of(["up"]) == [("up",)]
+    assert restored_parts(names) == [(names[0], names[2]), (names[1], names[3]), (names[0], names[1]), (names[2], names[3])]
+    assert restored_parts(["up"]) == [("up",)]
 
 
 def test_a_restored_copy_is_the_original_in_that_part_alone() -> None:

@@ -122,8 +122,8 @@ class Deepener:
         return {name: gradient / (length or 1.0) for name, gradient in found.items()}
 
     def _restored(self, layers: Mapping[str, nn.Linear], number: int) -> tuple[nn.Module, tuple[str, ...]]:
-        """A copy of the model with one of `parts_of` put back to the original's matrices, and their names."""
-        parts = parts_of(list(layers))
+        """A copy of the model with one of `restored_parts` put back to the original's matrices, and their names."""
+        parts = restored_parts(list(layers))
         names, theirs = parts[number % len(parts)], inner_layers(self.original)
         restored = copy.deepcopy(self.model).requires_grad_(True)
         ours = inner_layers(restored)
@@ -224,7 +224,7 @@ class Deepener:
         return kept["stage"], kept["steps"], kept["optimizer"]
 
 
-def parts_of(names: Sequence[str]) -> list[tuple[str, ...]]:
+def restored_parts(names: Sequence[str]) -> list[tuple[str, ...]]:
     """Matrices that an attacker may have of the original: all of one kind (attention, MLP), then all of one layer.
 
     names: of the decoder's linear layers, with the layer's number in them: `model.layers.3.mlp.up_proj` is of kind `mlp`.
