@@ -19,8 +19,11 @@ from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.models import context_of, load_model, load_tokenizer, weights_hash, weights_name, with_fresh_adapter
 
 IDS = torch.tensor([[1, 5, 7, 9, 11]])
-LORA = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def lora() -> LoraConfig:
+    return LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     torch.manual_seed(3)
-    with_fresh_adapter(load_model(folder / "model"), LORA).save_pretrained(folder / "adapter")  # type: ignore[operator]
+    with_fresh_adapter(load_model(folder / "model"), lora()).save_pretrained(folder / "adapter")  # type: ignore[operator]
     return folder
 
 
@@ -51,14 +54,25 @@ def renamed(folder: Path, base: str) -> Path:
 def test_it_answers_as_its_base_with_the_adapter(folder: Path) -> None:
     base = load_model(folder / "model")
     plain = base(input_ids=IDS).logits
-    loaded, lora = load_model(folder / "adapter"), load_file(folder / "adapter" / WEIGHTS)
+    loaded, parts = load_model(folder / "adapter"), load_file(folder / "adapter" / WEIGHTS)
     with torch.no_grad():
-        for name in [name.split(".lora_A")[0] for name in lora if ".lora_A." in name]:
-            low, high = lora[f"{name}.lora_A.weight"], lora[f"{name}.lora_B.weight"]
+        for name in [name.split(".lora_A")[0] for name in parts if ".lora_A." in name]:
+            low, high = parts[f"{name}.lora_A.weight"], parts[f"{name}.lora_B.weight"]
             base.get_submodule(name.removeprefix("base_model.model.")).weight += 4 / 2 * high @ low
     assert type(loaded).__name__ == "LlamaForCausalLM"
     torch.testing.assert_close(loaded(input_ids=IDS).logits, base(input_ids=IDS).logits, atol=1e-4, rtol=1e-4)
     assert (loaded(input_ids=IDS).logits - plain).abs().max() > 0.1
+
+
+@pytest.mark.filterwarnings("ignore:Could not find a config file")
+def test_an_adapter_of_an_adapter_names_it_as_its_base(folder: Path, tmp_path: Path) -> None:
+    once = load_model(folder / "adapter")
+    before = once(input_ids=IDS).logits.detach()
+    with_fresh_adapter(once, lora()).save_pretrained(tmp_path / "second")  # type: ignore[operator]
+    assert adapter_of(tmp_path / "second") == Adapter(tmp_path / "second", str(folder / "adapter"))
+    zeros = {name: values * 0 for name, values in load_file(tmp_path / "second" / WEIGHTS).items()}
+    save_file(zeros, tmp_path / "second" / WEIGHTS)
+    torch.testing.assert_close(load_model(tmp_path / "second")(input_ids=IDS).logits, before)
 
 
 def test_every_other_question_is_answered_of_it_too(folder: Path) -> None:

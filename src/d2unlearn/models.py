@@ -152,6 +152,7 @@ def _merged(adapter: Adapter, dtype: torch.dtype | None, trust_remote_code: bool
             warnings.filterwarnings("error", "Found missing adapter keys")
             adapted: Any = PeftModel.from_pretrained(base, str(adapter.folder))
         merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    merged.name_or_path = merged.config.name_or_path = str(adapter.folder)  # what a further adapter is one of
     merged.eval()  # type: ignore[no-untyped-call]
     return merged
 
