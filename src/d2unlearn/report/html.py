@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
@@ -18,6 +19,7 @@ from d2unlearn.redaction import is_redacted
 from d2unlearn.report import figures, notation, samples, summary, tables
 from d2unlearn.report.audited import AuditSummary
 from d2unlearn.report.concerns import BeforeAfter
+from d2unlearn.report.path import path_drawing
 from d2unlearn.schema import Evaluation, GateSummary, Interval, Verdict
 
 LEVEL_WORDS = {"bad": "Problem", "warn": "Caution", "note": "Note"}
@@ -43,12 +45,14 @@ def build(
     gate: GateSummary | None,
     run: Mapping[str, object],
     audit: AuditSummary | None = None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> str:
     """The report as one HTML document, to be written to a file as it is.
 
     `before` and `after` are evaluations of the original and of the unlearned model, `gate` what was calibrated, and
     `run` what was done: a mapping (of mappings, of lists of mappings) of plain values, shown in its order. `run["seed"]`,
-    when it is a whole number, also chooses the random samples. `audit`: what attacks showed. The same input gives the same
+    when it is a whole number, also chooses the random samples. `audit`: what attacks showed; `recipe`: what
+    the manifest holds of a measured recipe. The same input gives the same
     text; everything that comes from outside is escaped. Numbers that were not scored are shown as a dash.
     """
     seed, hidden = run.get("seed"), is_redacted(before) or is_redacted(after)
@@ -59,6 +63,8 @@ def build(
         gate_entries=gate_entries(gate),
         audit=audit,
         summary=summary.summarize(BeforeAfter(before, after, gate, () if audit is None else audit.claims)),
+        recipe=recipe,
+        path=None if recipe is None else path_drawing(recipe),
         panels=figures.energy_panels(before, after),
         ridges=figures.gate_ridges(after, gate),
         score_name=score_name(after, gate),

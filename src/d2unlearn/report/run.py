@@ -40,7 +40,7 @@ def run_report(
     gate = None if folder is None else read_gate_summary(folder)
     _check_gate(second, gate, files["after"])
     audited = None if audit is None else read_audit_summary(audit, path, _gate_fingerprint(folder))
-    atomic_write(path, build(first, second, gate, {} if folder is None else _facts(folder), audited))
+    atomic_write(path, build(first, second, gate, {} if folder is None else _facts(folder), audited, _recipe(folder)))
     made_of = {name: {"source": str(file), "sha256": hash_file(file)} for name, file in files.items()}
     note = {
         "command": "report",
@@ -73,6 +73,13 @@ def _gate_fingerprint(artifact: Path | None) -> str:
 def _file(source: str | Path) -> Path:
     path = Path(source)
     return path / EVALUATION_FILE if path.is_dir() else path
+
+
+def _recipe(artifact: Path | None) -> Mapping[str, Any] | None:
+    """What the manifest holds of a measured recipe; None where there was none."""
+    path = None if artifact is None else artifact / MANIFEST_FILE
+    recipe = read_json(path).get("recipe") if path is not None and path.is_file() else None
+    return recipe if isinstance(recipe, Mapping) and "path" in recipe else None
 
 
 def _facts(artifact: Path) -> Mapping[str, Any]:
