@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,21 +28,18 @@ def path_drawing(recipe: Mapping[str, Any]) -> Drawing | None:
     with rc_context(STYLE):
         figure = Figure(figsize=(9.2, 2.9))
         left, right = figure.add_axes((0.075, 0.19, 0.4, 0.7)), figure.add_axes((0.575, 0.19, 0.4, 0.7))
-        left.plot(
-            steps, [None if p is None else max(p, LEAST) for p in forget], color=FORGET_COLOUR, marker="o", markersize=3.5
-        )
+        left.plot(steps, [max(value, LEAST) for value in _numbers(forget)], color=FORGET_COLOUR, marker="o", markersize=3.5)
         left.set_yscale("log")
         for (name, values), colour in zip(shares.items(), (RETAIN, SERIES[0]), strict=True):
             if any(value is not None for value in values[1:]):
-                right.plot(steps, values, color=colour, marker="o", markersize=3.5, label=name)
+                right.plot(steps, _numbers(values), color=colour, marker="o", markersize=3.5, label=name)
         right.legend(frameon=False, loc="lower left")
         _finished(left, recipe["forget_below"], recipe["kept_step"], "answer probability of forgotten rows")
         _finished(right, recipe["keep_at_least"], recipe["kept_step"], "share of right tokens that stayed")
         svg = svg_of(figure, "path")
     points = "; ".join(f"step {step}: forget {_said(p)}" for step, p in zip(steps, forget, strict=True))
-    return Drawing(
-        svg, f"{points}. Targets: forget at most {recipe['forget_below']:.3g}, keep at least {recipe['keep_at_least']:g}."
-    )
+    targets = f"forget at most {recipe['forget_below']:.3g}, keep at least {recipe['keep_at_least']:g}"
+    return Drawing(svg, f"{points}. Targets: {targets}.")
 
 
 def _finished(axes: Axes, target: float, kept: int | None, title: str) -> None:
@@ -53,6 +51,11 @@ def _finished(axes: Axes, target: float, kept: int | None, title: str) -> None:
     axes.set_xlabel("step")
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    """NaN, which is a gap in a line, where there is no number."""
+    return [math.nan if value is None else value for value in values]
 
 
 def _said(value: float | None) -> str:
