@@ -17,10 +17,12 @@ from d2unlearn.schema import Example
 def guard_rows(settings: AuditSettings, rows: AuditRows) -> list[Example]:
     """The retained rows that the guard is fitted on; none without a guard.
 
-    Raises `DataError` where some of them are among those that false refusals are judged on.
+    Raises `ConfigError` for a guard that there is not, `DataError` where some rows are among those that false refusals are
+    judged on.
     """
     if settings.guard is None or settings.guard_retain is None:
         return []
+    build_guard(settings.guard, settings.guard_parameters)
     fitted_on = read_examples(settings.guard_retain, group_size=settings.group_size, columns=settings.columns)
     known = {content_hash(row) for row in fitted_on}
     both = [row for row in rows.retain if content_hash(row) in known]
