@@ -233,7 +233,13 @@ def test_parameters_are_typed_by_hints() -> None:
             config.EvaluateSettings,
             ("model", "original", "forget", "retain", "output", "also_forget", "also_retain", "columns", "redact"),
         ),
-        (config.CalibrateSettings, ("model", "retain", "forget", "batch_size", "columns", "unseen", "sign_key", "update")),
+        (
+            config.CalibrateSettings,
+            (
+                *("model", "retain", "forget", "near", "unrelated", "traffic", "replace"),
+                *("batch_size", "columns", "unseen", "sign_key", "update"),
+            ),
+        ),
         (
             config.UnlearnSettings,
             (

@@ -175,6 +175,20 @@ class CalibrateSettings:
     forget: Annotated[
         RowFiles | None, INCIDENTAL, "Requests that should be refused: places the threshold better, reports misses."
     ] = None
+    near: Annotated[RowFiles | None, INCIDENTAL, "Legitimate requests beside what is forgotten: a group of their own."] = None
+    unrelated: Annotated[RowFiles | None, INCIDENTAL, "Legitimate requests of nothing related: a group of their own."] = None
+    traffic: Annotated[
+        str | None,
+        INCIDENTAL,
+        _JSONL,
+        "Real prompts, without answers: those that look forgotten are listed for you to decide on.",
+    ] = None
+    wordings: Annotated[
+        int, ZERO_OR_MORE, "Other wordings that each row is asked in, of every group of requests; 0: as the rows stand alone."
+    ] = 1
+    replace: Annotated[
+        bool, INCIDENTAL, Flag("--replace"), "Also where the gate that is there was made with more forget rows."
+    ] = False
     max_false_refusal: Annotated[float, PROPER_SHARE, "The largest share of legitimate requests that may be refused."] = 0.01
     confidence: Annotated[
         float | None, PROPER_SHARE, "Hold the share with this confidence, e.g. 0.9, over calibrations, not on average."

@@ -306,7 +306,7 @@ def test_a_gate_whose_threshold_was_lowered_or_template_changed(another: Copies)
 
 def test_what_a_gate_cannot_be_calibrated_on(walked: Walked) -> None:
     write_rows(Path("texts.jsonl"), [{"text": f"a city {i}"} for i in range(90)])
-    command = ("calibrate", "--model", walked.artifact, "--retain")
+    command = ("calibrate", "--model", walked.artifact, "--replace", "--retain")
     for options, says in (
         (("texts.jsonl", "--unseen", *CALIBRATE), "a retain row of plain text has no prompt"),
         ((walked.given.retain,), "39 calibration prompts are too few for at most 1.000% false refusals: 99 are needed"),
@@ -359,7 +359,7 @@ def test_a_full_disk_while_calibrating_leaves_the_artifact_without_a_gate(walked
 
 def test_a_full_disk_while_calibrating_again_leaves_the_gate_that_was(walked: Walked, another: Copies) -> None:
     folder = another("artifact")
-    command = ("calibrate", "--model", folder, "--retain", walked.given.retain, *CALIBRATE, "--seed", 3)
+    command = ("calibrate", "--model", folder, "--replace", "--retain", walked.given.retain, *CALIBRATE, "--seed", 3)
     assert "d2_gate.json: File too large" in last_sentence(*command, room=1_000)
     assert d2("generate", "--model", folder, "--prompt", "it").code == 0
 

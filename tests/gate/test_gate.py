@@ -17,7 +17,7 @@ from d2unlearn.data.holdout import split_validation
 from d2unlearn.data.template import Template
 from d2unlearn.errors import GateError
 from d2unlearn.gate import EnergyGate
-from d2unlearn.gate.score import request_scores
+from d2unlearn.gate.score import CANDIDATES, request_scores
 from d2unlearn.gate.traces import collect_traces
 from d2unlearn.loaded_files import bound_hashes
 from d2unlearn.models import weights_hash
@@ -73,10 +73,14 @@ def test_the_threshold_is_the_order_statistic_of_freshly_generated_answers(
 def test_forget_prompts_only_raise_and_tell_misses(gate: EnergyGate) -> None:
     assert gate.threshold >= gate.calibration.conformal_threshold
     assert gate.calibration.miss_rate is not None
-    assert gate.calibration.miss_rate.n == 20
+    assert gate.calibration.miss_rate.n == 12  # two of five authors chose the score
     assert gate.calibration.grouped
     lines = list(gate.describe())
-    assert len(lines) == len(gate.calibration.candidates) + 4
+    assert [line[2:].split()[0] for line in lines[: len(CANDIDATES)]] == list(CANDIDATES)
+    (why,) = (line for line in lines if line.startswith("why this score: "))
+    assert why.endswith("(chosen on rows that set no threshold)")
+    assert [line[:12] for line in lines if "|" in line] == ["legitimate |", "forgotten  |"]
+    assert any(line.startswith("  multi-turn       no guarantee: 0 of 4 needed") for line in lines)
     assert sum(line.startswith("*") for line in lines) == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -203,3 +204,87 @@ def test_calibrating_binds_what_an_earlier_version_did_not(artifact: Path, retai
     path.write_text(json.dumps({**content, "checksum": fingerprint(content)}))
     assert list(run_calibrate(settings(artifact, retain)))[-1] == str(path)
     assert path.read_text() == good
+
+
+def asked_file(path: Path, questions: list[str], **columns: str) -> Path:
+    path.write_text("".join(json.dumps({"question": question, **columns}) + "\n" for question in questions))
+    return path
+
+
+@pytest.fixture
+def forget(tmp_path: Path) -> Path:
+    return asked_file(tmp_path / "forget.jsonl", tiny.questions(7, 12), answer="w3 w4")
+
+
+def test_near_and_unrelated_rows_are_groups_of_their_own(artifact: Path, retain: Path, forget: Path, tmp_path: Path) -> None:
+    near = asked_file(tmp_path / "near.jsonl", tiny.questions(8, 12), answer="w5")
+    given = replace(settings(artifact, retain), forget=str(forget), near=str(near), unrelated=str(near))
+    lines = list(run_calibrate(given))
+    groups = {
+        group.group: (group.n, group.conformal is not None) for group in EnergyGate.from_pretrained(artifact).calibration.groups
+    }
+    assert groups["near"] == groups["unrelated"] == (8, True)  # of twelve, four chose the score; four are enough for 20%
+    assert any(line.startswith("  near             guaranteed by 8 questions; refused in the worst wording") for line in lines)
+
+
+def test_a_near_row_that_is_to_be_forgotten_is_an_error_and_the_old_gate_stays(
+    artifact: Path, retain: Path, forget: Path, tmp_path: Path
+) -> None:
+    list(run_calibrate(settings(artifact, retain)))
+    before = (artifact / GATE_FILE).read_bytes()
+    near = asked_file(tmp_path / "near.jsonl", [f"  {tiny.questions(7, 12)[3].upper()} "], answer="w5")
+    with pytest.raises(GateError, match=r"near.jsonl:1 asks what forget.jsonl:4 says is to be forgotten: take it"):
+        list(run_calibrate(replace(settings(artifact, retain), forget=str(forget), near=str(near))))
+    assert (artifact / GATE_FILE).read_bytes() == before
+
+
+def test_a_gate_of_more_forget_rows_is_replaced_only_when_asked(artifact: Path, retain: Path, forget: Path) -> None:
+    list(run_calibrate(replace(settings(artifact, retain), forget=str(forget))))
+    before = (artifact / GATE_FILE).read_bytes()
+    with pytest.raises(GateError, match=r"was made with 12 forget rows, and none are given now.*--replace"):
+        list(run_calibrate(settings(artifact, retain)))
+    assert (artifact / GATE_FILE).read_bytes() == before
+    list(run_calibrate(replace(settings(artifact, retain), replace=True)))
+    assert EnergyGate.from_pretrained(artifact).calibration.forget_scores == ()
+
+
+def test_traffic_that_looks_forgotten_is_listed_and_kept_nowhere(
+    artifact: Path, retain: Path, forget: Path, tmp_path: Path
+) -> None:
+    given = replace(settings(artifact, retain), forget=str(forget))
+    list(run_calibrate(given))
+    alone = json.loads((artifact / GATE_FILE).read_text())
+    prompts = [f"{question} w59" for question in [*tiny.questions(1, 20), *tiny.questions(9, 20)]]
+    lines = list(run_calibrate(replace(given, traffic=str(asked_file(tmp_path / "traffic.jsonl", prompts)))))
+    assert json.loads((artifact / GATE_FILE).read_text()) == alone  # nothing of it moves the gate
+    (said,) = (line for line in lines if line.startswith("traffic: "))
+    refused = int(said.split()[1])
+    listed = [line for line in lines if "traffic.jsonl:" in line]
+    assert said == f"traffic: {refused} of 40 prompts look forgotten and would be refused"
+    assert len(listed) == min(refused, 20)
+    assert all(json.dumps(prompt) not in (artifact / GATE_FILE).read_text() for prompt in prompts)
+
+
+def test_traffic_with_answers_in_it_is_an_error(artifact: Path, retain: Path, tmp_path: Path) -> None:
+    traffic = asked_file(tmp_path / "traffic.jsonl", ["w1 w2"], answer="w3")
+    with pytest.raises(GateError, match=r"traffic.jsonl:1 has a column 'answer': --traffic takes prompts only"):
+        list(run_calibrate(replace(settings(artifact, retain), traffic=str(traffic))))
+    assert not (artifact / GATE_FILE).exists()
+
+
+def test_a_gate_of_an_earlier_version_is_read_as_it_was(artifact: Path, retain: Path, forget: Path) -> None:
+    """Without what this version measures beside, and with candidates that have no gap."""
+    list(run_calibrate(replace(settings(artifact, retain), forget=str(forget))))
+    now = EnergyGate.from_pretrained(artifact)
+    content = json.loads((artifact / GATE_FILE).read_text())
+    for name in ("reason", "apart", "groups", "families", "left_out"):
+        del content["measured"][name]
+    for candidate in content["measured"]["candidates"]:
+        del candidate["gap"], candidate["gap_error"]
+    content["checksum"] = fingerprint({name: value for name, value in content.items() if name != "checksum"})
+    (artifact / GATE_FILE).write_text(json.dumps(content))
+    old = EnergyGate.from_pretrained(artifact)
+    assert (old.threshold, old.score) == (now.threshold, now.score)
+    assert (old.calibration.groups, old.calibration.families, old.calibration.left_out) == ((), (), {})
+    assert now.calibration.groups
+    assert any(line.startswith("* ") and "gap" not in line for line in old.describe())

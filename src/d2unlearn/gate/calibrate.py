@@ -1,62 +1,55 @@
 """From the energies of held-out answers to a threshold with a guarantee. Pure: numbers in, numbers out.
 
-    validation   retained requests: choose and standardise the score
+    validation   retained requests: choose (`choice`) and standardise the score
     calibration  retained requests: the threshold, an order statistic of their scores (split conformal prediction)
-    forget       requests to refuse, if any: help to choose, may raise the threshold, and tell how many are missed
+    forget       requests to refuse, if any: some help to choose the score, the others may raise the threshold and tell how many
+                 are missed
 
 Forget requests cannot break the guarantee: the calibration scores are exchangeable with a fresh retained request's, since
 nothing that the score depends on has seen either; and the threshold only ever moves up from the conformal value, which can
 only refuse fewer.
 
-The raise. For a threshold t, errors(t) = share of retained requests (validation and calibration) above t + share of forget
-requests at or below t. It is constant between neighbouring scores; of the gaps at or above the conformal value with the
-fewest errors the widest is taken, and its middle is the threshold (the lowest such gap when several are equally wide). Staying
-at the conformal value where a raise spares nothing measurable was tried: where every calibration prompt is answered with
-confidence it lies so low that retained questions in another wording are refused (docs/log.md).
+The raise. For a threshold t, errors(t) = share of retained questions above t + share of forget questions at or below t, a
+question being shared among its renderings. It is constant between neighbouring scores; of the gaps at or above the conformal
+value whose errors are within one standard error of the fewest, the widest is taken, and its middle is the threshold. By the
+exact fewest, one row decides: on the quickstart's world one put the threshold 0.03 nats below the lowest forgotten score.
+Staying at the conformal value where a raise spares nothing measurable was tried: where every calibration prompt is answered
+with confidence it lies so low that retained questions in another wording are refused (docs/log.md).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from d2unlearn.errors import GateError
-from d2unlearn.gate.score import CANDIDATES, DEFAULT, Indices, Score, request_scores
+from d2unlearn.gate.asked import Asked, asked_scores, weights_of
+from d2unlearn.gate.choice import Candidate, Choice
+from d2unlearn.gate.families import FamilyRates, family_rates
+from d2unlearn.gate.guarantees import GroupGuarantee, conformal_value, group_guarantees, worst_in_group
+from d2unlearn.gate.score import Bools, Indices, Score
 from d2unlearn.schema import Interval
-from d2unlearn.stats import Floats, auroc, binomial_interval, conformal_rank, fpr_at_tpr
-
-Energies = Sequence[Sequence[float]]
-"""Of each request the energies of its answer, position by position."""
+from d2unlearn.stats import Floats, binomial_interval, conformal_rank
 
 N_FOLDS = 5
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """How well one score tells forget requests from validation requests. `auroc_error`: its standard error.
-
-    `missed`: the share of forget requests that lie at or below the validation request whose rank leaves the stated share of
-    validation requests above it.
-    """
-
-    name: str
-    auroc: float
-    auroc_error: float
-    fpr_at_95_tpr: float
-    missed: float
+CHOOSING_FOLDS = 3
+"""Of so many folds of forget requests one chooses the score."""
 
 
 @dataclass(frozen=True)
 class Calibration:
     """A threshold and everything that was measured on the way to it.
 
-    `rank`: the order statistic (1 = smallest) of the calibration scores behind `conformal_threshold`. `candidates`, `miss_rate`
-    (cross-fitted) and `forget_scores` are empty or None without forget requests. `grouped`: whether the folds kept groups
-    together. `validation_false_refusal` is optimistic by a little where the score was chosen on the same rows.
+    `rank`: the order statistic (1 = smallest) behind `conformal_threshold`, among the calibration rows as they stand in their
+    file, whose scores are `calibration_scores`; `groups`: the guarantees of groups, each with a conformal value of its own.
+    `forget_scores`: likewise of forget rows. `miss_rate`: of forget rows as they stand that did not choose the score,
+    cross-fitted; None without any. `grouped`: whether folds kept groups together; `apart`: whether other forget rows chose the
+    score than raised the threshold. `validation_false_refusal` is optimistic by a little, for rows that chose the score.
+    `families`: on held-out rows. `left_out`: families that forget rows were not asked in, for the model answers too few
+    legitimate rows there, with the share that it does.
     """
 
     name: str
@@ -71,184 +64,205 @@ class Calibration:
     grouped: bool
     calibration_scores: tuple[float, ...]
     forget_scores: tuple[float, ...]
+    reason: str = ""
+    apart: bool = False
+    groups: tuple[GroupGuarantee, ...] = ()
+    families: tuple[FamilyRates, ...] = ()
+    left_out: Mapping[str, float] = field(default_factory=dict)
 
 
 def calibrate(
-    validation: Energies,
-    calibration: Energies,
-    forget: Energies = (),
-    groups: Sequence[Hashable] | None = None,
+    choice: Choice,
+    validation: Sequence[Asked],
+    calibration: Sequence[Asked],
+    forget: Sequence[Asked] = (),
+    labels: Sequence[Hashable] | None = None,
     *,
+    choosing: frozenset[int] = frozenset(),
     max_false_refusal: float = 0.01,
     confidence: float | None = None,
-    candidates: Mapping[str, Score] = CANDIDATES,
-    default: str = DEFAULT,
     n_folds: int = N_FOLDS,
     seed: int = 0,
 ) -> Calibration:
-    """Choose a score, set its threshold so that at most `max_false_refusal` of retained requests lie above, measure it.
+    """Set the chosen score's threshold so that at most `max_false_refusal` of retained requests lie above, and measure it.
 
-    `groups`: for each forget request which group (author, document) it belongs to; None: rows are taken as independent.
-    Raises `GateError` when there are too few calibration requests for the rate asked for, none for validation, or energies
-    that are not finite.
+    `labels`: for each forget question which group (author, document) it belongs to; None: rows are taken as independent.
+    `choosing`: forget questions that chose the score; they stay out of the rest, unless nothing would be left. Raises
+    `GateError` when there are too few calibration rows for the rate asked for, none for validation, or energies that are not
+    finite.
     """
-    rank = conformal_rank(len(calibration), max_false_refusal, confidence)
-    _check(validation, calibration, forget)
-    fitted = {name: score.fit(validation) for name, score in candidates.items()}
-    table = {
-        name: _Scored(
-            request_scores(score, validation),
-            request_scores(score, calibration),
-            request_scores(score, forget),
-            rank,
-            max_false_refusal,
-        )
-        for name, score in fitted.items()
-    }
-    name = _chosen(table, np.arange(len(forget)), default)
-    scored = table[name]
-    threshold = scored.threshold(np.arange(len(forget)))
+    rank = conformal_rank(sum(each.as_it_is for each in calibration), max_false_refusal, confidence)
+    check_energies(validation, calibration, forget)
+    others = [each for each in forget if each.question not in choosing]
+    setting = Scored.of(choice.score, calibration), Scored.of(choice.score, others or forget)
+    rates = max_false_refusal, confidence
+    pooled, groups, threshold = set_threshold(*setting, *rates)
+    refused, caught = _cross_fitted(*setting, *rates, labels, n_folds, seed)
     return Calibration(
-        name=name,
-        score=fitted[name],
+        name=choice.name,
+        score=choice.score,
         threshold=threshold,
-        conformal_threshold=scored.conformal,
+        conformal_threshold=pooled,
         rank=rank,
-        candidates=tuple(_measured(n, s) for n, s in table.items()) if len(forget) else (),
-        validation_false_refusal=_share(scored.validation > threshold),
-        calibration_false_refusal=_share(scored.calibration > threshold),
-        miss_rate=_cross_fitted_misses(table, _folds(len(forget), groups, n_folds, seed), default),
-        grouped=_usable(groups),
-        calibration_scores=tuple(scored.calibration.tolist()),
-        forget_scores=tuple(scored.forget.tolist()),
+        candidates=choice.candidates,
+        validation_false_refusal=_share(Scored.of(choice.score, validation).plain_scores > threshold),
+        calibration_false_refusal=_share(setting[0].plain_scores > threshold),
+        miss_rate=_share(~caught[setting[1].plain]) if len(setting[1].plain) else None,
+        grouped=_usable(labels),
+        calibration_scores=tuple(setting[0].plain_scores.tolist()),
+        forget_scores=tuple(Scored.of(choice.score, forget).plain_scores.tolist()),
+        reason=choice.reason,
+        apart=bool(choosing) and bool(others),
+        groups=tuple(_with_share(group, setting[0], threshold) for group in groups),
+        families=family_rates(setting[0].asked, refused, setting[1].asked, caught),
     )
 
 
-def raised(conformal: float, retained: Floats, forget: Floats) -> float:
-    """The threshold with forget scores taken into account: never below `conformal`. See the head of this file."""
+def raised(
+    conformal: float,
+    retained: Floats,
+    forget: Floats,
+    weights: tuple[Floats, Floats] | None = None,
+    n: tuple[int, int] | None = None,
+) -> float:
+    """The threshold with forget scores taken into account: never below `conformal`. See the head of this file.
+
+    weights: of each score, sums 1 (None: all alike). n: questions behind them (None: one a score).
+    """
     if not len(forget):
         return conformal
+    n_retained, n_forget = n or (len(retained), len(forget))
+    w_retained, w_forget = weights or (np.full(len(retained), 1 / max(len(retained), 1)), np.full(len(forget), 1 / len(forget)))
     edges = np.unique(np.concatenate([retained, forget, [conformal]]))
-    edges = edges[edges >= conformal]
-    if len(edges) == 1:
+    edges = edges[(edges >= conformal) & np.isfinite(edges)]
+    if len(edges) < 2:
         return conformal
     lower = edges[:-1]
-    above = 1 - np.searchsorted(np.sort(retained), lower, side="right") / max(len(retained), 1)
-    missed = np.searchsorted(np.sort(forget), lower, side="right") / len(forget)
-    errors = above + missed
-    widths = np.where(errors <= errors.min() + 1e-12, np.diff(edges), -1.0)
+    above, missed = _share_above(retained, w_retained, lower), 1 - _share_above(forget, w_forget, lower)
+    errors, fewest = above + missed, int(np.argmin(above + missed))
+    error = math.hypot(_share_error(above[fewest], n_retained), _share_error(missed[fewest], n_forget))
+    widths = np.where(errors <= errors[fewest] + error + 1e-12, np.diff(edges), -1.0)
     best = int(np.argmax(widths))
     return float((edges[best] + edges[best + 1]) / 2)
 
 
-def auroc_error(value: float, n_negatives: int, n_positives: int) -> float:
-    """Standard error of an AUROC. At 0 or 1, where the formula gives 0, that of half a row of the smaller side.
-
-    Source: Hanley & McNeil 1982.
-    """
-    if not n_negatives or not n_positives:
-        return math.nan
-    q1, q2 = value / (2 - value), 2 * value**2 / (1 + value)
-    variance = value * (1 - value) + (n_positives - 1) * (q1 - value**2) + (n_negatives - 1) * (q2 - value**2)
-    floor = 0.5 / min(n_negatives, n_positives)
-    return max(math.sqrt(max(variance, 0.0) / (n_negatives * n_positives)), floor)
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """One candidate's request scores on the three sets."""
-
-    validation: Floats
-    calibration: Floats
-    forget: Floats
-    rank: int
-    max_false_refusal: float
-
-    @property
-    def conformal(self) -> float:
-        return float(np.sort(self.calibration)[self.rank - 1])
-
-    def threshold(self, rows: Indices) -> float:
-        """With the forget requests `rows` (indices) taken into account."""
-        return raised(self.conformal, np.concatenate([self.validation, self.calibration]), self.forget[rows])
-
-    def missed(self, rows: Indices) -> float:
-        """Share of the forget requests `rows` that a threshold set by the validation requests alone would let pass."""
-        n = len(self.validation)
-        threshold = np.sort(self.validation)[min(math.ceil((n + 1) * (1 - self.max_false_refusal)), n) - 1]
-        return float((self.forget[rows] <= threshold).mean())
-
-
-def _chosen(table: Mapping[str, _Scored], rows: Indices, default: str) -> str:
-    """The first candidate, in the table's order, that is as good as the best one on these forget requests.
-
-    Two one-standard-error rules, one after the other: AUROC within one of the largest; of those, misses at the rate asked for
-    within one of the fewest. The table holds the preferred score first, so another takes its place only where it is
-    measurably better. Without forget requests: `default`.
-    """
-    if not len(rows):
-        return default
-    values = {name: auroc(s.validation, s.forget[rows]) for name, s in table.items()}
-    best = max(values, key=lambda name: values[name])
-    bar = values[best] - auroc_error(values[best], len(table[best].validation), len(rows))
-    missed = {name: table[name].missed(rows) for name, value in values.items() if value >= bar}
-    fewest = min(missed.values())
-    return next(name for name, share in missed.items() if share <= fewest + _share_error(fewest, len(rows)))
+def _share_above(scores: Floats, weights: Floats, thresholds: Floats) -> Floats:
+    """Weight of the scores above each threshold."""
+    order = np.argsort(scores)
+    passed = np.concatenate([[0.0], np.cumsum(weights[order])])
+    return np.asarray(passed[-1] - passed[np.searchsorted(scores[order], thresholds, side="right")])
 
 
 def _share_error(share: float, n: int) -> float:
-    """Standard error of a share of n, at least that of one request."""
-    return max(math.sqrt(share * (1 - share) / n), 1 / n)
+    """Standard error of a share of n questions, with one more on either side: none of n is no certainty."""
+    shrunk = (share * n + 1) / (n + 2)
+    return math.sqrt(shrunk * (1 - shrunk) / n) if n else 0.0
 
 
-def _measured(name: str, scored: _Scored) -> Candidate:
-    value = auroc(scored.validation, scored.forget)
-    error = auroc_error(value, len(scored.validation), len(scored.forget))
-    missed = scored.missed(np.arange(len(scored.forget)))
-    return Candidate(name, value, error, fpr_at_tpr(scored.validation, scored.forget), missed)
+def choosing_questions(n: int, labels: Sequence[Hashable] | None, seed: int) -> frozenset[int]:
+    """Forget questions (numbers below n) that choose the score and set no threshold: a third, in whole groups; all where they
+    cannot be parted.
+    """
+    folds = _dealt(range(n), labels, CHOOSING_FOLDS, seed)
+    return frozenset(folds[0] if len(folds) == CHOOSING_FOLDS else range(n))
 
 
-def _cross_fitted_misses(
-    table: Mapping[str, _Scored],
-    folds: Sequence[Indices],
-    default: str,
-) -> Interval | None:
-    """Share of forget requests that pass, each judged by a gate whose choice and raise never saw its fold."""
-    if not folds:
-        return None
-    total = np.arange(sum(len(fold) for fold in folds))
-    missed = 0
-    for fold in folds:
-        others = np.setdiff1d(total, fold)
-        scored = table[_chosen(table, others, default)]
-        missed += int((scored.forget[fold] <= scored.threshold(others)).sum())
-    return binomial_interval(missed, len(total))
-
-
-def _folds(n: int, groups: Sequence[Hashable] | None, n_folds: int, seed: int) -> list[Indices]:
-    """Indices of each fold: whole groups, shuffled and dealt out in turn; rows by themselves without usable groups."""
-    if not n:
-        return []
-    labels = [str(g) for g in groups] if groups is not None and _usable(groups) else [str(i) for i in range(n)]
-    names = sorted(set(labels))
-    order = np.random.default_rng(seed).permutation(len(names))
-    fold_of = {names[group]: turn % n_folds for turn, group in enumerate(order)}
-    assigned = np.array([fold_of[label] for label in labels])
-    return [np.flatnonzero(assigned == fold) for fold in range(n_folds) if (assigned == fold).any()]
-
-
-def _usable(groups: Sequence[Hashable] | None) -> bool:
-    """Groups that can be held out: every row has one and there are at least two."""
-    return groups is not None and all(g is not None for g in groups) and len(set(groups)) > 1
-
-
-def _share(flags: NDArray[np.bool_]) -> Interval:
-    return binomial_interval(int(flags.sum()), len(flags))
-
-
-def _check(validation: Energies, calibration: Energies, forget: Energies) -> None:
+def check_energies(validation: Sequence[Asked], calibration: Sequence[Asked], forget: Sequence[Asked]) -> None:
+    """Raises `GateError` for no validation rows, and for energies that are not finite."""
     if not validation:
         raise GateError("no validation prompts: give more retained prompts, a share of them chooses the score")
-    for kind, energies in (("retained", validation), ("retained", calibration), ("forget", forget)):
-        if not all(math.isfinite(energy) for row in energies for energy in row):
+    for kind, asked in (("retained", validation), ("retained", calibration), ("forget", forget)):
+        if not all(math.isfinite(energy) for each in asked for look in each.looks for energy in look):
             raise GateError(f"the model's energies on {kind} prompts are not finite numbers: the model is broken")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Renderings with their scores."""
+
+    asked: Sequence[Asked]
+    scores: Floats
+
+    @classmethod
+    def of(cls, score: Score, asked: Sequence[Asked]) -> Scored:
+        return cls(asked, asked_scores(score, asked))
+
+    @property
+    def plain(self) -> Bools:
+        """[N]: which are rows as they stand."""
+        return np.array([each.as_it_is for each in self.asked], dtype=np.bool_)
+
+    @property
+    def plain_scores(self) -> Floats:
+        return self.scores[self.plain]
+
+    @property
+    def questions(self) -> int:
+        return len({each.question for each in self.asked})
+
+    def part(self, rows: Bools) -> Scored:
+        """Those of these rows, [N]."""
+        return Scored([each for each, kept in zip(self.asked, rows, strict=True) if kept], self.scores[rows])
+
+
+def set_threshold(
+    retained: Scored, forget: Scored, max_false_refusal: float, confidence: float | None, *, part: float = 1.0
+) -> tuple[float, tuple[GroupGuarantee, ...], float]:
+    """(the pooled conformal value, the groups' guarantees, the threshold). part: of what is needed is enough."""
+    pooled = conformal_value(retained.plain_scores, max_false_refusal, confidence, or_highest=part < 1)
+    groups = group_guarantees(retained.asked, retained.scores, max_false_refusal, confidence, part)
+    floor = max([pooled, *(group.conformal for group in groups if group.conformal is not None)])
+    weights = weights_of(retained.asked), weights_of(forget.asked)
+    return pooled, groups, raised(floor, retained.scores, forget.scores, weights, (retained.questions, forget.questions))
+
+
+def _cross_fitted(
+    retained: Scored,
+    forget: Scored,
+    max_false_refusal: float,
+    confidence: float | None,
+    labels: Sequence[Hashable] | None,
+    n_folds: int,
+    seed: int,
+) -> tuple[Bools, Bools]:
+    """Which retained and which forget renderings lie above a threshold that nothing of their fold has set."""
+    above = np.zeros(len(retained.asked), dtype=np.bool_), np.zeros(len(forget.asked), dtype=np.bool_)
+    folds = _folds(retained.asked, None, n_folds, seed), _folds(forget.asked, labels, n_folds, seed)
+    for fold in range(n_folds):
+        ours, theirs = folds[0] == fold, folds[1] == fold
+        rest = retained.part(~ours) if (~ours & retained.plain).any() else retained
+        *_, threshold = set_threshold(rest, forget.part(~theirs), max_false_refusal, confidence, part=0.5)
+        above[0][ours], above[1][theirs] = retained.scores[ours] > threshold, forget.scores[theirs] > threshold
+    return above
+
+
+def _folds(asked: Sequence[Asked], labels: Sequence[Hashable] | None, n_folds: int, seed: int) -> Indices:
+    """[N]: the fold of each rendering's question."""
+    fold_of = {
+        q: fold for fold, dealt in enumerate(_dealt({each.question for each in asked}, labels, n_folds, seed)) for q in dealt
+    }
+    return np.array([fold_of[each.question] for each in asked], dtype=np.int64)
+
+
+def _dealt(questions: Iterable[int], labels: Sequence[Hashable] | None, n_folds: int, seed: int) -> list[list[int]]:
+    """Questions in folds: whole groups, shuffled and dealt out in turn; questions by themselves without usable groups."""
+    label_of = {q: str(labels[q]) if labels is not None and _usable(labels) else str(q) for q in sorted(questions)}
+    names = sorted(set(label_of.values()))
+    order = np.random.default_rng(seed).permutation(len(names))
+    fold_of = {names[group]: turn % n_folds for turn, group in enumerate(order)}
+    folds = [[q for q, label in label_of.items() if fold_of[label] == fold] for fold in range(n_folds)]
+    return [fold for fold in folds if fold]
+
+
+def _with_share(group: GroupGuarantee, retained: Scored, threshold: float) -> GroupGuarantee:
+    worst = worst_in_group(retained.asked, retained.scores, group.group)
+    return replace(group, refused=_share(worst > threshold)) if len(worst) else group
+
+
+def _usable(labels: Sequence[Hashable] | None) -> bool:
+    """Groups that can be held out: every row has one and there are at least two."""
+    return labels is not None and all(label is not None for label in labels) and len(set(labels)) > 1
+
+
+def _share(flags: Bools) -> Interval:
+    return binomial_interval(int(flags.sum()), len(flags))

@@ -13,27 +13,25 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from d2unlearn.compatibility import check_room
-from d2unlearn.data.holdout import split_validation
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ArtifactError, GateError
-from d2unlearn.gate.calibrate import Calibration, calibrate
+from d2unlearn.gate.calibrate import Calibration
+from d2unlearn.gate.described import described
 from d2unlearn.gate.export import carry
 from d2unlearn.gate.gate_file import checked_texts, gate_arguments, gate_content
 from d2unlearn.gate.gated import GateWarning
+from d2unlearn.gate.measuring import Answering, CalibrationRows, checked_rows, measure
 from d2unlearn.gate.probe_texts import probe_prompts
 from d2unlearn.gate.probes import Probe, dtype_name, make_probes
 from d2unlearn.gate.rule import GateRule
 from d2unlearn.gate.score import CANDIDATES, DEFAULT, Score
-from d2unlearn.gate.traces import collect_traces
-from d2unlearn.gate.turns import under_system
 from d2unlearn.loaded_files import BOUND, bound_hashes, check_self_contained
 from d2unlearn.models import context_length, weights_hash
 from d2unlearn.refusals import GATE_REFUSALS, refusal_index
 from d2unlearn.runtime import fingerprint, read_json, say, write_json
-from d2unlearn.schema import GATE_FILE, Example, GateSummary, Interval
+from d2unlearn.schema import GATE_FILE, Example, GateSummary
 from d2unlearn.signing import remove_stale_signature
-from d2unlearn.stats import conformal_rank
+from d2unlearn.wordings.wording import Wording
 
 UNDER_SYSTEM = " under the deployment's system message"
 VOUCHED = "; that none of these prompts was trained on is the user's word (--unseen): nothing shows it"
@@ -131,49 +129,36 @@ class EnergyGate:
         score: str = "auto",
         vouched: bool = False,
         system: str | None = None,
+        near: Sequence[Example] = (),
+        unrelated: Sequence[Example] = (),
+        wordings: Sequence[Wording] = (),
+        of_each: int = 1,
     ) -> EnergyGate:
         """Generate answers to held-out retained prompts (and forget prompts, if any), and set the threshold by them.
 
         `retain`: rows that the model was not trained on since unlearning began; a seeded 35% of them choose and standardise the
-        score, the rest set the threshold. Answers in the rows are not used. The model is put in evaluation mode. `folder`:
-        where the model's weight files lie, to bind the gate to them. `score`: a name of `CANDIDATES`, or `auto`: chosen by what
-        forget prompts show. `vouched`: only the user's word says that the rows are unseen. `system`: a
-        system message under which rows without one are asked. Raises `GateError` for rows without
-        a prompt, for too few rows (before anything is generated), and for a model whose energies are not finite.
+        score, the rest set the threshold. Answers in the rows only tell which wordings the model does not answer. The model is
+        put in evaluation mode. `folder`: where the model's weight files lie, to bind the gate to them. `score`: a name of
+        `CANDIDATES`, or `auto`: chosen by what forget prompts show. `vouched`: only the user's word says the rows are unseen.
+        `near`, `unrelated`: legitimate rows from beside what is forgotten, and from far off. `wordings`: in `of_each` of
+        them for each group of requests every row is asked too. `system`: the deployment's system message, under which rows
+        without one are asked. Raises `GateError` for rows without a prompt, for too few rows
+        (before anything is generated), for near rows that are forget rows, and for a model whose energies are not finite.
         """
         candidates, default = _candidates(score)
         texts = checked_texts(GATE_REFUSALS if refusal_texts is None else refusal_texts)
-        validation_rows, calibration_rows = split_validation(_with_prompts(retain, "retain"), seed=seed)
-        forget_rows = _with_prompts(forget or (), "forget")
-        conformal_rank(len(calibration_rows), max_false_refusal, confidence)
+        rows = checked_rows(CalibrationRows(retain, forget or (), near, unrelated))
         model.eval()  # type: ignore[no-untyped-call]
         template = Template(tokenizer)
-
-        def energies(rows: Sequence[Example], kind: str) -> list[tuple[float, ...]]:
-            prompts = [template.prompt_ids(under_system(row.prompt, system)) for row in rows]
-            for row, prompt in zip(rows, prompts, strict=True):
-                check_room(prompt, context_length(model), row.source)
-            traces = collect_traces(
-                model,
-                tokenizer,
-                prompts,
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-                temperature=temperature,
-                vocab_rows=vocab_rows,
-                description=f"answers to {kind} prompts",
-            )
-            return [trace.energies for trace in traces]
-
-        measured = calibrate(
-            energies(validation_rows, "validation"),
-            energies(calibration_rows, "calibration"),
-            energies(forget_rows, "forget"),
-            [row.group for row in forget_rows],
+        measured = measure(
+            Answering(model, tokenizer, max_new_tokens, batch_size, temperature, vocab_rows, system),
+            rows,
+            wordings,
+            candidates,
+            default,
             max_false_refusal=max_false_refusal,
             confidence=confidence,
-            candidates=candidates,
-            default=default,
+            of_each=of_each,
             seed=seed,
         )
         context = context_length(model)
@@ -212,23 +197,7 @@ class EnergyGate:
 
     def describe(self) -> Iterator[str]:
         """Lines for a person: what was chosen and why, the threshold, what it promises, what it misses."""
-        measured = self.calibration
-        for candidate in measured.candidates:
-            mark = "*" if candidate.name == measured.name else " "
-            yield (
-                f"{mark} {candidate.name:<16} AUROC {candidate.auroc:.4f}   false refusals at 95% caught "
-                f"{candidate.fpr_at_95_tpr:.2%}   missed at {self.max_false_refusal:.1%} {candidate.missed:.2%}"
-            )
-        how = "raised by forget prompts from" if self.threshold > measured.conformal_threshold else "the conformal value:"
-        yield (
-            f"score {measured.name}, threshold {self.threshold:.4f} ({how} {measured.conformal_threshold:.4f}, rank "
-            f"{measured.rank} of {self.n_calibration})"
-        )
-        yield f"guarantee: {self.guarantee}"
-        yield f"retained prompts refused: {_percent(measured.validation_false_refusal)} of those that chose the score"
-        if measured.miss_rate is not None:
-            folds = "cross-fitted over groups" if measured.grouped else "cross-fitted; rows taken as independent, no groups"
-            yield f"forget prompts missed: {_percent(measured.miss_rate)}, {folds}"
+        yield from described(self.calibration, self.max_false_refusal, self.guarantee)
 
     def summary(self) -> GateSummary:
         """What a report shows of the gate."""
@@ -319,23 +288,9 @@ class EnergyGate:
         self.rule.check_probes(model)
 
 
-def _with_prompts(rows: Sequence[Example], kind: str) -> list[Example]:
-    bare = next((row for row in rows if not row.prompt), None)
-    if bare is not None:
-        raise GateError(
-            f"{bare.source}: a {kind} row of plain text has no prompt, and the gate judges requests by the energy where an "
-            "answer begins; give rows with a question (prompt/completion, question/answer or messages)"
-        )
-    return list(rows)
-
-
 def _candidates(score: str) -> tuple[Mapping[str, Score], str]:
     if score == "auto":
         return CANDIDATES, DEFAULT
     if score not in CANDIDATES:
         raise GateError(f"score {score!r} is not known; choose auto or one of {', '.join(CANDIDATES)}")
     return {score: CANDIDATES[score]}, score
-
-
-def _percent(share: Interval) -> str:
-    return f"{share.value:.2%} (95% interval {share.low:.2%} to {share.high:.2%}, n = {share.n})"

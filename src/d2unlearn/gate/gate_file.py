@@ -8,15 +8,19 @@ from dataclasses import asdict
 from typing import Any
 
 from d2unlearn.errors import GateError
-from d2unlearn.gate.calibrate import Calibration, Candidate
+from d2unlearn.gate.calibrate import Calibration
+from d2unlearn.gate.choice import Candidate
 from d2unlearn.gate.copied import check_values
+from d2unlearn.gate.families import FamilyRates
+from d2unlearn.gate.guarantees import GroupGuarantee
 from d2unlearn.gate.rule import STATISTIC, check_statistic, probes_from_json
 from d2unlearn.gate.score import score_from_json, score_to_json
 from d2unlearn.runtime import fingerprint
 from d2unlearn.schema import GateSummary, Interval
 
 _FORMAT = 1
-_MEASURED = ("conformal_threshold", "rank", "candidates", "calibration_false_refusal", "grouped")
+_SINCE_03 = ("reason", "apart", "groups", "families", "left_out")
+_MEASURED = ("conformal_threshold", "rank", "candidates", "calibration_false_refusal", "grouped", *_SINCE_03)
 """Fields of a calibration that stand apart, under `measured`; the summary holds the others."""
 _VOUCHED, _DATE, _BOUND, _SYSTEM = "vouched", "date", "bound", "system"
 """Stand in the file where they say something, and in none that an earlier version wrote."""
@@ -102,4 +106,21 @@ def _calibration(content: Mapping[str, Any]) -> Calibration:
         grouped=bool(measured["grouped"]),
         calibration_scores=tuple(map(float, content["retain_scores"])),
         forget_scores=tuple(map(float, content["forget_scores"])),
+        **_since_03(measured),
     )
+
+
+def _since_03(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What gates of earlier versions do not have."""
+    given = {name: measured[name] for name in _SINCE_03 if name in measured}
+    for name, kind, shares in (
+        ("groups", GroupGuarantee, ["refused"]),
+        ("families", FamilyRates, ["refused", "missed", "leaked"]),
+    ):
+        if name in given:
+            rows = [
+                {**row, **{share: None if row[share] is None else Interval(*row[share]) for share in shares}}
+                for row in given[name]
+            ]
+            given[name] = tuple(kind(**row) for row in rows)
+    return given

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,19 @@ from d2unlearn.data.holdout import hold_out
 from d2unlearn.data.identity import is_among
 from d2unlearn.data.records import content_hash, read_examples, source_names
 from d2unlearn.errors import GateError
+from d2unlearn.gate.asked import asked_scores
 from d2unlearn.gate.export import is_carried
 from d2unlearn.gate.gate import EnergyGate
 from d2unlearn.gate.gated import GateWarning
+from d2unlearn.gate.measuring import Answering, CalibrationRows, checked_rows
+from d2unlearn.gate.renderings import renderings
+from d2unlearn.gate.traffic import read_traffic, traffic_lines
 from d2unlearn.loaded_files import check_self_contained
 from d2unlearn.models import load_model, load_tokenizer, weights_hash
 from d2unlearn.runtime import check_writable, fingerprint, now, write_json
 from d2unlearn.schema import GATE_FILE, MANIFEST_FILE, Example
 from d2unlearn.version import __version__
+from d2unlearn.wordings.table import training_wordings
 
 
 def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
@@ -35,50 +41,101 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
     manifest = read_manifest(folder) or {}
     seed = _seed(settings, manifest)
     settings = replace(settings, seed=seed)
-    rows = read_examples(settings.retain, group_size=settings.group_size, columns=settings.columns)
-    retain, vouched, note = _unseen(rows, manifest, settings)
-    forget = None
-    if settings.forget is not None:
-        forget = read_examples(settings.forget, group_size=settings.group_size, columns=settings.columns)
-    key = _key(settings, folder, retain, forget, vouched)
+    given = _rows(settings, manifest)
+    key = _key(settings, folder, given)
     if manifest.get("calibration", {}).get("key") == key and _has_gate(folder):
         if not is_carried(folder):
             EnergyGate.from_pretrained(folder).save(folder)
         yield DONE.format(folder / GATE_FILE)
         return
-    yield note
-    tokenizer = load_tokenizer(folder)
+    _check_replaced(folder, len(given.rows.forget), settings)
+    yield given.note
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    vocab_rows = len(tokenizer) if _excludes_padded_rows(manifest) else None
     gate = EnergyGate.calibrate(
-        load_model(folder),
+        model,
         tokenizer,
-        retain,
-        forget,
+        given.rows.retain,
+        given.rows.forget,
+        near=given.rows.near,
+        unrelated=given.rows.unrelated,
+        wordings=training_wordings() if settings.wordings else (),
+        of_each=settings.wordings,
         max_false_refusal=settings.max_false_refusal,
         confidence=settings.confidence,
         max_new_tokens=settings.max_new_tokens,
         batch_size=settings.batch_size,
         refusal_texts=settings.refusal or None,
         score=settings.score,
-        vocab_rows=len(tokenizer) if _excludes_padded_rows(manifest) else None,
+        vocab_rows=vocab_rows,
         seed=seed,
         folder=folder,
-        vouched=vouched,
+        vouched=given.vouched,
         system=system_message(settings.system),
     )
+    answering = Answering(model, tokenizer, gate.max_new_tokens, settings.batch_size, 1.0, vocab_rows, gate.system)
+    seen = _traffic_lines(gate, answering, given.traffic)
     gate.save(folder)
     section = {"key": key, "made": now(), "settings": asdict(settings), "version": __version__}
     write_json(folder / MANIFEST_FILE, {**(manifest or new_manifest("calibrate", key)), "calibration": section})
     yield from gate.describe()
+    yield from seen
     yield f"{folder / GATE_FILE}"
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What the settings name: rows, whether only the user vouches for those retained, a line that says which these are."""
+
+    rows: CalibrationRows
+    traffic: list[Example]
+    vouched: bool
+    note: str
+
+
+def _rows(settings: CalibrateSettings, manifest: Mapping[str, Any]) -> _Given:
+    read = partial(read_examples, group_size=settings.group_size, columns=settings.columns)
+    retain, vouched, note = _unseen(read(settings.retain), manifest, settings)
+    forget, near, unrelated = (
+        [] if each is None else read(each) for each in (settings.forget, settings.near, settings.unrelated)
+    )
+    traffic = [] if settings.traffic is None else read_traffic(Path(settings.traffic))
+    return _Given(checked_rows(CalibrationRows(retain, forget, near, unrelated)), traffic, vouched, note)
+
+
+def _check_replaced(folder: Path, n_forget: int, settings: CalibrateSettings) -> None:
+    """Raises `GateError` where a gate that was shown more forget rows would be replaced and nobody asked for it."""
+    gate = None if settings.replace else _gate_there(folder)
+    had = 0 if gate is None else len(gate.calibration.forget_scores)
+    if had > n_forget:
+        raise GateError(
+            f"{folder / GATE_FILE} was made with {had} forget rows, and {n_forget or 'none'} are given now: the new gate would "
+            "not know what the others look like; give --forget all of them, or --replace it all the same"
+        )
+
+
+def _traffic_lines(gate: EnergyGate, answering: Answering, traffic: Sequence[Example]) -> list[str]:
+    """What is said of real prompts, once there is a gate to look at them."""
+    if not traffic:
+        return []
+    asked = answering.asked(renderings(traffic, system=gate.system), "traffic", gate.score)
+    scores = asked_scores(gate.score, asked)
+    return list(traffic_lines(traffic, scores, gate.threshold, gate.max_false_refusal, gate.confidence))
+
+
 def _has_gate(folder: Path) -> bool:
-    """Whether there is a gate that can be used: not one that was cut short, edited, or written by an older version."""
+    """Whether there is a gate that can be used and is bound to all that decides, as those of earlier versions are not."""
+    gate = _gate_there(folder)
+    return gate is not None and bool(gate.bound)
+
+
+def _gate_there(folder: Path) -> EnergyGate | None:
+    """The folder's gate; None where there is none that can be used: it was cut short, edited, or is of other weights."""
     try:
         with warnings.catch_warnings(action="ignore", category=GateWarning):
-            return bool(EnergyGate.from_pretrained(folder).bound)
+            return EnergyGate.from_pretrained(folder)
     except GateError:
-        return False
+        return None
 
 
 def _unseen(
@@ -122,8 +179,6 @@ def _excludes_padded_rows(manifest: Mapping[str, Any]) -> bool:
     return bool(manifest.get("settings", {}).get("exclude_padded_rows"))
 
 
-def _key(
-    settings: CalibrateSettings, folder: Path, retain: Sequence[Example], forget: Sequence[Example] | None, vouched: bool
-) -> str:
-    rows = [[content_hash(example) for example in examples] for examples in (retain, forget or ())]
-    return fingerprint([__version__, weights_hash(folder), rows, identity(settings), *(["vouched"] if vouched else [])])
+def _key(settings: CalibrateSettings, folder: Path, given: _Given) -> str:
+    rows = [[content_hash(example) for example in examples] for examples in (*given.rows, given.traffic)]
+    return fingerprint([__version__, weights_hash(folder), rows, identity(settings), *(["vouched"] if given.vouched else [])])

@@ -55,6 +55,11 @@ class Score(ABC):
     def lookahead(self) -> int:
         """Tokens of an answer that a stream keeps back until the early looks have passed."""
 
+    @property
+    def positions(self) -> int | None:
+        """How many positions of an answer it looks at, from the first on; None: all of them."""
+        return None
+
     @abstractmethod
     def start(self, n_rows: int) -> RunningStatistic:
         """The state before position 0 of `n_rows` answers."""
@@ -77,6 +82,10 @@ class FirstTokens(Score):
     def lookahead(self) -> int:
         return self.count
 
+    @property
+    def positions(self) -> int:
+        return self.count
+
     def start(self, n_rows: int) -> RunningStatistic:
         return _RunningMean(np.zeros(self.count), np.ones(self.count), self.count - 1, n_rows)
 
@@ -96,6 +105,10 @@ class MaxOverLooks(Score):
 
     @property
     def lookahead(self) -> int:
+        return self.last + 1
+
+    @property
+    def positions(self) -> int:
         return self.last + 1
 
     def start(self, n_rows: int) -> RunningStatistic:
@@ -154,6 +167,11 @@ class MaxOf(Score):
     @property
     def lookahead(self) -> int:
         return max(part.lookahead for part in self.parts)
+
+    @property
+    def positions(self) -> int | None:
+        each = [part.positions for part in self.parts if part.positions is not None]
+        return max(each) if len(each) == len(self.parts) else None
 
     def start(self, n_rows: int) -> RunningStatistic:
         n = len(self.parts)

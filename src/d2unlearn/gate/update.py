@@ -43,7 +43,8 @@ def updated(calibration: Calibration, scores: Floats, max_false_refusal: float, 
     together = np.concatenate([calibration.calibration_scores, scores])
     rank = conformal_rank(len(together), max_false_refusal, confidence)
     conformal = float(np.sort(together)[rank - 1])
-    threshold = raised(conformal, together, np.array(calibration.forget_scores))
+    floor = max([conformal, *(group.conformal for group in calibration.groups if group.conformal is not None)])
+    threshold = raised(floor, together, np.array(calibration.forget_scores))
     return replace(
         calibration,
         threshold=threshold,
