@@ -19,13 +19,13 @@ SHOWN = 20
 def read_traffic(path: Path) -> list[Example]:
     """A row for each prompt. Raises `GateError` for a file that has answers in it, `DataError` as `read_prompts` does."""
     rows = []
-    for number, (columns, prompt) in enumerate(read_prompts(path), start=1):
+    for where, columns, prompt in read_prompts(path):
         held = next((name for name in _ANSWERS if columns.get(name)), None)
         if held is not None:
             raise GateError(
-                f"{path}:{number} has a column {held!r}: --traffic takes prompts only; leave what was answered out of the file"
+                f"{where} has a column {held!r}: --traffic takes prompts only; leave what was answered out of the file"
             )
-        rows.append(Example(f"traffic-{number}", (Message("user", prompt),), "", f"{path}:{number}"))
+        rows.append(Example(where, (Message("user", prompt),), "", where))
     return rows
 
 
