@@ -84,8 +84,6 @@ SETUPS = {
     "LoRA, weights in bf16": replace(BASE, rank=16, weight_bytes=2),
     "LoRA, base in 8 bits": replace(BASE, rank=16, bits=8),
     "LoRA, base in 4 bits": replace(BASE, rank=16, bits=4),
-    "FSDP2, full, two processes": replace(BASE, devices=2),
-    "FSDP2, LoRA, two processes": replace(BASE, rank=16, devices=2),
 }
 SMALL = replace(BASE, hidden=128, layers=2, width=64, answer=24)
 SWEEPS = {

@@ -27,6 +27,7 @@ from comparison_page import comparison_blocks, comparison_figures, comparison_se
 from d2unlearn.cli.main import app
 from energy_figures import energy_figures
 from energy_page import energy_blocks
+from growth_page import growth_blocks, growth_figure
 from method_figures import figure_files
 from method_numbers import number_blocks
 from methods_page import method_blocks
@@ -80,6 +81,8 @@ def pages() -> dict[Path, str]:
         **energy_figures(KEPT),
         **filled(ROOT / "docs" / "evaluation.md", evaluation_blocks(SUITE)),
         **filled(ROOT / "docs" / "audit.md", audit_blocks()),
+        **filled(ROOT / "docs" / "large_models.md", growth_blocks(KEPT)),
+        **growth_figure(KEPT),
         **filled(ROOT / "docs" / "serving.md", serving_blocks(KEPT)),
         **filled(ROOT / "benchmarks" / "README.md", benchmark_blocks(KEPT)),
         **filled(ROOT / "docs" / "comparison.md", comparison_blocks(KEPT / "comparison")),
