@@ -13,12 +13,12 @@ import numpy as np
 
 from d2unlearn.benchmark.choices import right_choice
 from d2unlearn.benchmark.loglikelihood import AnswerScores
+from d2unlearn.gate.probe_texts import probe_texts
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.schema import Example, Message
 from d2unlearn.stats import bootstrap_interval
 from d2unlearn.teacher_forcing import score_rows
 
-TEXTS = Path(__file__).with_name("public_domain.txt")
 ASKED = 300
 ANSWER_TOKENS = 24
 
@@ -41,9 +41,8 @@ def general_ability(guarded: GuardedModel, data: Path, *, batch_size: int = 32, 
 
 
 def perplexity(guarded: GuardedModel, batch_size: int) -> list[float]:
-    """exp of the mean NLL of all tokens; n counts passages, which the interval is drawn over."""
-    passages = [text for text in TEXTS.read_text(encoding="utf-8").split("\n\n") if text.strip()]
-    rows = [Example(f"passage {n}", (), " ".join(text.split()), TEXTS.name) for n, text in enumerate(passages)]
+    """exp of the mean NLL a token of sentences in the public domain (those of the gate's probes); n counts sentences."""
+    rows = [Example(f"sentence {n}", (), text, "public domain") for n, text in enumerate(probe_texts())]
     scores = score_rows(guarded.model, [guarded.template.tokens(row) for row in rows], batch_size=batch_size)
     interval = bootstrap_interval([float(np.mean(row.nll)) for row in scores])
     return [*np.exp(interval[:3]).tolist(), interval.n]
