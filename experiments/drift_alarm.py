@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from d2unlearn.runtime import write_json
-from d2unlearn.serving.drift import FALSE_ALARMS, JUMP, WINDOW, DriftWatch
+from d2unlearn.serving.drift import DRIFT_WINDOW, FALSE_ALARMS, JUMP, DriftWatch
 
 RUNS = 400
 REQUESTS = 5000
@@ -56,7 +56,7 @@ def simulated(seed: int) -> dict[str, Any]:
         "runs": RUNS,
         "requests": REQUESTS,
         "calibration": CALIBRATION,
-        "window": WINDOW,
+        "window": DRIFT_WINDOW,
         "jump": JUMP,
         "alarm of serve": FALSE_ALARMS,
         "rang": {str(a): sum(top >= 1 / a for top in tops) / RUNS for a in LEVELS},

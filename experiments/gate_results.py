@@ -25,9 +25,9 @@ import torch
 from d2unlearn.audit.judging import judging_wordings
 from d2unlearn.config import CalibrateSettings
 from d2unlearn.data.records import read_examples
-from d2unlearn.gate.asked import PLAIN, Asked, asked_scores
+from d2unlearn.gate.asked import PLAIN_FAMILY, AskedRequest, asked_scores
 from d2unlearn.gate.gate import EnergyGate
-from d2unlearn.gate.measuring import Answering
+from d2unlearn.gate.measuring import GateReading
 from d2unlearn.gate.renderings import renderings
 from d2unlearn.gate.run import run_calibrate
 from d2unlearn.models import load_model, load_tokenizer
@@ -44,21 +44,21 @@ NAMES = {"tofu": ("retain_file", "retain", "world_facts"), "quickstart": ("retai
 
 def asked_in(
     artifact: Path, sets: dict[str, list[Example]], wordings: Sequence[Wording], material: Material
-) -> dict[tuple[str, str], list[Asked]]:
+) -> dict[tuple[str, str], list[AskedRequest]]:
     """For each set and each wording (and the rows as they stand) what was read of the answers."""
-    answering = Answering(load_model(artifact).eval(), load_tokenizer(artifact), 48, 32, 1.0, None)
+    answering = GateReading(load_model(artifact).eval(), load_tokenizer(artifact), 48, 32, 1.0, None)
     found = {}
     for name, rows in sets.items():
         refusal = GATE_REFUSALS[0] if name == "forget" else None
-        found[name, PLAIN] = answering.asked(renderings(rows), name)
+        found[name, PLAIN_FAMILY] = answering.asked(renderings(rows), name)
         for wording in wordings:
-            made = [each for each in renderings(rows, [wording], material, refusal=refusal) if each.family != PLAIN]
+            made = [each for each in renderings(rows, [wording], material, refusal=refusal) if each.family != PLAIN_FAMILY]
             if made:
                 found[name, wording.name] = answering.asked(made, name)
     return found
 
 
-def judged(gate: EnergyGate, asked: Sequence[Asked], known: Sequence[Asked], whole_alone: bool) -> dict[str, Any]:
+def judged(gate: EnergyGate, asked: Sequence[AskedRequest], known: Sequence[AskedRequest], whole_alone: bool) -> dict[str, Any]:
     """Refused, and passed with the truth in the answer, of questions that the original answers rightly, and of all."""
     looks = [replace(each, looks=each.looks[:1]) for each in asked] if whole_alone else list(asked)
     refused = (asked_scores(gate.score, looks) > gate.threshold).tolist()

@@ -245,6 +245,7 @@ def test_parameters_are_typed_by_hints() -> None:
             (
                 *("model", "forget", "retain", "near", "alternate", "output", "report_to", "columns"),
                 *("plan", "devices", "memory", "long", "retain_model", "strict"),
+                *("quantization", "merge", "recipe", "forget_below", "keep_at_least"),
             ),
         ),
         (config.BenchmarkSettings, ("model", "output", "data", "retain_logs", "reference_model")),
@@ -260,6 +261,12 @@ def test_parameters_are_typed_by_hints() -> None:
 def test_a_result_s_identity_leaves_out_what_does_not_change_it(kind: type[Any], incidental: tuple[str, ...]) -> None:
     settings = kind(**{f.name: "x" for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING})
     assert identity(settings) == {key: value for key, value in asdict(settings).items() if key not in incidental}
+
+
+def test_what_came_later_counts_for_identity_where_it_is_not_at_its_default() -> None:
+    given = {"model": "m", "forget": "f", "retain": "r", "output": "o"}
+    before, after = (identity(config.UnlearnSettings(**given, recipe=recipe)) for recipe in ("size", "measured"))
+    assert after == {**before, "recipe": "measured"}
 
 
 def test_a_system_message_is_a_text_or_that_of_a_file(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from d2unlearn.fields import (
     COMMAS,
     COUNT,
     INCIDENTAL,
+    LATER,
     MODEL,
     PORT,
     PROPER_SHARE,
@@ -32,6 +33,7 @@ from d2unlearn.fields import (
     Flag,
     Group,
     Incidental,
+    Later,
     Limit,
     Metavar,
     flag_of,
@@ -71,7 +73,7 @@ AnswerLength = Annotated[int | None, COUNT, Default("what the gate was calibrate
 AlsoForget = Annotated[dict[str, str], INCIDENTAL, _NAMED_FILE, "A further set that should be gone."]
 AlsoRetain = Annotated[dict[str, str], INCIDENTAL, _NAMED_FILE, "A further set to keep."]
 SystemMessage = Annotated[str | None, Metavar("TEXT"), "The deployment's system message; @FILE reads it from there."]
-Refusals = Annotated[
+RefusalsFile = Annotated[
     str | None, _FILE, Default("the gate's own"), "YAML of what refusals say by topic and language; or `languages`."
 ]
 Epochs = Annotated[float | str, ABOVE_ZERO.or_auto, "Passes over the forget rows, or auto: 10, more for few."]
@@ -123,10 +125,13 @@ class UnlearnSettings:
     lora_rank: Annotated[int, RANK, "Rank of the adapter."] = 16
     quantization: Annotated[
         str | None,
+        LATER,
         one_of("4bit", "8bit"),
         "With --lora: hold the base in 4 bits (NF4) or 8, by bitsandbytes. The artifact is then the adapter alone.",
     ] = None
-    merge: Annotated[bool, "With --quantization: write plain weights instead, dequantised, with the adapter in them."] = False
+    merge: Annotated[
+        bool, LATER, "With --quantization: write plain weights instead, dequantised, with the adapter in them."
+    ] = False
     dtype: Dtype = "auto"
     bf16: Bf16 = False
     gradient_checkpointing: Checkpointing = False
@@ -144,19 +149,25 @@ class UnlearnSettings:
     memory: Annotated[str | None, INCIDENTAL, PLANNED, Metavar("80GB"), "With --plan: what each of them has."] = None
     recipe: Annotated[
         str,
+        LATER,
         one_of("size", "measured"),
         TARGETS,
         "size: learning rate and epochs by the sizes of model and data; measured: found on them, for the targets below.",
     ] = "size"
     forget_below: Annotated[
         float | None,
+        LATER,
         PROPER_SHARE,
         TARGETS,
         Default("as --retain-model has it, else that of swapped answers"),
         "What the mean probability of forgotten answers has to come below, in other words too. Makes the recipe measured.",
     ] = None
     keep_at_least: Annotated[
-        float, PROPER_SHARE, TARGETS, "Share of the tokens that the original has right that must stay, retained and near."
+        float,
+        LATER,
+        PROPER_SHARE,
+        TARGETS,
+        "Share of the tokens that the original has right that must stay, retained and near.",
     ] = 0.99
     retain_model: Annotated[
         str | None, MODEL, INCIDENTAL, TARGETS, "A model that never knew the forget rows, of the same tokenizer."
@@ -221,7 +232,7 @@ class GenerateSettings:
     input: Annotated[str | None, INCIDENTAL, _JSONL, "Rows with a `prompt` to answer; other fields are kept."] = None
     output: Annotated[str | None, INCIDENTAL, _JSONL, "Adds text, refused, energy, score and threshold to each row."] = None
     max_new_tokens: AnswerLength = None
-    refusals: Refusals = None
+    refusals: RefusalsFile = None
     raw: Annotated[bool, "Answer without the gate."] = False
     show_energy: Annotated[bool, INCIDENTAL, "Print energy, threshold and decision too."] = False
     sample: Annotated[bool, Flag("--sample/--greedy"), "Draw tokens instead of taking the most likely."] = False
@@ -240,7 +251,7 @@ class ServeSettings:
     host: Annotated[str, "Address to listen on; 127.0.0.1 is this machine alone."] = "127.0.0.1"
     port: Annotated[int, PORT, "Port to listen on; 0: any that is free."] = 8000
     name: Annotated[str | None, ITS_FOLDER, "What the model is called."] = None
-    refusals: Refusals = None
+    refusals: RefusalsFile = None
     system: Annotated[SystemMessage, Default("what the gate was calibrated under")] = None
     strict_system: Annotated[bool, Flag("--strict-system"), "Turn requests with another system message down, 400."] = False
     raw: Annotated[bool, "Serve without the gate; every answer says so."] = False
@@ -590,9 +601,17 @@ def load_settings(kind: type[Settings], file: str | Path | None, overrides: Mapp
 
 
 def identity(settings: Any) -> dict[str, Any]:
-    """What a result depends on: the settings without the fields marker_of `INCIDENTAL`."""
-    hints = get_type_hints(type(settings), include_extras=True)
-    return {name: value for name, value in asdict(settings).items() if marker_of(hints[name], Incidental) is None}
+    """What a result depends on: the settings without the `INCIDENTAL` fields, and without `LATER` ones at their defaults."""
+    hints, defaults = (
+        get_type_hints(type(settings), include_extras=True),
+        {each.name: each.default for each in fields(settings)},
+    )
+
+    def counts(name: str, value: Any) -> bool:
+        hint = hints[name]
+        return marker_of(hint, Incidental) is None and (marker_of(hint, Later) is None or value != defaults[name])
+
+    return {name: value for name, value in asdict(settings).items() if counts(name, value)}
 
 
 def system_message(given: str | None) -> str | None:

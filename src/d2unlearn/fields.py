@@ -49,6 +49,10 @@ class Incidental:
     """Marks a field that does not count for a result's identity: where things stand, or how fast they are done."""
 
 
+class Later:
+    """Marks a field that came after results were made: at its default it does not count for identity, so they stay done."""
+
+
 class Commas:
     """Marks a mapping whose pairs may be given at once, with commas between them."""
 
@@ -62,6 +66,7 @@ def one_of(*names: str) -> Limit:
 
 
 INCIDENTAL = Incidental()
+LATER = Later()
 MODEL = NamesModel()
 COUNT = Limit("at least 1", lambda value: value >= 1)
 ZERO_OR_MORE = Limit("0 or more", lambda value: 0 <= value < math.inf)

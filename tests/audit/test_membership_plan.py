@@ -50,7 +50,8 @@ def test_scores_are_held_against_the_never_knew_model_s_and_against_rows_that_we
         read("oracle", "forget", 2.0, 4.0),
     ]
     text = {"membership": AttackText("Membership", "", False)}
-    ((result,), _) = attack_results(done, text, rate=None, margins=ClaimMargins(), made=dict.fromkeys(CLAIMS, True), seed=0)
+    made, groups = dict.fromkeys(CLAIMS, True), {"forget": 2}
+    ((result,), _) = attack_results(done, text, rate=None, margins=ClaimMargins(), made=made, groups=groups, seed=0)
     (setting,) = result.settings
     assert {name: (auc.value, auc.n, auc.unscored) for name, auc in setting.told_apart.items()} == {
         "oracle": (0.75, 4, 0),

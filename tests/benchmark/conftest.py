@@ -6,6 +6,7 @@ import importlib.util
 import math
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ import tiny_models
 from benchmark import tiny_tofu
 from d2unlearn.data.tofu import read_tofu
 from d2unlearn.gate import EnergyGate
-from d2unlearn.generation.guarded import GuardedModel
+from d2unlearn.generation.guarded import GuardedModel, Prompt
 from d2unlearn.models import load_model, load_tokenizer
 from gate.conftest import at
 
@@ -54,12 +55,18 @@ def artifact(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     retain = [e for split in ("retain_perturbed", "world_facts_perturbed", "holdout10") for e in read_tofu(split, world.data)]
     gate = EnergyGate.calibrate(model, tokenizer, retain, max_false_refusal=0.2, max_new_tokens=8, refusal_texts=["he is"])
-    never = GuardedModel(model, tokenizer, at(gate, math.inf))
-    asked = [example.prompt for example in read_tofu("forget10_perturbed", world.data)]
-    scores = sorted(float(answer.score or 0.0) for answer in never.answer(asked, max_new_tokens=200))
-    middle = (scores[2] + scores[3]) / 2
-    at(replace(gate, calibration=replace(gate.calibration, conformal_threshold=middle)), middle).save(folder)
+    gate.save(folder)
+    put_threshold_in_the_middle(folder, [example.prompt for example in read_tofu("forget10_perturbed", world.data)], 200)
     return folder
+
+
+def put_threshold_in_the_middle(folder: Path, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
+    """The gate in the folder then refuses half of these prompts."""
+    gate = EnergyGate.from_pretrained(folder)
+    never = GuardedModel(load_model(folder), load_tokenizer(folder), at(gate, math.inf))
+    scores = sorted(float(answer.score or 0.0) for answer in never.answer(prompts, max_new_tokens=max_new_tokens))
+    middle = (scores[(len(scores) - 1) // 2] + scores[len(scores) // 2]) / 2
+    at(replace(gate, calibration=replace(gate.calibration, conformal_threshold=middle)), middle).save(folder)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny_models
-from benchmark.conftest import World
+from benchmark.conftest import World, put_threshold_in_the_middle
 from d2unlearn.benchmark import scoring
 from d2unlearn.benchmark.conventions import OPEN_UNLEARNING, OURS, Convention
 from d2unlearn.benchmark.loglikelihood import AnswerScores
@@ -580,13 +581,15 @@ def test_muses_own_rouge_is_not_stemmed(world: World, muse: Path, tmp_path: Path
 def test_behind_a_gate_answers_are_cut_at_the_stops_like_raw_ones(
     artifact: Path, muse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guarded = GuardedModel.from_pretrained(artifact, device="cpu")
+    folder = shutil.copytree(artifact, tmp_path / "artifact")
     asked = with_shots(read_muse("knowmem", "retain_qa", folder=muse), read_muse("knowmem", "retain_qa_icl", folder=muse))
-    whole = guarded.answer([each.prompt for each in asked], max_new_tokens=32)
+    prompts = [each.prompt for each in asked]
+    put_threshold_in_the_middle(folder, prompts, max_new_tokens=32)
+    whole = GuardedModel.from_pretrained(folder, device="cpu").answer(prompts, max_new_tokens=32)
     stop = next(answer.text.split()[1] for answer in whole if not answer.refused)
     knowmem = {name: replace(spec, stops=(stop,)) for name, spec in MUSE.sets.items() if name.endswith("knowmem")}
     monkeypatch.setitem(SUITES, "muse", replace(MUSE, sets={**MUSE.sets, **knowmem}))
-    given = {"model": str(artifact), "benchmark": "muse", "data": str(muse), "gradient_norm": False}
+    given = {"model": str(folder), "benchmark": "muse", "data": str(muse), "gradient_norm": False}
     result = read_evaluation(run_benchmark(BenchmarkSettings(output=str(tmp_path / "o"), **given)))
     examples = next(each for each in result.sets if each.name == "retain_knowmem").examples
     assert [each.refused for each in examples] == [answer.refused for answer in whole]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tiny_models
-from d2unlearn.data.long_rows import LongRows, fit_sets, fitted, told, windows
+from d2unlearn.data.long_rows import LongRows, fit_sets, fitted, long_rows_told, windows
 from d2unlearn.data.records import example_of
 from d2unlearn.data.template import Template
 from d2unlearn.errors import DataError
@@ -66,7 +66,7 @@ def test_text_is_split_into_windows_of_one_group_and_nothing_is_lost() -> None:
         ("g", "d.jsonl:3#2", "d.jsonl:3 (part 2 of 2)"),
     ]
     assert max(len(TEMPLATE.tokens(row).input_ids) for row in read) <= 10
-    assert list(told(found, "forget", "unlearned")) == [
+    assert list(long_rows_told(found, "forget", "unlearned")) == [
         "2 of 3 forget rows are longer than 10 tokens: split into 5 overlapping windows, those of one row in one group (--long)"
     ]
 
@@ -82,7 +82,7 @@ def test_rows_to_keep_are_cut_and_what_is_lost_is_counted() -> None:
     read, found = fitted(rows, TEMPLATE, 10, "retain")
     assert read == rows
     assert found == LongRows(rows=2, answer_tokens=9 + 2, limit=10, longer=1, cut=1, lost_tokens=3)
-    assert list(told(found, "retain", "trained on")) == [
+    assert list(long_rows_told(found, "retain", "trained on")) == [
         "1 of 2 retain rows are longer than 10 tokens and cut there: 3 of 11 answer tokens are not trained on "
         "(--max-length, --long)"
     ]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from d2unlearn.errors import GateError
-from d2unlearn.gate.asked import Asked, as_they_are
+from d2unlearn.gate.asked import AskedRequest, as_they_are
 from d2unlearn.gate.calibrate import Calibration, Scored, calibrate, choosing_questions, raised, set_threshold
 from d2unlearn.gate.choice import choose
 from d2unlearn.gate.score import FirstTokens, Score, TrailingWindow, request_scores
@@ -17,14 +17,14 @@ from d2unlearn.gate.simulation import simulated_shares
 PROMPT = {"prompt": FirstTokens(1)}
 
 
-def rows(values: np.ndarray) -> list[Asked]:
+def rows(values: np.ndarray) -> list[AskedRequest]:
     return as_they_are([(float(v),) for v in values])
 
 
 def calibrated(
-    validation: list[Asked],
-    calibration: list[Asked],
-    forget: list[Asked] | None = None,
+    validation: list[AskedRequest],
+    calibration: list[AskedRequest],
+    forget: list[AskedRequest] | None = None,
     groups: list[str | None] | None = None,
     *,
     max_false_refusal: float = 0.01,
@@ -145,7 +145,7 @@ def test_forget_rows_that_chose_the_score_neither_raise_nor_count() -> None:
     choosing = choosing_questions(40, labels, seed=0)
     assert {labels[q] for q in choosing}.isdisjoint({labels[q] for q in range(40) if q not in choosing})
     assert len(choosing) == 16
-    forget = [Asked(q, ((0.5,) if q in choosing else (9.0,),)) for q in range(40)]
+    forget = [AskedRequest(q, ((0.5,) if q in choosing else (9.0,),)) for q in range(40)]
     choice = choose(rows(np.zeros(5)), forget, PROMPT, "prompt", 0.01)
     found = calibrate(choice, rows(np.zeros(5)), rows(np.zeros(99)), forget, labels, choosing=choosing)
     assert (found.threshold, found.apart) == (4.5, True)
@@ -158,9 +158,9 @@ def test_forget_rows_that_chose_the_score_neither_raise_nor_count() -> None:
 def test_every_group_with_enough_questions_keeps_its_promise_by_its_worst_renderings() -> None:
     """99 questions in two groups, each asked twice in the second, and the worse counts; of 50 nothing is promised."""
     calibration = [
-        *[Asked(q, ((float(q),),)) for q in range(99)],
-        *[Asked(q, ((float(q + more),),), "wrapped", "system") for q in range(99) for more in (50, 100)],
-        *[Asked(100 + q, ((1000.0,),), "near") for q in range(50)],
+        *[AskedRequest(q, ((float(q),),)) for q in range(99)],
+        *[AskedRequest(q, ((float(q + more),),), "wrapped", "system") for q in range(99) for more in (50, 100)],
+        *[AskedRequest(100 + q, ((1000.0,),), "near") for q in range(50)],
     ]
     choice = choose(rows(np.zeros(5)), [], PROMPT, "prompt", 0.01)
     found = calibrate(choice, rows(np.zeros(5)), calibration)

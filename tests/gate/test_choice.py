@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from d2unlearn.gate.asked import Asked, answered, as_they_are, unanswered_families
+from d2unlearn.gate.asked import AskedRequest, answered_requests, as_they_are, unanswered_families
 from d2unlearn.gate.choice import auroc_error, choose, gaps_between
 from d2unlearn.gate.score import FirstTokens, Highest, MaxOf
 
@@ -43,9 +43,9 @@ def test_of_scores_that_all_tell_every_row_apart_the_one_with_the_widest_gap_is_
 
 def test_a_wording_in_which_a_score_fails_counts_against_it() -> None:
     """As the rows stand the prompt is best; under a system message it says nothing."""
-    plain = [Asked(q, ((q / 100, 5.0 * (q % 2)),)) for q in range(100)]
-    wrapped = [Asked(q, ((20.0 + q / 100, 5.0 * (q % 2)),), "wrapped", "system") for q in range(100)]
-    forget = [Asked(q, ((20.0 + q / 50, 15.0),)) for q in range(50)]
+    plain = [AskedRequest(q, ((q / 100, 5.0 * (q % 2)),)) for q in range(100)]
+    wrapped = [AskedRequest(q, ((20.0 + q / 100, 5.0 * (q % 2)),), "wrapped", "system") for q in range(100)]
+    forget = [AskedRequest(q, ((20.0 + q / 50, 15.0),)) for q in range(50)]
     assert choose(plain, forget, CANDIDATES, "prompt", 0.01).name == "prompt"
     assert choose([*plain, *wrapped], forget, CANDIDATES, "prompt", 0.01).name == "first-2"
 
@@ -71,22 +71,24 @@ def test_without_forget_rows_the_default_is_taken_and_said() -> None:
 
 
 def test_energies_that_are_not_finite_in_one_wording_decide_as_the_highest_of_all() -> None:
-    retained, forget = as_they_are([(0.0,), (1.0,)]), [Asked(0, ((math.inf,),)), Asked(1, ((5.0,),))]
+    retained, forget = as_they_are([(0.0,), (1.0,)]), [AskedRequest(0, ((math.inf,),)), AskedRequest(1, ((5.0,),))]
     assert choose(retained, forget, {"prompt": FirstTokens(1)}, "prompt", 0.01).candidates[0].auroc == 1.0
 
 
 def test_a_family_in_which_the_model_tells_less_than_half_of_what_it_knows_is_unanswered() -> None:
-    plain = [Asked(q, ((0.0,),), told=q < 10) for q in range(12)]  # two that it does not know do not count
-    greek = [Asked(q, ((0.0,),), family="greek", told=q in (0, 11)) for q in range(12)]
-    polite = [Asked(q, ((0.0,),), family="polite", told=q < 5) for q in range(12)]
-    few = [Asked(q, ((0.0,),), family="few", told=False) for q in range(4)]
-    untold = [Asked(q, ((0.0,),), family="untold") for q in range(12)]
+    plain = [AskedRequest(q, ((0.0,),), told=q < 10) for q in range(12)]  # two that it does not know do not count
+    greek = [AskedRequest(q, ((0.0,),), family="greek", told=q in (0, 11)) for q in range(12)]
+    polite = [AskedRequest(q, ((0.0,),), family="polite", told=q < 5) for q in range(12)]
+    few = [AskedRequest(q, ((0.0,),), family="few", told=False) for q in range(4)]
+    untold = [AskedRequest(q, ((0.0,),), family="untold") for q in range(12)]
     assert unanswered_families([*plain, *greek, *polite, *few, *untold]) == {"greek": 0.1}
 
 
 def test_only_what_the_model_answers_counts_beside_the_rows_as_they_stand() -> None:
-    asked = [Asked(0, ((0.0,),), family=family, told=told) for family in ("plain", "typos") for told in (True, False, None)]
-    assert [(each.family, each.told) for each in answered(asked)] == [
+    asked = [
+        AskedRequest(0, ((0.0,),), family=family, told=told) for family in ("plain", "typos") for told in (True, False, None)
+    ]
+    assert [(each.family, each.told) for each in answered_requests(asked)] == [
         ("plain", True),
         ("plain", False),
         ("plain", None),

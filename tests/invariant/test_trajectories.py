@@ -1,4 +1,7 @@
-"""Short runs from a kept model go the way that was recorded: loss of every batch, energies of every epoch, the gate."""
+"""Short runs from a kept model go the way that was recorded: loss of every batch, energies of every epoch, the gate.
+
+Gates were recorded again when scores and thresholds began to be chosen otherwise (`gates_recorded_at`); the runs were not.
+"""
 
 from __future__ import annotations
 

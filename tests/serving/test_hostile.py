@@ -18,6 +18,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import tiny_models
 from d2unlearn.cli.main import run as run_command
+from d2unlearn.data.template import Template
 from d2unlearn.gate import EnergyGate
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.schema import GATE_FILE
@@ -265,11 +266,8 @@ def test_a_template_that_does_not_take_a_conversation_is_an_error(split: Halves)
     strict = tiny_models.tokenizer(chat_template="{{ raise_exception('Conversation roles must alternate') }}")
     raw = GuardedModel(split.guarded.model, split.guarded.tokenizer, None)
     with serving(raw) as running:
-        running.service.engine.guarded.template.tokenizer = strict
-        try:
-            answered = running.send(CHAT, GOOD)
-        finally:
-            running.service.engine.guarded.template.tokenizer = split.guarded.tokenizer
+        raw.template = Template(strict)
+        answered = running.send(CHAT, GOOD)
     assert (answered.status, answered.error["param"]) == (400, "messages")
     assert "roles must alternate" in answered.error["message"]
 

@@ -124,7 +124,7 @@ def test_sharding_divides_what_is_trained_and_not_what_is_computed() -> None:
 
 
 def test_the_head_holds_one_chunk_whatever_the_vocabulary() -> None:
-    assert estimate.CHUNK_LOGITS == CHUNK_LOGITS
+    assert estimate._CHUNK_LOGITS == CHUNK_LOGITS
     large = replace(SHAPE, vocabulary=262_144)
     assert estimate.chunk_logits(large, 10) == 10 * 262_144
     assert estimate.chunk_logits(large, 10_000) == 64 * 262_144 == CHUNK_LOGITS

@@ -22,9 +22,9 @@ from d2unlearn.teacher_forcing import score_rows
 from d2unlearn.training import probe, steered_run
 from d2unlearn.training.measured import account, choices_of, evaluation_steps, measure, measured_config, most_steps, swapped
 from d2unlearn.training.monitor import Snapshot
-from d2unlearn.training.probe import Trial, chosen_rate, next_rate, passes
-from d2unlearn.training.renderings import asking_wordings, renderings
-from d2unlearn.training.steering import Steering, raised
+from d2unlearn.training.probe import RateTrial, chosen_rate, next_rate, passes
+from d2unlearn.training.renderings import asking_wordings, reworded_rows
+from d2unlearn.training.steering import Steering, raised_weight
 from d2unlearn.training.targets import Targets
 from d2unlearn.training.unlearn import run_unlearn
 
@@ -36,11 +36,11 @@ TARGETS = Targets(0.1, 0.99)
 # -- the probe --------------------------------------------------------------------------------------------------------
 
 
-def tried(first: float, largest_passing: float) -> list[Trial]:
+def tried(first: float, largest_passing: float) -> list[RateTrial]:
     """The search where every rate up to `largest_passing` passes."""
-    trials: list[Trial] = []
+    trials: list[RateTrial] = []
     while (rate := next_rate(trials, first)) is not None:
-        trials.append(Trial(rate, 4, 0.5, 1.0, rate <= largest_passing))
+        trials.append(RateTrial(rate, 4, 0.5, 1.0, rate <= largest_passing))
     return trials
 
 
@@ -184,17 +184,17 @@ def example(number: int) -> Example:
 
 @pytest.mark.parametrize(("rows", "made"), [(1, 14), (4, 16), (16, 16), (20, 20), (200, 32), (0, 0)])
 def test_few_rows_are_asked_in_more_wordings_and_of_many_some_are(rows: int, made: int) -> None:
-    found = renderings([example(number) for number in range(rows)])
+    found = reworded_rows([example(number) for number in range(rows)])
     assert len(found) == len({each.example_id for each in found}) == made
     assert all(each.answer == f"It is {each.example_id.split('/')[0].removeprefix('row-')}." for each in found)
     assert all(each.prompt[-1].role == "user" for each in found)
-    assert found == renderings([example(number) for number in range(rows)])
+    assert found == reworded_rows([example(number) for number in range(rows)])
     assert len({each.example_id.split("/")[0] for each in found}) == min(rows, made)
 
 
 def test_a_rendering_gives_nothing_of_the_answer_away() -> None:
     assert {"good-morning", "library-chatbot"} <= {wording.name for wording in asking_wordings()}
-    for each in renderings([example(7)]):
+    for each in reworded_rows([example(7)]):
         assert "It is 7." not in "".join(message.content for message in each.prompt)
 
 
@@ -202,10 +202,10 @@ def test_a_rendering_gives_nothing_of_the_answer_away() -> None:
 
 
 def test_a_weight_doubles_with_a_whole_violation_and_stays_without_one() -> None:
-    assert raised(0.05, 0.0, 0.05) == 0.05
-    assert raised(0.05, 0.5, 0.05) == pytest.approx(0.05 * math.sqrt(2))
-    assert raised(1.0, 7.0, 1.0) == 2.0
-    assert raised(60.0, 1.0, 1.0) == 64.0
+    assert raised_weight(0.05, 0.0, 0.05) == 0.05
+    assert raised_weight(0.05, 0.5, 0.05) == pytest.approx(0.05 * math.sqrt(2))
+    assert raised_weight(1.0, 7.0, 1.0) == 2.0
+    assert raised_weight(60.0, 1.0, 1.0) == 64.0
 
 
 def steered(free: list[str]) -> tuple[Steering, Any, Any]:

@@ -12,7 +12,7 @@ from d2unlearn.config import UnlearnSettings
 from d2unlearn.errors import ConfigError
 from d2unlearn.models import low_rank_config, model_outline, with_fresh_adapter
 from d2unlearn.training import plan
-from d2unlearn.training.plan import bytes_of, plan_unlearn, planned_run, rounds_lines, shape_of
+from d2unlearn.training.plan import bytes_of, model_shape, plan_unlearn, planned_run, rounds_lines
 
 from .runs import unlearn_settings
 
@@ -25,7 +25,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> UnlearnSettings:
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_shapes_are_those_of_the_family(family: str) -> None:
     model = tiny_models.FAMILIES[family]()
-    shape = shape_of(model)
+    shape = model_shape(model)
     assert (shape.hidden, shape.layers, shape.heads) == (32, 2, 4)
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     assert shape.gated == (family != "gpt2")
@@ -36,7 +36,7 @@ def test_shapes_are_those_of_the_family(family: str) -> None:
 def test_an_outline_has_shapes_and_no_weights(settings: UnlearnSettings) -> None:
     outline = model_outline(settings.model)
     assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
-    assert shape_of(outline).head_parameters == shape_of(outline).vocabulary * 32
+    assert model_shape(outline).head_parameters == model_shape(outline).vocabulary * 32
 
 
 def test_a_batch_is_the_longest_that_the_rows_make(settings: UnlearnSettings) -> None:

@@ -7,7 +7,7 @@ import typer
 from d2unlearn.cli.options import takes
 from d2unlearn.config import UnlearnSettings
 
-MISSED = 3
+_TARGETS_MISSED = 3
 """Exit code of `--strict` for an artifact that was written and misses a target."""
 
 
@@ -30,4 +30,4 @@ def unlearn(settings: UnlearnSettings) -> None:
         from d2unlearn.training.steered_run import missed_targets
 
         if missed_targets(artifact):
-            raise typer.Exit(MISSED)
+            raise typer.Exit(_TARGETS_MISSED)

@@ -44,6 +44,7 @@ class Space:
 RATE_RANGE = SearchRange(0.2, 5.0)
 SPACES: dict[str, dict[str, SearchRange]] = {
     "eua": {RATE: RATE_RANGE, "gamma": SearchRange(0.01, 1.0)},
+    "deep_eua": {RATE: RATE_RANGE, "gamma": SearchRange(0.01, 1.0), "size": SearchRange(0.01, 0.06)},
     "gradient_ascent": {RATE: RATE_RANGE},
     "gradient_difference": {RATE: RATE_RANGE, "gamma": SearchRange(0.01, 1.0)},
     "npo": {RATE: RATE_RANGE, "beta": SearchRange(0.03, 1.0), "gamma": SearchRange(0.1, 3.0)},

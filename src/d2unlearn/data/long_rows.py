@@ -67,7 +67,7 @@ def fit_sets(
     return {name: rows for name, (rows, _) in each.items()}, {name: found for name, (_, found) in each.items() if found.longer}
 
 
-def told(found: LongRows, name: str, done: str) -> Iterator[str]:
+def long_rows_told(found: LongRows, name: str, done: str) -> Iterator[str]:
     """Lines for a person about the set `name`; none where nothing was too long. done: to what an answer token serves."""
     if found.split:
         yield (

@@ -20,7 +20,7 @@ from d2unlearn.artifact import is_done, new_result
 from d2unlearn.compatibility import check_room
 from d2unlearn.config import EvaluateSettings, identity
 from d2unlearn.data.batching import truncate
-from d2unlearn.data.long_rows import fitted, told
+from d2unlearn.data.long_rows import fitted, long_rows_told
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ConfigError
@@ -132,7 +132,7 @@ def _cut_rows(guarded: Answers, sets: Sequence[NamedSet]) -> Iterator[str]:
         for example in named.examples:
             if example.prompt:
                 check_room(template.prompt_ids(example.prompt), context, example.source)
-        yield from told(fitted(named.examples, template, context, named.kind, "cut")[1], named.name, "scored")
+        yield from long_rows_told(fitted(named.examples, template, context, named.kind, "cut")[1], named.name, "scored")
 
 
 def _original(settings: EvaluateSettings, model: PreTrainedModel) -> PreTrainedModel | None:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from d2unlearn.errors import GateError
-from d2unlearn.gate.asked import Asked, asked_scores, weights_of
+from d2unlearn.gate.asked import AskedRequest, asked_scores, weights_of
 from d2unlearn.gate.choice import Candidate, Choice
 from d2unlearn.gate.families import FamilyRates, family_rates
 from d2unlearn.gate.guarantees import GroupGuarantee, conformal_value, group_guarantees, worst_in_group
@@ -73,9 +73,9 @@ class Calibration:
 
 def calibrate(
     choice: Choice,
-    validation: Sequence[Asked],
-    calibration: Sequence[Asked],
-    forget: Sequence[Asked] = (),
+    validation: Sequence[AskedRequest],
+    calibration: Sequence[AskedRequest],
+    forget: Sequence[AskedRequest] = (),
     labels: Sequence[Hashable] | None = None,
     *,
     choosing: frozenset[int] = frozenset(),
@@ -167,7 +167,9 @@ def choosing_questions(n: int, labels: Sequence[Hashable] | None, seed: int) -> 
     return frozenset(folds[0] if len(folds) == CHOOSING_FOLDS else range(n))
 
 
-def check_energies(validation: Sequence[Asked], calibration: Sequence[Asked], forget: Sequence[Asked]) -> None:
+def check_energies(
+    validation: Sequence[AskedRequest], calibration: Sequence[AskedRequest], forget: Sequence[AskedRequest]
+) -> None:
     """Raises `GateError` for no validation rows, and for energies that are not finite."""
     if not validation:
         raise GateError("no validation prompts: give more retained prompts, a share of them chooses the score")
@@ -180,11 +182,11 @@ def check_energies(validation: Sequence[Asked], calibration: Sequence[Asked], fo
 class Scored:
     """Renderings with their scores."""
 
-    asked: Sequence[Asked]
+    asked: Sequence[AskedRequest]
     scores: Floats
 
     @classmethod
-    def of(cls, score: Score, asked: Sequence[Asked]) -> Scored:
+    def of(cls, score: Score, asked: Sequence[AskedRequest]) -> Scored:
         return cls(asked, asked_scores(score, asked))
 
     @property
@@ -236,7 +238,7 @@ def _cross_fitted(
     return above
 
 
-def _folds(asked: Sequence[Asked], labels: Sequence[Hashable] | None, n_folds: int, seed: int) -> Indices:
+def _folds(asked: Sequence[AskedRequest], labels: Sequence[Hashable] | None, n_folds: int, seed: int) -> Indices:
     """[N]: the fold of each rendering's question."""
     fold_of = {
         q: fold for fold, dealt in enumerate(_dealt({each.question for each in asked}, labels, n_folds, seed)) for q in dealt

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d2unlearn.gate.asked import Asked, asked_scores, weights_of
+from d2unlearn.gate.asked import AskedRequest, asked_scores, weights_of
 from d2unlearn.gate.score import FirstTokens, Highest, MaxOf, Score
 from d2unlearn.stats import Floats, auroc, fpr_at_tpr
 
@@ -61,8 +61,8 @@ class Choice:
 
 
 def choose(
-    validation: Sequence[Asked],
-    forget: Sequence[Asked],
+    validation: Sequence[AskedRequest],
+    forget: Sequence[AskedRequest],
     candidates: Mapping[str, Score],
     default: str,
     max_false_refusal: float,
@@ -120,7 +120,7 @@ def _quantiles(values: Floats, weights: Floats, shares: Sequence[float]) -> list
     return [ordered[np.argmax(passed >= share * passed[:, -1:] - 1e-12, axis=1)] for share in shares]
 
 
-def _drawn_weights(asked: Sequence[Asked], seed: int) -> Floats:
+def _drawn_weights(asked: Sequence[AskedRequest], seed: int) -> Floats:
     """[1 + N_DRAWS, N]: the renderings' weights, then those of questions drawn with replacement, the same for every score."""
     plain = weights_of(asked)
     numbers = {question: place for place, question in enumerate(dict.fromkeys(each.question for each in asked))}

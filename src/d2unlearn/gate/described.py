@@ -10,7 +10,7 @@ from d2unlearn.gate.picture import score_picture
 from d2unlearn.schema import Interval
 
 
-def described(measured: Calibration, max_false_refusal: float, guarantee: str) -> Iterator[str]:
+def described_calibration(measured: Calibration, max_false_refusal: float, guarantee: str) -> Iterator[str]:
     """guarantee: the sentence for requests like the legitimate rows."""
     for candidate in measured.candidates:
         yield _candidate_line(candidate, candidate.name == measured.name, max_false_refusal)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d2unlearn.gate.asked import Asked
+from d2unlearn.gate.asked import AskedRequest
 from d2unlearn.gate.groups import REQUEST_GROUPS
 from d2unlearn.gate.score import Bools
 from d2unlearn.schema import Interval
@@ -38,7 +38,9 @@ class FamilyRates:
             yield f"{self.family}: {self.missed.value:.1%} of forgotten requests pass"
 
 
-def family_rates(retained: Sequence[Asked], refused: Bools, forget: Sequence[Asked], caught: Bools) -> tuple[FamilyRates, ...]:
+def family_rates(
+    retained: Sequence[AskedRequest], refused: Bools, forget: Sequence[AskedRequest], caught: Bools
+) -> tuple[FamilyRates, ...]:
     """One for each family, in the order of their first row. refused, caught: how each was judged, unseen."""
     families = dict.fromkeys([*map(family_of, retained), *map(family_of, forget)])
     ours, theirs = np.array(list(map(family_of, retained))), np.array(list(map(family_of, forget)))
@@ -55,7 +57,7 @@ def family_rates(retained: Sequence[Asked], refused: Bools, forget: Sequence[Ask
     )
 
 
-def family_of(asked: Asked) -> str:
+def family_of(asked: AskedRequest) -> str:
     """The wording's family; the file's group for rows of another file than the legitimate ones'."""
     return asked.family if asked.group in REQUEST_GROUPS else asked.group
 

@@ -16,11 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ArtifactError, GateError
 from d2unlearn.gate.calibrate import Calibration
-from d2unlearn.gate.described import described
+from d2unlearn.gate.described import described_calibration
 from d2unlearn.gate.export import carry
 from d2unlearn.gate.gate_file import checked_texts, gate_arguments, gate_content
 from d2unlearn.gate.gated import GateWarning
-from d2unlearn.gate.measuring import Answering, CalibrationRows, checked_rows, measure
+from d2unlearn.gate.measuring import CalibrationRows, GateReading, checked_rows, measure_rows
 from d2unlearn.gate.probe_texts import probe_prompts
 from d2unlearn.gate.probes import Probe, dtype_name, make_probes
 from d2unlearn.gate.rule import GateRule
@@ -150,8 +150,8 @@ class EnergyGate:
         rows = checked_rows(CalibrationRows(retain, forget or (), near, unrelated))
         model.eval()  # type: ignore[no-untyped-call]
         template = Template(tokenizer)
-        measured = measure(
-            Answering(model, tokenizer, max_new_tokens, batch_size, temperature, vocab_rows, system),
+        measured = measure_rows(
+            GateReading(model, tokenizer, max_new_tokens, batch_size, temperature, vocab_rows, system),
             rows,
             wordings,
             candidates,
@@ -197,7 +197,7 @@ class EnergyGate:
 
     def describe(self) -> Iterator[str]:
         """Lines for a person: what was chosen and why, the threshold, what it promises, what it misses."""
-        yield from described(self.calibration, self.max_false_refusal, self.guarantee)
+        yield from described_calibration(self.calibration, self.max_false_refusal, self.guarantee)
 
     def summary(self) -> GateSummary:
         """What a report shows of the gate."""

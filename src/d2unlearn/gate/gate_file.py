@@ -40,9 +40,18 @@ def gate_content(gate: Mapping[str, Any], summary: GateSummary) -> dict[str, Any
         **({_BOUND: dict(gate[_BOUND])} if gate[_BOUND] else {}),
         **({_SYSTEM: gate[_SYSTEM]} if gate[_SYSTEM] is not None else {}),
         "probes": [asdict(probe) for probe in gate["probes"]],
-        "measured": {name: value for name, value in asdict(calibration).items() if name in _MEASURED},
+        "measured": _measured(calibration),
     }
     return {**content, "checksum": fingerprint(content)}
+
+
+def _measured(calibration: Calibration) -> dict[str, Any]:
+    """What stands under `measured`; of what earlier versions did not measure only what says something."""
+    written = {
+        name: value for name, value in asdict(calibration).items() if name in _MEASURED and (name not in _SINCE_03 or value)
+    }
+    candidates = [{name: value for name, value in each.items() if value is not None} for each in written["candidates"]]
+    return {**written, "candidates": candidates}
 
 
 def gate_arguments(content: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

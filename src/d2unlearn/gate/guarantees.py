@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d2unlearn.gate.asked import Asked, worst_of_each
+from d2unlearn.gate.asked import AskedRequest, worst_of_each
 from d2unlearn.gate.groups import REQUEST_GROUPS
 from d2unlearn.schema import Interval
 from d2unlearn.stats import Floats, conformal_rank, smallest_n
@@ -52,7 +52,7 @@ def conformal_value(scores: Floats, max_false_refusal: float, confidence: float 
 
 
 def group_guarantees(
-    calibration: Sequence[Asked], scores: Floats, max_false_refusal: float, confidence: float | None, part: float = 1.0
+    calibration: Sequence[AskedRequest], scores: Floats, max_false_refusal: float, confidence: float | None, part: float = 1.0
 ) -> tuple[GroupGuarantee, ...]:
     """One for each group of requests, also those that no row fell into, then for each group of a file.
 
@@ -70,7 +70,7 @@ def group_guarantees(
     return tuple(made)
 
 
-def worst_in_group(asked: Sequence[Asked], scores: Floats, group: str) -> Floats:
+def worst_in_group(asked: Sequence[AskedRequest], scores: Floats, group: str) -> Floats:
     """[n]: each question's highest score among its renderings in the group."""
     inside = np.array([each.group == group for each in asked], dtype=np.bool_)
     return np.array(list(worst_of_each([each for each in asked if each.group == group], scores[inside]).values()))

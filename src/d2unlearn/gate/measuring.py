@@ -13,7 +13,7 @@ from d2unlearn.data.holdout import split_validation
 from d2unlearn.data.identity import folded
 from d2unlearn.data.template import Template
 from d2unlearn.errors import GateError
-from d2unlearn.gate.asked import Asked, answered, unanswered_families
+from d2unlearn.gate.asked import AskedRequest, answered_requests, unanswered_families
 from d2unlearn.gate.calibrate import Calibration, calibrate, choosing_questions
 from d2unlearn.gate.choice import COMBINATIONS, choose
 from d2unlearn.gate.gated import TURN_TOKENS
@@ -29,7 +29,7 @@ from d2unlearn.schema import Example
 from d2unlearn.stats import conformal_rank
 from d2unlearn.wordings.wording import Material, Wording
 
-NEAR, UNRELATED = "near", "unrelated"
+_NEAR, _UNRELATED = "near", "unrelated"
 """Groups of requests that a file of their own stands for."""
 
 
@@ -63,7 +63,7 @@ def checked_rows(rows: CalibrationRows) -> CalibrationRows:
 
 
 @dataclass(frozen=True)
-class Answering:
+class GateReading:
     """How the model answers: greedily, so many tokens; energies of that temperature over `vocab_rows` (None: all).
 
     `system`: the message that a deployment puts before everything.
@@ -77,7 +77,7 @@ class Answering:
     vocab_rows: int | None
     system: str | None = None
 
-    def asked(self, made: Sequence[Rendering], kind: str, score: Score | None = None) -> list[Asked]:
+    def asked(self, made: Sequence[Rendering], kind: str, score: Score | None = None) -> list[AskedRequest]:
         """What was read of the answers, and of each turn by itself.
 
         score: of the turns, and of answers that nothing is held against, no more than it looks at; None: all.
@@ -90,7 +90,7 @@ class Answering:
         turns = [[tuple(template.prompt_ids(turn)) for turn in each.turns] for each, _ in kept]
         by_itself = self._turn_energies(turns, kind, score)
         return [
-            Asked(
+            AskedRequest(
                 each.question,
                 (trace.energies, *(by_itself[turn] for turn in own)),
                 each.group,
@@ -135,8 +135,8 @@ class Answering:
         return leaked(rouge_l_recall(rendering.target, text)) == 1.0
 
 
-def measure(
-    answering: Answering,
+def measure_rows(
+    answering: GateReading,
     rows: CalibrationRows,
     wordings: Sequence[Wording],
     candidates: Mapping[str, Score],
@@ -162,7 +162,7 @@ def measure(
 
     def legitimate(side: int) -> list[Rendering]:
         made = renderings(parts[0][side], wordings, material, of_each=of_each, system=system, seed=seed)
-        for group, part in zip((NEAR, UNRELATED), parts[1:], strict=True):
+        for group, part in zip((_NEAR, _UNRELATED), parts[1:], strict=True):
             made += renderings(
                 part[side], first=1 + max([each.question for each in made], default=0), group=group, system=system
             )
@@ -173,12 +173,12 @@ def measure(
     forgotten = renderings(rows.forget, wordings, material, of_each=of_each, refusal=GATE_REFUSALS[0], system=system, seed=seed)
     validation = answering.asked(legitimate(0), "validation")
     left_out = unanswered_families(validation)
-    validation = answered(validation)
+    validation = answered_requests(validation)
     forget = answering.asked([each for each in forgotten if each.family not in left_out], "forget")
     shown = [each for each in forget if each.question in choosing]
     combinations = COMBINATIONS if len(candidates) > 1 else None
     choice = choose(validation, shown, candidates, default, max_false_refusal, combinations=combinations, seed=seed)
-    calibration = answered(answering.asked(legitimate(1), "calibration", choice.score))
+    calibration = answered_requests(answering.asked(legitimate(1), "calibration", choice.score))
     found = calibrate(
         choice,
         validation,

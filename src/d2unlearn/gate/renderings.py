@@ -9,7 +9,7 @@ from random import Random
 from d2unlearn.data.identity import row_key
 from d2unlearn.data.template import Template
 from d2unlearn.errors import DataError
-from d2unlearn.gate.asked import PLAIN
+from d2unlearn.gate.asked import PLAIN_FAMILY
 from d2unlearn.gate.groups import REQUEST_GROUPS, group_of
 from d2unlearn.gate.turns import turns_by_themselves, under_system
 from d2unlearn.schema import Example, Message
@@ -66,7 +66,7 @@ def renderings(
     made: list[Rendering] = []
     ours = [wording for wording in wordings if refusal is not None or _OF_FORGOTTEN not in wording.text]
     for number, row in enumerate(rows, start=first):
-        made.append(Rendering(number, PLAIN, group or group_of(row.prompt, system), row.prompt, "", row.answer))
+        made.append(Rendering(number, PLAIN_FAMILY, group or group_of(row.prompt, system), row.prompt, "", row.answer))
         if group is None:
             made += _otherwise(row, number, ours, material, of_each, row.answer if refusal is None else refusal, seed)
     return [replace(each, messages=under_system(each.messages, system), system=system) for each in made]
@@ -103,9 +103,9 @@ def fitting(made: Sequence[Rendering], template: Template, longest: int | None) 
         try:
             ids = each.prompt_ids(template)
         except DataError:
-            if each.family == PLAIN:
+            if each.family == PLAIN_FAMILY:
                 raise
             continue
-        if each.family == PLAIN or longest is None or len(ids) <= longest:
+        if each.family == PLAIN_FAMILY or longest is None or len(ids) <= longest:
             kept.append((each, ids))
     return kept

@@ -20,7 +20,7 @@ from d2unlearn.gate.asked import asked_scores
 from d2unlearn.gate.export import is_carried
 from d2unlearn.gate.gate import EnergyGate
 from d2unlearn.gate.gated import GateWarning
-from d2unlearn.gate.measuring import Answering, CalibrationRows, checked_rows
+from d2unlearn.gate.measuring import CalibrationRows, GateReading, checked_rows
 from d2unlearn.gate.renderings import renderings
 from d2unlearn.gate.traffic import read_traffic, traffic_lines
 from d2unlearn.loaded_files import check_self_contained
@@ -73,7 +73,7 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
         vouched=given.vouched,
         system=system_message(settings.system),
     )
-    answering = Answering(model, tokenizer, gate.max_new_tokens, settings.batch_size, 1.0, vocab_rows, gate.system)
+    answering = GateReading(model, tokenizer, gate.max_new_tokens, settings.batch_size, 1.0, vocab_rows, gate.system)
     seen = _traffic_lines(gate, answering, given.traffic)
     gate.save(folder)
     section = {"key": key, "made": now(), "settings": asdict(settings), "version": __version__}
@@ -114,7 +114,7 @@ def _check_replaced(folder: Path, n_forget: int, settings: CalibrateSettings) ->
         )
 
 
-def _traffic_lines(gate: EnergyGate, answering: Answering, traffic: Sequence[Example]) -> list[str]:
+def _traffic_lines(gate: EnergyGate, answering: GateReading, traffic: Sequence[Example]) -> list[str]:
     """What is said of real prompts, once there is a gate to look at them."""
     if not traffic:
         return []

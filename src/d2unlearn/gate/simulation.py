@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from d2unlearn.gate.asked import Asked
+from d2unlearn.gate.asked import AskedRequest
 from d2unlearn.gate.calibrate import Scored, set_threshold
 from d2unlearn.gate.groups import REQUEST_GROUPS
 from d2unlearn.stats import Floats
@@ -42,18 +42,20 @@ def simulated_shares(
 def _shares(
     rng: np.random.Generator, sizes: Sequence[int], alpha: float, confidence: float | None, n_forget: int, fresh: int
 ) -> list[float]:
-    asked: list[Asked] = []
+    asked: list[AskedRequest] = []
     scores: list[Floats] = []
     first = 0
     for group, size in enumerate(sizes):
         drawn = _drawn(rng, group, size)
         name, times = SIMULATED_GROUPS[group], _RENDERINGS[group]
         family = "plain" if group in (0, 3, 4) else "other"
-        asked += [Asked(first + question, (), name, family) for question in range(size) for _ in range(times)]
+        asked += [AskedRequest(first + question, (), name, family) for question in range(size) for _ in range(times)]
         scores.append(drawn.ravel())
         first += 0 if group < len(REQUEST_GROUPS) - 1 else size  # the same rows in every group of requests
     retained = Scored(asked, np.concatenate(scores))
-    forgotten = Scored([Asked(question, ()) for question in range(n_forget)], rng.normal(rng.uniform(2, 12), 2, n_forget))
+    forgotten = Scored(
+        [AskedRequest(question, ()) for question in range(n_forget)], rng.normal(rng.uniform(2, 12), 2, n_forget)
+    )
     *_, threshold = set_threshold(retained, forgotten, alpha, confidence)
     return [float((_drawn(rng, group, fresh).max(axis=1) > threshold).mean()) for group in range(len(sizes))]
 

@@ -12,7 +12,7 @@ from d2unlearn.stats import Floats, conformal_rank
 
 _ANSWERS = ("answer", "completion", "response", "output", "messages")
 """Columns that a file of prompts does not have."""
-SHOWN = 20
+_SHOWN = 20
 """Prompts that are listed; the others are counted."""
 
 
@@ -39,10 +39,10 @@ def traffic_lines(
     """
     above = sorted((row for row in zip(scores.tolist(), rows, strict=True) if row[0] > threshold), key=lambda row: -row[0])
     yield f"traffic: {len(above)} of {len(rows)} prompts look forgotten and would be refused"
-    for score, row in above[:SHOWN]:
+    for score, row in above[:_SHOWN]:
         yield f"  {row.source} (score {score:.3f}): {row.question[:80]!r}"
-    if len(above) > SHOWN:
-        yield f"  and {len(above) - SHOWN} more"
+    if len(above) > _SHOWN:
+        yield f"  and {len(above) - _SHOWN} more"
     try:
         allowed = len(rows) - conformal_rank(len(rows), max_false_refusal, confidence)
     except GateError as error:

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from d2unlearn.report.figures import AXIS, FORGET_COLOUR, INK, RETAIN, SERIES, STYLE, Drawing, svg_of
 
-LEAST = 1e-6
+_LEAST = 1e-6
 """Probabilities are drawn from here on: their axis is logarithmic."""
 
 
@@ -28,7 +28,7 @@ def path_drawing(recipe: Mapping[str, Any]) -> Drawing | None:
     with rc_context(STYLE):
         figure = Figure(figsize=(9.2, 2.9))
         left, right = figure.add_axes((0.075, 0.19, 0.4, 0.7)), figure.add_axes((0.575, 0.19, 0.4, 0.7))
-        left.plot(steps, [max(value, LEAST) for value in _numbers(forget)], color=FORGET_COLOUR, marker="o", markersize=3.5)
+        left.plot(steps, [max(value, _LEAST) for value in _numbers(forget)], color=FORGET_COLOUR, marker="o", markersize=3.5)
         left.set_yscale("log")
         for (name, values), colour in zip(shares.items(), (RETAIN, SERIES[0]), strict=True):
             if any(value is not None for value in values[1:]):

@@ -18,8 +18,8 @@ kt(j, t) = B(j + 1/2, t - j + 1/2) / B(1/2, 1/2)
 
 is at most the ratio to the likelihood of the true share q, which is a martingale of mean 1. So by Ville's inequality, and since
 M and R are each given half of it, the chance that max(M, R) / 2 ever reaches 1 / a in a window is at most a: that is the alarm,
-and its false-alarm rate (over calibrations and traffic). After `WINDOW` scores, and after an alarm, a new window begins from
-the calibration scores alone: memory is bounded, and a drift that came slowly is not taken for usual.
+and its false-alarm rate (over calibrations and traffic). After `DRIFT_WINDOW` scores, and after an alarm, a new window begins
+from the calibration scores alone: memory is bounded, and a drift that came slowly is not taken for usual.
 
 A refused request is not carried on to its highest score, so all scores are cut at the threshold, those of calibration too.
 
@@ -35,7 +35,7 @@ from collections import deque
 from collections.abc import Sequence
 from random import Random
 
-WINDOW = 10_000
+DRIFT_WINDOW = 10_000
 """Scores of a window: the false-alarm rate is that of each."""
 FALSE_ALARMS = 0.01
 """At most so many windows without drift end in an alarm."""
@@ -49,7 +49,7 @@ class DriftWatch:
     """Fed with one score after the other. calibration: the scores behind the threshold, at least one."""
 
     def __init__(
-        self, calibration: Sequence[float], threshold: float, *, window: int = WINDOW, false_alarms: float = FALSE_ALARMS
+        self, calibration: Sequence[float], threshold: float, *, window: int = DRIFT_WINDOW, false_alarms: float = FALSE_ALARMS
     ) -> None:
         self._calibration = sorted(min(score, threshold) for score in calibration)
         self._threshold = threshold

@@ -10,13 +10,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from d2unlearn.gate import EnergyGate
 from d2unlearn.runtime import say
 from d2unlearn.serving.batch import Completion
-from d2unlearn.serving.drift import FALSE_ALARMS, RECENT, WINDOW, DriftWatch
+from d2unlearn.serving.drift import DRIFT_WINDOW, FALSE_ALARMS, RECENT, DriftWatch
 
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0)
 RAW_NATS = tuple(float(nats) for nats in range(-60, 21, 5))
 DRIFTED = (
     "alarm: requests no longer score as those that the gate was calibrated on (without drift at most "
-    f"{FALSE_ALARMS:.0%} of windows of {WINDOW} say so): see d2_recent_score_share; calibrate on requests as they are now"
+    f"{FALSE_ALARMS:.0%} of windows of {DRIFT_WINDOW} say so): see d2_recent_score_share; calibrate on requests as they are now"
 )
 KNOWN_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
 

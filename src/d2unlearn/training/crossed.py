@@ -42,7 +42,7 @@ def crossed_questions(rows: Sequence[Example], count: int, seed: int) -> list[st
     return list(made)
 
 
-def answered(
+def self_answered(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], *, longest: int, batch_size: int
 ) -> list[Tokens]:
     """The questions, in order, each with the model's greedy answer of at most `longest` tokens; empty answers are left out."""

@@ -19,8 +19,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-CHUNK_LOGITS = 2**24
-"""Logits that the head holds at once (`d2unlearn.head.CHUNK_LOGITS`)."""
+_CHUNK_LOGITS = 2**24
+"""Logits that the head holds at once (`d2unlearn.head._CHUNK_LOGITS`)."""
 FLOAT = 4
 HALF = 2
 ADAM = 2
@@ -245,7 +245,7 @@ def layer_transients(shape: ModelShape, step: StepShape, setup: TrainingSetup) -
 
 def chunk_logits(shape: ModelShape, positions: int) -> int:
     """Logits of one chunk."""
-    return min(positions, max(1, CHUNK_LOGITS // shape.vocabulary)) * shape.vocabulary
+    return min(positions, max(1, _CHUNK_LOGITS // shape.vocabulary)) * shape.vocabulary
 
 
 def checkpoint_bytes(shape: ModelShape, setup: TrainingSetup) -> float:

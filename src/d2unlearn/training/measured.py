@@ -25,10 +25,10 @@ from d2unlearn.runtime import say
 from d2unlearn.schema import Tokens
 from d2unlearn.teacher_forcing import score_rows
 from d2unlearn.training.arguments import UnlearnConfig
-from d2unlearn.training.monitor import FORGOTTEN
-from d2unlearn.training.probe import Trial, chosen_rate, probe_rates
+from d2unlearn.training.monitor import TO_FORGET
+from d2unlearn.training.probe import RateTrial, chosen_rate, probe_rates
 from d2unlearn.training.recipe import PUBLISHED_EPOCHS, PUBLISHED_ROWS, automatic_learning_rate
-from d2unlearn.training.steering import WEIGHTS
+from d2unlearn.training.steering import STEERED
 from d2unlearn.training.targets import Targets, forgotten
 from d2unlearn.training.trainer import UnlearnTrainer
 
@@ -48,7 +48,7 @@ SHORTEST_WARMUP, LONGEST_WARMUP = 10, 50
 
 
 @dataclass(frozen=True)
-class Choices:
+class MeasuredChoices:
     """What was chosen, and why. `trials`: of the learning rate, none where it was given or nothing could be told."""
 
     forget_below: float
@@ -56,7 +56,7 @@ class Choices:
     keep_at_least: float
     learning_rate: float
     learning_rate_is: str
-    trials: tuple[Trial, ...]
+    trials: tuple[RateTrial, ...]
     eval_steps: int
     warmup_steps: int
     max_steps: int
@@ -71,7 +71,7 @@ def measured_config(
     retain_model: nn.Module | None = None,
     learning_rate: float | None = None,
     epochs: float | None = None,
-    free_weights: Sequence[str] = WEIGHTS,
+    free_weights: Sequence[str] = STEERED,
 ) -> UnlearnConfig:
     """The trainer's own config with everything in it that was measured (`measure`). Model and trainer stay as they are."""
     choices = measure(
@@ -94,8 +94,8 @@ def measure(
     retain_model: nn.Module | None = None,
     learning_rate: float | None = None,
     epochs: float | None = None,
-    free_weights: Sequence[str] = WEIGHTS,
-) -> Choices:
+    free_weights: Sequence[str] = STEERED,
+) -> MeasuredChoices:
     """Choose all that is left open, on the trainer's model and rows; both are afterwards as they were.
 
     retain_model: one that never knew the rows; its answer probability is then the bound. learning_rate, epochs, free_weights
@@ -112,7 +112,7 @@ def measure(
     rate = chosen_rate(trials, first) if learning_rate is None else learning_rate
     steps = trainer.steps_per_epoch
     every = evaluation_steps(_tokens_looked_at(trainer), _tokens_trained_on(trainer))
-    return Choices(
+    return MeasuredChoices(
         forget_below=bound,
         forget_below_is=why,
         keep_at_least=keep_at_least,
@@ -126,7 +126,7 @@ def measure(
     )
 
 
-def config_with(args: UnlearnConfig, choices: Choices) -> UnlearnConfig:
+def config_with(args: UnlearnConfig, choices: MeasuredChoices) -> UnlearnConfig:
     """A copy of a config with the choices in it."""
     config: Any = copy(args)
     config.forget_below, config.keep_at_least = choices.forget_below, choices.keep_at_least
@@ -140,13 +140,13 @@ def config_with(args: UnlearnConfig, choices: Choices) -> UnlearnConfig:
     return config  # type: ignore[no-any-return]
 
 
-def choices_of(stored: Mapping[str, Any]) -> Choices:
+def choices_of(stored: Mapping[str, Any]) -> MeasuredChoices:
     """From what `asdict` made of them."""
-    trials = tuple(Trial(*trial) for trial in stored["trials"])
-    return Choices(**{**stored, "trials": trials, "free_weights": tuple(stored["free_weights"])})
+    trials = tuple(RateTrial(*trial) for trial in stored["trials"])
+    return MeasuredChoices(**{**stored, "trials": trials, "free_weights": tuple(stored["free_weights"])})
 
 
-def tell(choices: Choices) -> None:
+def tell(choices: MeasuredChoices) -> None:
     """What was chosen, a line each, for a person."""
     say(
         f"targets: forget at most {choices.forget_below:.3g} ({choices.forget_below_is}), of rows and of their renderings; "
@@ -170,7 +170,7 @@ def forget_bound(trainer: UnlearnTrainer, retain_model: nn.Module | None) -> tup
     """
     watched = trainer.watched
     if retain_model is not None:
-        plain, reworded = (_mean_probability(trainer, retain_model, watched.get(name, ())) for name in FORGOTTEN)
+        plain, reworded = (_mean_probability(trainer, retain_model, watched.get(name, ())) for name in TO_FORGET)
         return forgotten(plain, reworded), "the retain model's"
     pairs = swapped(watched["forget"], watched["retain"])
     if not pairs:
@@ -214,7 +214,7 @@ def most_steps(steps_per_epoch: int, pairs: int, every: int, epochs: float | Non
     return math.ceil(wanted / every) * every
 
 
-def rate_is(trials: Sequence[Trial], *, given: bool) -> str:
+def rate_is(trials: Sequence[RateTrial], *, given: bool) -> str:
     """Where a learning rate comes from, in words."""
     if given:
         return "as given"
@@ -223,7 +223,7 @@ def rate_is(trials: Sequence[Trial], *, given: bool) -> str:
     return "the largest that passed" if any(trial.passed for trial in trials) else "the smallest of those probed, none passed"
 
 
-def account(choices: Choices) -> dict[str, Any]:
+def account(choices: MeasuredChoices) -> dict[str, Any]:
     """For a file of JSON; `choices_of` reads it back."""
     return {**asdict(choices), "trials": [list(trial) for trial in choices.trials]}
 

@@ -25,7 +25,7 @@ from d2unlearn.training.neighbours import nearest, neighbour_count
 from d2unlearn.training.rows import KINDS, WATCHED, Watched
 
 WatchedRows = Mapping[Watched, Sequence[Tokens]]
-FORGOTTEN: tuple[Watched, ...] = ("forget", "reworded")
+TO_FORGET: tuple[Watched, ...] = ("forget", "reworded")
 """What of the rows looked at is to be forgotten; the others should stay."""
 
 ENERGY_RUNAWAY = 0.5
@@ -83,9 +83,16 @@ class Snapshot:
         """What the logits are like at the retained positions."""
         return LogitShape(self.retain_mean_logit, self.retain_centred_energy, self.retain_entropy)
 
+    def numbers(self) -> dict[str, float]:
+        """By their names; what is told in other words only where rows of that kind are looked at."""
+        read = asdict(self)
+        if math.isnan(self.reworded_probability):
+            del read["reworded_probability"]
+        return read
+
     def metrics(self, prefix: str = "eval") -> dict[str, float]:
         """As the trainer logs it."""
-        return {f"{prefix}_{name}": value for name, value in asdict(self).items()}
+        return {f"{prefix}_{name}": value for name, value in self.numbers().items()}
 
 
 class FirstLook(NamedTuple):
@@ -137,8 +144,8 @@ def take_snapshot(
     training = model.training
     model.eval()
     looked = {name: _with_answer(watched) for name, watched in rows.items()}
-    gone = list(dict.fromkeys(row for name, watched in looked.items() if name in FORGOTTEN for row in watched))
-    stay = dict.fromkeys(row for name, watched in looked.items() if name not in FORGOTTEN for row in watched)
+    gone = list(dict.fromkeys(row for name, watched in looked.items() if name in TO_FORGET for row in watched))
+    stay = dict.fromkeys(row for name, watched in looked.items() if name not in TO_FORGET for row in watched)
     held: Mapping[Tokens, Tensor] = {} if original is None else original.hidden
     scored: dict[Tokens, TeacherForced] = {}
     for group, source in (

@@ -165,12 +165,12 @@ def planned_run(settings: UnlearnSettings) -> PlannedRun:
     }
     saved = torch_dtype(settings.dtype) or outline.dtype
     in_memory = torch.float32 if settings.dtype == "auto" and not settings.lora else saved
-    shape = shape_of(outline)
+    shape = model_shape(outline)
     pace = pace_of(settings, shape.parameters, len(forget), settings.devices or 1)
     return PlannedRun(settings, method, shape, rows, len(retain.held_out), in_memory.itemsize, saved.itemsize, pace)
 
 
-def shape_of(model: PreTrainedModel) -> ModelShape:
+def model_shape(model: PreTrainedModel) -> ModelShape:
     """From a model's configuration and modules; its weights may be missing (`torch.device("meta")`)."""
     config = model.config.get_text_config()
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]

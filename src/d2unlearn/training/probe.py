@@ -31,7 +31,7 @@ TRANSIENT = 2.0
 """So many times the loss allowed in the end may be lost on the way."""
 
 
-class Trial(NamedTuple):
+class RateTrial(NamedTuple):
     """One rate: after so many steps, the forgotten answers' mean probability and the share of right tokens that stayed."""
 
     rate: float
@@ -41,7 +41,7 @@ class Trial(NamedTuple):
     passed: bool
 
 
-def next_rate(trials: Sequence[Trial], first: float) -> float | None:
+def next_rate(trials: Sequence[RateTrial], first: float) -> float | None:
     """The rate to try next: up from `first` while rates pass, down while none does; None: the search is over."""
     if not trials:
         return first
@@ -51,7 +51,7 @@ def next_rate(trials: Sequence[Trial], first: float) -> float | None:
     return trials[-1].rate * FACTOR if passed[-1] else trials[-1].rate / FACTOR
 
 
-def chosen_rate(trials: Sequence[Trial], first: float) -> float:
+def chosen_rate(trials: Sequence[RateTrial], first: float) -> float:
     """The largest that passed; where none did the smallest that was tried, without trials `first`."""
     passed = [trial.rate for trial in trials if trial.passed]
     return max(passed) if passed else min((trial.rate for trial in trials), default=first)
@@ -64,7 +64,7 @@ def passes(start: float, forget: float, kept: float, targets: Targets) -> bool |
     return True if forget <= math.sqrt(start * targets.forget_below) else None
 
 
-def probe_rates(trainer: UnlearnTrainer, first: float, targets: Targets) -> list[Trial]:
+def probe_rates(trainer: UnlearnTrainer, first: float, targets: Targets) -> list[RateTrial]:
     """Trials from `first` on. Weights, random state and what the trainer has counted are afterwards as they were.
 
     None where it could tell nothing: of answers that should stay the original knows none, or what is to be forgotten is below
@@ -74,14 +74,14 @@ def probe_rates(trainer: UnlearnTrainer, first: float, targets: Targets) -> list
     start = trainer.look(rows, original=trainer.original)
     if start.forget_probability <= targets.forget_below or (math.isnan(start.retain_right) and math.isnan(start.near_right)):
         return []
-    trials: list[Trial] = []
+    trials: list[RateTrial] = []
     while (rate := next_rate(trials, first)) is not None:
         with as_it_was(trainer):
             trials.append(_tried(trainer, rate, rows, start, targets))
     return trials
 
 
-def _tried(trainer: UnlearnTrainer, rate: float, rows: WatchedRows, start: Snapshot, targets: Targets) -> Trial:
+def _tried(trainer: UnlearnTrainer, rate: float, rows: WatchedRows, start: Snapshot, targets: Targets) -> RateTrial:
     model, args = _model(trainer), trainer.args
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     betas = (args.adam_beta1, args.adam_beta2)
@@ -97,8 +97,8 @@ def _tried(trainer: UnlearnTrainer, rate: float, rows: WatchedRows, start: Snaps
             kept = kept_share(start, now)
             passed = passes(start.forget_probability, now.forget_probability, kept, targets)
             if passed is not None:
-                return Trial(rate, step, now.forget_probability, kept, passed)
-    return Trial(rate, STEPS, now.forget_probability, kept, True)
+                return RateTrial(rate, step, now.forget_probability, kept, passed)
+    return RateTrial(rate, STEPS, now.forget_probability, kept, True)
 
 
 def kept_share(before: Snapshot, now: Snapshot) -> float:

@@ -18,7 +18,7 @@ def asking_wordings() -> list[Wording]:
     return [wording for wording in choosing_wordings() if wording.target == "answer" and _alone(wording)]
 
 
-def renderings(rows: Sequence[Example], *, seed: int = 0) -> list[Example]:
+def reworded_rows(rows: Sequence[Example], *, seed: int = 0) -> list[Example]:
     """Rows in `asking_wordings`, taken in turn, with their own answers; rows of plain text ask nothing and are left out.
 
     At most `MOST` of them, spread over the rows; of fewer than `FEWEST` rows each is asked in more wordings. The same rows and

@@ -15,7 +15,7 @@ from d2unlearn.methods.base import Deepening, Method
 from d2unlearn.models import state_hash
 from d2unlearn.runtime import fingerprint, read_json, say, write_json
 from d2unlearn.schema import Example, Tokens
-from d2unlearn.training.crossed import answered, crossed_questions
+from d2unlearn.training.crossed import crossed_questions, self_answered
 from d2unlearn.training.deepening import Deepener, DeepeningRows, inner_layers
 from d2unlearn.training.rows import render
 
@@ -99,7 +99,7 @@ def written_rows(
         return []
     path = cache / f"crossed-{fingerprint([_FORMAT, state_hash(original), questions, longest])[:32]}.json"
     if not path.is_file():
-        rows = answered(original, tokenizer, questions, longest=longest, batch_size=4 * batch_size)
+        rows = self_answered(original, tokenizer, questions, longest=longest, batch_size=4 * batch_size)
         write_json(path, {"rows": [[row.example_id, row.input_ids, row.answer_length, row.ends] for row in rows]})
     found = read_json(path)["rows"]
     return [Tokens(name, tuple(ids), _last(len(ids), answer), ends) for name, ids, answer, ends in found]

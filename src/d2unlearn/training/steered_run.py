@@ -15,8 +15,8 @@ from d2unlearn.config import UnlearnSettings
 from d2unlearn.errors import ConfigError
 from d2unlearn.models import load_model, load_tokenizer
 from d2unlearn.runtime import read_json, say, torch_dtype, write_json
-from d2unlearn.training.measured import MEASURED_METHODS, Choices, account, choices_of, config_with, measure, tell
-from d2unlearn.training.steering import WEIGHTS, path_of, start_of
+from d2unlearn.training.measured import MEASURED_METHODS, MeasuredChoices, account, choices_of, config_with, measure, tell
+from d2unlearn.training.steering import STEERED, path_of, start_of
 from d2unlearn.training.targets import Standing, Targets, is_met, nearest_two, verdict
 from d2unlearn.training.trainer import UnlearnTrainer
 
@@ -45,9 +45,9 @@ def loaded_retain_model(settings: UnlearnSettings, tokenizer: PreTrainedTokenize
     return load_model(settings.retain_model, dtype=torch_dtype(settings.dtype))
 
 
-def steer(
+def steer_run(
     trainer: UnlearnTrainer, settings: UnlearnSettings, retain_model: nn.Module | None, workspace: Path, key: str
-) -> Choices:
+) -> MeasuredChoices:
     """Choose what is left open, or read what this very run has chosen before, and let the trainer train so."""
     path = workspace / CHOICES_FILE
     stored = read_json(path) if path.is_file() else {}
@@ -62,7 +62,7 @@ def steer(
     return choices
 
 
-def ended(trainer: UnlearnTrainer, choices: Choices) -> dict[str, Any]:
+def ended(trainer: UnlearnTrainer, choices: MeasuredChoices) -> dict[str, Any]:
     """Says how it ended; what the manifest holds of it: targets, probe, every choice, the path and which point was kept."""
     targets = Targets(choices.forget_below, choices.keep_at_least)
     path = path_of(trainer.state.log_history, trainer.before)
@@ -91,7 +91,7 @@ def missed_targets(artifact: Path) -> bool:
     return recipe.get("met") is False
 
 
-def _measured(trainer: UnlearnTrainer, settings: UnlearnSettings, retain_model: nn.Module | None) -> Choices:
+def _measured(trainer: UnlearnTrainer, settings: UnlearnSettings, retain_model: nn.Module | None) -> MeasuredChoices:
     given = set(settings.method_parameters)
     return measure(
         trainer,
@@ -100,7 +100,7 @@ def _measured(trainer: UnlearnTrainer, settings: UnlearnSettings, retain_model: 
         retain_model=retain_model,
         learning_rate=None if settings.learning_rate == "auto" else float(settings.learning_rate),
         epochs=None if settings.epochs == "auto" else float(settings.epochs),
-        free_weights=[name for name in WEIGHTS if name not in given],
+        free_weights=[name for name in STEERED if name not in given],
     )
 
 

@@ -19,20 +19,20 @@ from d2unlearn.methods import Method
 from d2unlearn.training.monitor import Snapshot
 from d2unlearn.training.targets import Standing, Targets, forget_left, is_met, keep_lost, merit, standing_of
 
-WEIGHTS = ("gamma", "alpha")
+STEERED = ("gamma", "alpha")
 """What is weighed: the forget terms, the retained likelihood."""
-LARGEST = 64.0
+_LARGEST = 64.0
 """How many times its first value a weight may become."""
 STAY = 2
 """Evaluations one after the other at which both targets have to hold."""
 
 
-def raised(weight: float, violation: float, first: float) -> float:
+def raised_weight(weight: float, violation: float, first: float) -> float:
     """The weight of a constraint after an evaluation: twice as large where it is violated by 1 or more, as it was at 0.
 
-    weight * 2^min(violation, 1), at most `LARGEST` times its first value.
+    weight * 2^min(violation, 1), at most `_LARGEST` times its first value.
     """
-    return min(weight * math.pow(2.0, min(max(violation, 0.0), 1.0)), LARGEST * first)
+    return min(weight * math.pow(2.0, min(max(violation, 0.0), 1.0)), _LARGEST * first)
 
 
 class Steered(Protocol):
@@ -53,7 +53,7 @@ def standing_metrics(trainer: Steered, metrics: Mapping[str, float], *, step: in
     targets = targets_of(trainer.args)
     if targets is None:
         return {}
-    weights = {name: float(getattr(trainer.method, name)) for name in WEIGHTS if hasattr(trainer.method, name)}
+    weights = {name: float(getattr(trainer.method, name)) for name in STEERED if hasattr(trainer.method, name)}
     found = standing_of({**metrics, **weights}, asdict(trainer.before), step=step, epoch=epoch)
     return {"standing": merit(found, start_of(trainer.before), targets, metrics["selection"]), **weights}
 
@@ -101,7 +101,7 @@ class Steering(TrainerCallback, ExportableState):
             control.should_training_stop = True
         if state.global_step > args.warmup_steps:
             lacks = {"gamma": forget_left(found.forget, start_of(before), targets), "alpha": keep_lost(found.kept, targets)}
-            weights = {name: raised(self._weights[name], lacks[name], first) for name, first in self._first.items()}
+            weights = {name: raised_weight(self._weights[name], lacks[name], first) for name, first in self._first.items()}
             self._trainer.method = replace(self._trainer.method, **weights)  # type: ignore[type-var]
 
     def state(self) -> dict[str, Any]:

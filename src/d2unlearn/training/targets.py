@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-LEAST = 1e-12
+_LEAST = 1e-12
 """Probabilities below count as this one, so that a logarithm exists."""
 NOTHING_KEPT = 10.0
 """So many times the loss that is allowed weighs as much as having forgotten nothing."""
@@ -73,7 +73,7 @@ def forget_left(forget: float, start: float, targets: Targets) -> float:
     """Share of the way in logarithms from the original's probability to the bound that is left: 0 at the bound, 1 at first."""
     if not forget > targets.forget_below:
         return 0.0
-    way = math.log(max(start, LEAST) / targets.forget_below)
+    way = math.log(max(start, _LEAST) / targets.forget_below)
     return min(math.log(forget / targets.forget_below) / way, 1.0) if way > 0 else 1.0
 
 

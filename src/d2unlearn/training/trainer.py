@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -294,7 +293,7 @@ class UnlearnTrainer(Trainer):
         now = self.look(rows, before=self.before, original=original)
         self.evaluation_seconds += time.monotonic() - started
         step, epoch = self.state.global_step, self.state.epoch or 0.0
-        found = {**asdict(now), **standing_metrics(self, asdict(now), step=step, epoch=epoch)}
+        found = {**now.numbers(), **standing_metrics(self, now.numbers(), step=step, epoch=epoch)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
         monitored = self._monitored_means()

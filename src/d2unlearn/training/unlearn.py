@@ -18,7 +18,7 @@ from d2unlearn.artifact import CHECKPOINTS, STAGED, clear, is_done, manifest, pu
 from d2unlearn.config import UnlearnSettings, identity
 from d2unlearn.data.holdout import HeldOut, hold_out, split_validation
 from d2unlearn.data.identity import folded_key, row_key
-from d2unlearn.data.long_rows import LongRows, fit_sets, told
+from d2unlearn.data.long_rows import LongRows, fit_sets, long_rows_told
 from d2unlearn.data.records import content_hash, read_examples, source_names
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ConfigError, DataError
@@ -44,12 +44,12 @@ from d2unlearn.training.arguments import CHECKPOINTING, UnlearnConfig, vocabular
 from d2unlearn.training.checkpoints import last_complete_checkpoint
 from d2unlearn.training.frozen import model_settings
 from d2unlearn.training.lineage import earlier_sources, forgotten_before, parent_of
-from d2unlearn.training.measured import STEERING_ROWS, Choices
+from d2unlearn.training.measured import STEERING_ROWS, MeasuredChoices
 from d2unlearn.training.recipe import Pace, automatic_accumulation, automatic_epochs, automatic_learning_rate
-from d2unlearn.training.renderings import renderings
+from d2unlearn.training.renderings import reworded_rows
 from d2unlearn.training.rounds import check_rounds, memory_line, run_rounds
 from d2unlearn.training.rows import Rows, Watched
-from d2unlearn.training.steered_run import ended, is_measured, loaded_retain_model, steer
+from d2unlearn.training.steered_run import ended, is_measured, loaded_retain_model, steer_run
 from d2unlearn.training.trainer import UnlearnTrainer
 from d2unlearn.version import __version__
 
@@ -131,7 +131,7 @@ def _train_and_publish(run: _Run, pace: Pace, key: str, workspace: Path, output:
         )
     watched: dict[Watched, Rows] = {"forget": run.forget, "retain": run.validation or run.retain.train}
     watched |= {} if run.near is None else {"near": run.near}
-    watched |= {"reworded": renderings(run.forget, seed=settings.seed)} if run.measured else {}
+    watched |= {"reworded": reworded_rows(run.forget, seed=settings.seed)} if run.measured else {}
     trainer = UnlearnTrainer(
         run.model,
         _arguments(run, workspace, pace),
@@ -146,9 +146,9 @@ def _train_and_publish(run: _Run, pace: Pace, key: str, workspace: Path, output:
     )
     if settings.keep == "best":
         say(_neighbours_told(trainer, settings))
-    choices: Choices | None = None
+    choices: MeasuredChoices | None = None
     if run.measured:
-        choices = steer(trainer, settings, run.retain_model, workspace, key)
+        choices = steer_run(trainer, settings, run.retain_model, workspace, key)
         pace = Pace(choices.learning_rate, pace.accumulation, choices.max_steps / trainer.steps_per_epoch)
     started = time.monotonic()
     checkpoint = last_complete_checkpoint(workspace / CHECKPOINTS)
@@ -214,7 +214,7 @@ def _told_before(run: _Run) -> Iterator[str]:
     if run.parent is not None:
         yield forgotten_before(run.parent)
     for name, found in run.long.items():
-        yield from told(found, name, "unlearned" if name == "forget" else "trained on")
+        yield from long_rows_told(found, name, "unlearned" if name == "forget" else "trained on")
 
 
 def _outcome(trainer: UnlearnTrainer, settings: UnlearnSettings, parent: Mapping[str, Any] | None = None) -> Iterator[str]:
