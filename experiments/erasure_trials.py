@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,6 +74,22 @@ RECIPES: dict[str, dict[str, Any]] = {
         "written": 1500,
     },
 }
+HARDENED: dict[str, Any] = {"hardening_steps": 260, "blocks": 0, "healing_rate": 1.0, "written": 1500}
+RECIPES["hardened"] = HARDENED
+RECIPES["hardened, rounds"] = {
+    **HARDENED,
+    "blocks": 2,
+    "rounds": 2,
+    "restoring": False,
+    "size": 0.03,
+    "damping": 0.05,
+    "healing_steps": 12,
+    "rest_steps": 120,
+}
+RECIPES["hardened, rounds, healed without hinges"] = {**RECIPES["hardened, rounds"], "healing_gamma": 0.0}
+BEGINS_WITH = {"hardened, rounds": ("hardened", ("", ".hardened"))}
+"""Recipes that go on where another ended, and what is taken over: all, or its phase against an attacker."""
+BEGINS_WITH["hardened, rounds, healed without hinges"] = ("hardened", (".hardened",))
 NO_EUA = ("from the original",)
 """Recipes whose rounds begin with the original: nothing is hidden that they would have to find."""
 ATTACKS: tuple[tuple[RowChoice, Relearning], ...] = (
@@ -113,30 +130,43 @@ def tried(recipe: str, seed: int, shared: Path, work: Path) -> None:
     if plan is not None:
         forget, retain = (read_examples(str(files[name])) for name in ("forget", "retain"))
         state = work / f"{recipe}.pt"
+        take_over(work, recipe, *BEGINS_WITH.get(recipe, ("", ())))
         about: dict[str, Any] = {"rate": LEARNING_RATE, "seed": seed, "max_length": 512, "batch_size": 16, "state": state}
         about["cache"] = work / "written"
         run_rounds(model, load_model(original), tokenizer, plan, forget, retain, **about)
     seconds = time.process_time() - started
     epochs = 0 if recipe in NO_EUA else EUA_EPOCHS
     found = {"recipe": RECIPES[recipe], "seed": seed, "eua_epochs": epochs, "cpu_seconds": round(seconds, 1)}
+    if recipe in BEGINS_WITH:
+        found["cpu_seconds_after"] = BEGINS_WITH[recipe][0]
     found["cost"] = round(token_passes(plan, epochs, AUTHORS * ROWS_EACH), 2)
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_json(kept, {**found, **judged(model, load_model(original), files, Template(tokenizer), seed)})
     say(f"kept: {kept}\n{kept.read_text()}")
 
 
+def take_over(work: Path, recipe: str, begun: str, parts: Sequence[str]) -> None:
+    """Copies where another recipe ended as where this one stands, unless it stands somewhere already."""
+    for part in parts:
+        source, target = work / f"{begun}{part}.pt", work / f"{recipe}{part}.pt"
+        if source.is_file() and not target.is_file():
+            shutil.copyfile(source, target)
+
+
 def token_passes(plan: Deepening | None, epochs: int, forget: int) -> float:
     """Rows passed, a backward counted as two forwards, as a multiple of what EUA passes in its ten epochs.
 
     A round: its attack of 8 rows a step, and every forget row once; a healing step: 24 rows, and one forward of the original.
+    A step against an attacker: 8 rows of his, 16 at the model, of which the original sees as many, and 16 at the attacked copy.
     The second moments and the rows that the original wrote are counted too.
     """
     eua = 3 * 2 * forget
     if plan is None:
         return epochs / 10
+    against = 0 if plan.hardening is None else plan.hardening.steps * ((8 + 16 + 16) * 3 + 16)
     healing = sum(stage.steps for stage in stages(plan)) * 24 * 4
     rounds = plan.blocks * plan.rounds * (8 * plan.attack.steps + forget) * 3
-    return epochs / 10 + (rounds + healing + 3 * plan.step.moment_rows + plan.written) / (10 * eua)
+    return epochs / 10 + (against + rounds + healing + 3 * plan.step.moment_rows + plan.written) / (10 * eua)
 
 
 def started_with(original: Path, files: dict[str, Path], output: Path, seed: int) -> Path:

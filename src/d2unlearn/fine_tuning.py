@@ -36,11 +36,12 @@ def fine_tuning_steps(
     batches = batch_order(len(rows), steps=steps, batch_size=min(batch_size, len(rows)), seed=seed)
     for step, indices in enumerate(batches, start=1):
         with drawing_from(seed + step, device), torch.enable_grad():
-            _step(model.train(), [rows[index] for index in indices], optimizer)
+            fine_tuning_step(model.train(), [rows[index] for index in indices], optimizer)
         yield step
 
 
-def _step(model: nn.Module, rows: Sequence[Tokens], optimizer: torch.optim.Optimizer) -> None:
+def fine_tuning_step(model: nn.Module, rows: Sequence[Tokens], optimizer: torch.optim.Optimizer) -> None:
+    """One step of the optimizer on the mean NLL of the rows' answers."""
     batch = pad_tokens(rows, pad_id=0).to(next(model.parameters()).device)
     loss = observe(model, {"forget": batch}, {"forget": (Nll(),)})["forget"][Nll()].mean()
     loss.backward()  # type: ignore[no-untyped-call]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
@@ -61,13 +62,37 @@ class MinorStep(NamedTuple):
     moment_rows: int
 
 
+@dataclass(frozen=True)
+class Hardening:
+    """Training against an attacker who goes on all the while (`d2unlearn.training.hardening`), before any round.
+
+    The attacked copy takes one step of AdamW on its rows before each of the model's, and then moves with the model. It lives
+    for a drawn number of steps within `lives`, with a learning rate drawn within `attack_rates` (factors of the run's, evenly
+    in the logarithm), on a drawn share of the forget rows.
+
+    steps: of the model, in AdamW at `rate` (a factor of the run's); held: what it keeps to by itself; weight: of the squared
+    excess over their cap, nats, of rows that the copy was not given, beside which stands the likelihood of retained rows;
+    clips: lengths at which the gradient at the model and the one at the copy are cut; rest_steps: of healing afterwards.
+    """
+
+    steps: int
+    rate: float
+    share: float
+    held: Method
+    weight: float
+    rest_steps: int
+    attack_rates: tuple[float, float] = (1.0, 10 / 3)
+    lives: tuple[int, int] = (5, 40)
+    clips: tuple[float, float] = (1.0, 0.7)
+
+
 class Deepening(NamedTuple):
     """What a method wants after its pass over the rows (`d2unlearn.training.deepening`): blocks of rounds, each with a rest.
 
     A round is an attack, a step from the weights as they were before it that undoes what it found, and `healing_steps` of
     `healing`; a rest is `rest_steps` of it. knowledge: what the step lowers, a method whose loss is made of the forget rows
     alone. healing_rate: AdamW's, as a factor of the run's; written: rows that the original writes itself beside the retained
-    ones (`d2unlearn.training.crossed`).
+    ones (`d2unlearn.training.crossed`). hardening: what comes before the first block; None: nothing.
     """
 
     blocks: int
@@ -80,6 +105,7 @@ class Deepening(NamedTuple):
     rest_steps: int
     healing_rate: float
     written: int
+    hardening: Hardening | None = None
 
 
 class Allowed(NamedTuple):

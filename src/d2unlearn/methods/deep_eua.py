@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -16,6 +16,7 @@ from d2unlearn.methods.base import (
     POSITIVE,
     AttackInLoop,
     Deepening,
+    Hardening,
     Method,
     MinorStep,
     Needs,
@@ -73,6 +74,14 @@ class DeepEUA(EUA):
     A_W and G_W are second moments of each matrix's inputs and output gradients over retained rows. EUA alone hides much behind
     one switch that any fine-tuning turns off; here what the fine-tuned copy knows is taken out of the weights.
 
+    With `hardening_steps` the model is first trained against a copy phi under attack: phi takes a step on forget rows A, and
+
+        theta <- AdamW(theta, clip(g1, 1) + clip(g2, 0.7)),  phi moves by what theta moves
+        g1     = gradient at theta of NLL(retain) + hidden |h - h0|^2 / |h0|^2 + gamma (EUA's hinges)
+        g2     = gradient at phi of cap_weight mean_B relu(log p - cap)^2 + NLL(retain)
+
+    B: forget rows that are not in A; cap: what an n-gram model of the retained answers gives the token, 0.0009 to 0.5.
+
     Parameters beside EUA's
         blocks, rounds          how many rounds there are, and after how many there is a rest
         attack_share            of the forget rows, that the attack is fine-tuned on, drawn anew each round
@@ -87,6 +96,10 @@ class DeepEUA(EUA):
         healing_rate            its learning rate, as a factor of the run's
         hidden, healing_gamma   weights of hidden states and hinges while healing
         written                 questions with names crossed that the original answers itself: half of what is healed on
+        hardening_steps         of training against the attacked copy, 8 rows of each kind
+        hardening_rate          its learning rate, as a factor of the run's
+        hardening_rest          healing steps after it
+        cap_weight              weight of what the attacked copy knows above the cap
 
     Source: this project; the step after RepSelect, 2606.17168, the factors after 1503.05671, healing after 2506.06278.
     """
@@ -106,10 +119,14 @@ class DeepEUA(EUA):
     hidden: NotNegative = 3.0
     healing_gamma: NotNegative = 0.05
     written: Annotated[int, NOT_NEGATIVE] = 1500
+    hardening_steps: Annotated[int, NOT_NEGATIVE] = 0
+    hardening_rate: Annotated[float, FINITE] = 4 / 3
+    hardening_rest: Annotated[int, NOT_NEGATIVE] = 90
+    cap_weight: NotNegative = 0.1
 
     @property
     def deepening(self) -> Deepening | None:
-        if not self.blocks:
+        if not self.blocks and self._hardening is None:
             return None
         return Deepening(
             blocks=self.blocks,
@@ -117,9 +134,27 @@ class DeepEUA(EUA):
             attack=AttackInLoop(self.attack_share, self.attack_steps, self.attack_rate, self.restoring),
             step=MinorStep(self.size, self.dropped, self.damping, moment_rows=320),
             knowledge=LogOdds(),
-            healing=Healing(self.hidden, self.healing_gamma, self.ratio, self.temperature),
+            healing=self._healing,
             healing_steps=self.healing_steps,
             rest_steps=self.rest_steps,
             healing_rate=self.healing_rate,
             written=self.written,
+            hardening=self._hardening,
+        )
+
+    @property
+    def _healing(self) -> Healing:
+        return Healing(self.hidden, self.healing_gamma, self.ratio, self.temperature)
+
+    @property
+    def _hardening(self) -> Hardening | None:
+        if not self.hardening_steps:
+            return None
+        return Hardening(
+            steps=self.hardening_steps,
+            rate=self.hardening_rate,
+            share=self.attack_share,
+            held=replace(self._healing, gamma=self.gamma, likelihood=True),
+            weight=self.cap_weight,
+            rest_steps=self.hardening_rest,
         )

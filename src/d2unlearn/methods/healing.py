@@ -12,7 +12,7 @@ from d2unlearn.layers import layer_names
 from d2unlearn.methods.base import FINITE, INSIDE_UNIT, Method, Needs, NotNegative
 from d2unlearn.methods.eua import EUA
 from d2unlearn.observation import Observed
-from d2unlearn.quantities import HiddenState, KlFromReference
+from d2unlearn.quantities import HiddenState, KlFromReference, Nll
 from d2unlearn.schema import Role
 
 
@@ -27,6 +27,7 @@ class Healing(Method):
         hidden               weight of the hidden states
         gamma                weight of the hinges
         ratio, temperature   of the margins, as in `EUA`
+        likelihood           NLL of the retained answers in the KL's place
         layers               names of the decoder's layers; filled in for a model
 
     Source: the distillation that heals UNDO, 2506.06278, with hidden states as in FitNets, 1412.6550.
@@ -36,6 +37,7 @@ class Healing(Method):
     gamma: NotNegative = 0.05
     ratio: Annotated[float, INSIDE_UNIT] = 0.1
     temperature: Annotated[float, FINITE] = 1.0
+    likelihood: bool = False
     layers: tuple[str, ...] = ()
 
     def for_model(self, model: nn.Module) -> Healing:
@@ -49,19 +51,21 @@ class Healing(Method):
         return {
             "forget": Needs(forget.policy, forget.reference),
             "retain": Needs(
-                (*retain.policy, KlFromReference(), *states),
+                (*retain.policy, *([] if self.likelihood else [KlFromReference()]), *states),
                 (*retain.reference, HiddenState(), *states),
             ),
         }
 
     def loss(self, batch: Mapping[Role, Observed]) -> Tensor:
         retain = batch["retain"]
-        kept = retain.mean(retain.policy[KlFromReference()]) + self.hidden * self.hidden_distance(retain)
+        kept = retain.mean(retain.policy[Nll() if self.likelihood else KlFromReference()]) + self.hidden * self.hidden_distance(
+            retain
+        )
         return kept + self._bounds.loss(batch)
 
     def hidden_distance(self, retain: Observed) -> Tensor:
         """Mean over the layers of |h - h0|^2 / |h0|^2, each a sum over the positions; 0 without layers or positions."""
-        total = retain.policy[KlFromReference()].new_zeros(())
+        total = retain.policy[Nll()].new_zeros(())
         for layer in self.layers:
             ours, theirs = retain.policy[HiddenState(layer)].float(), retain.reference[HiddenState(layer)].float()
             total = total + (ours - theirs).square().sum() / theirs.square().sum().clamp(min=1e-12)

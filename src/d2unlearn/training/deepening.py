@@ -56,10 +56,11 @@ class Stage(NamedTuple):
 
 
 def stages(plan: Deepening) -> list[Stage]:
-    """All rounds and rests, in order."""
+    """All rounds and rests, in order; first the rest after training against an attacker, where there is such a phase."""
+    first = [] if plan.hardening is None else [(False, plan.hardening.rest_steps)]
     block = [*[(True, plan.healing_steps)] * plan.rounds, (False, plan.rest_steps)]
     found, done = list[Stage](), 0
-    for attacked, steps in block * plan.blocks:
+    for attacked, steps in [*first, *block * plan.blocks]:
         found.append(Stage(attacked, steps, done))
         done += steps
     return found
@@ -82,7 +83,8 @@ class Deepener:
         """Change the model in place. Raises `ConfigError` for a model without plain linear layers in its decoder."""
         layers, todo = inner_layers(self.model), stages(self.plan)
         healing = self.plan.healing.for_model(self.model)
-        needed = moments_of(self.model, layers, self._moment_rows()) if self.plan.rounds and todo else {}
+        rounds = any(stage.attacked for stage in todo)
+        needed = moments_of(self.model, layers, self._moment_rows()) if rounds else {}
         at, steps, optimizer = self._taken_up()
         self.original.eval().requires_grad_(False)
         for number, stage in enumerate(todo[at:], start=at):
@@ -211,17 +213,23 @@ class Deepener:
 
     def _taken_up(self) -> tuple[int, int, dict[str, Any] | None]:
         """(stage, healing steps done in it, the optimizer's state); the model's weights are those of then."""
-        if self.state is None or not self.state.is_file():
+        kept = read_state(self.state)
+        if kept is None:
             return 0, 0, None
-        try:
-            kept = torch.load(self.state, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ArtifactError(
-                f"{self.state} cannot be read as a run's state: remove it, and the rounds begin anew"
-            ) from error
         self.model.load_state_dict(kept["model"])
         say(f"going on from stage {kept['stage'] + 1} of the rounds, {kept['steps']} healing steps done")
         return kept["stage"], kept["steps"], kept["optimizer"]
+
+
+def read_state(path: Path | None) -> dict[str, Any] | None:
+    """What was kept of a run that was killed; None: nothing. Raises `ArtifactError` for a file that holds no such thing."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        kept: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ArtifactError(f"{path} cannot be read as a run's state: remove it, and the rounds begin anew") from error
+    return kept
 
 
 def restored_parts(names: Sequence[str]) -> list[tuple[str, ...]]:

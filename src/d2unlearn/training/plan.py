@@ -49,7 +49,7 @@ from d2unlearn.training.estimate import (
 )
 from d2unlearn.training.monitor import take_snapshot
 from d2unlearn.training.recipe import Pace
-from d2unlearn.training.rounds import COPIES, check_rounds
+from d2unlearn.training.rounds import check_rounds, copies
 from d2unlearn.training.rows import KINDS, Rows, Watched, render
 from d2unlearn.training.trainer import UnlearnTrainer
 from d2unlearn.training.unlearn import build_method, loaded_model, pace_of
@@ -382,9 +382,9 @@ def rounds_lines(planned: PlannedRun) -> list[str]:
     plan = planned.method.deepening
     if plan is None:
         return []
-    held = COPIES * planned.weight_bytes * planned.shape.parameters
+    held = copies(plan) * planned.weight_bytes * planned.shape.parameters
     return [
-        f"rounds: {plan.blocks} x {plan.rounds} follow, counted in none of these lines; they hold {COPIES} copies of the "
+        f"rounds: {plan.blocks} x {plan.rounds} follow, counted in none of these lines; they hold {copies(plan)} copies of the "
         f"weights, {held / GB:.2f} GB, beside activations"
     ]
 

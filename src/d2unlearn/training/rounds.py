@@ -17,11 +17,18 @@ from d2unlearn.runtime import fingerprint, read_json, say, write_json
 from d2unlearn.schema import Example, Tokens
 from d2unlearn.training.crossed import crossed_questions, self_answered
 from d2unlearn.training.deepening import Deepener, DeepeningRows, inner_layers
+from d2unlearn.training.hardening import Hardener
 from d2unlearn.training.rows import render
 
 _FORMAT = 1
-COPIES = 6
-"""In memory, as copies of the weights: model, original, and the attacked copy with its gradient and AdamW's two moments."""
+
+
+def copies(plan: Deepening) -> int:
+    """In memory, as copies of the weights: model, original, and the attacked copy with its gradient and AdamW's two moments.
+
+    While training against an attacker the model has these three as well.
+    """
+    return 6 if plan.hardening is None else 9
 
 
 def check_rounds(name: str, method: Method, *, lora: bool, processes: int) -> None:
@@ -37,10 +44,13 @@ def check_rounds(name: str, method: Method, *, lora: bool, processes: int) -> No
 def memory_line(model: PreTrainedModel, plan: Deepening) -> str:
     """What the rounds hold at once, beside activations: with the attacked copy there are as many copies as while healing."""
     numbers = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    moments = sum(4 * (layer.in_features**2 + layer.out_features**2) for layer in inner_layers(model).values())
+    held, moments = (
+        copies(plan),
+        sum(4 * (layer.in_features**2 + layer.out_features**2) for layer in inner_layers(model).values()),
+    )
     return (
-        f"{plan.blocks} x {plan.rounds} rounds; in memory, beside activations, {COPIES} copies of the weights and the "
-        f"retained rows' second moments: {(COPIES * numbers + moments) / 2**20:.0f} MiB"
+        f"{plan.blocks} x {plan.rounds} rounds; in memory, beside activations, {held} copies of the weights and the "
+        f"retained rows' second moments: {(held * numbers + moments) / 2**20:.0f} MiB"
     )
 
 
@@ -70,6 +80,9 @@ def run_rounds(
     written = written_rows(original, tokenizer, crossed_questions(retain, plan.written, seed), longest, batch_size, cache)
     say(f"healing on {len(rows.retain)} retained rows and {len(written)} that the model wrote itself, as many of each at once")
     rows = DeepeningRows(rows.forget, rows.retain, written)
+    if plan.hardening is not None:
+        groups, kept = [row.group for row in forget], state.with_suffix(".hardened" + state.suffix)
+        Hardener(model, original, plan.hardening, rows, groups, rate, seed, kept, vocab_rows).run()
     Deepener(model, original, plan, rows, rate, seed, state, vocab_rows).run()
     say(f"peak memory of the run: {peak_mebibytes(model.device):.0f} MiB")
 
