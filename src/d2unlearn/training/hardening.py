@@ -30,9 +30,9 @@ from d2unlearn.schema import Role, Tokens
 from d2unlearn.training.deepening import DeepeningRows, pace, read_state
 from d2unlearn.training.ngram import ngram_model
 
-ROWS = 8
+_ROWS = 8
 """Of each kind at once; half of the retained ones are self-written where there are any."""
-SAVE_EVERY = 50
+_SAVE_EVERY = 50
 
 
 class Life(NamedTuple):
@@ -104,7 +104,7 @@ class Hardener:
             optimizer.param_groups[0]["lr"] = self.rate * self.plan.rate * pace(step, self.plan.steps)
             with drawing_from(self.seed + step, next(self.model.parameters()).device), torch.enable_grad():
                 self._step(attacker, optimizer, life, step, batches, caps)
-            if (step + 1) % SAVE_EVERY == 0 or step + 1 == self.plan.steps:
+            if (step + 1) % _SAVE_EVERY == 0 or step + 1 == self.plan.steps:
                 self._keep(step + 1, optimizer, attacker)
         self.model.eval()
 
@@ -167,12 +167,12 @@ class Hardener:
 
     def _batches(self) -> dict[str, list[list[Tokens]]]:
         """Of all steps: forget and retained rows at the model, and retained rows `beside` those at the copy."""
-        rows, half = self.rows, ROWS // 2 if self.rows.written else ROWS
+        rows, half = self.rows, _ROWS // 2 if self.rows.written else _ROWS
         kept, beside = self._passes(rows.retain, half, 2), self._passes(rows.retain, half, 3)
         if rows.written:
             kept = [[*a, *b] for a, b in zip(kept, self._passes(rows.written, half, 4), strict=True)]
             beside = [[*a, *b] for a, b in zip(beside, self._passes(rows.written, half, 5), strict=True)]
-        return {"forget": self._passes(rows.forget, ROWS, 1), "retain": kept, "beside": beside}
+        return {"forget": self._passes(rows.forget, _ROWS, 1), "retain": kept, "beside": beside}
 
     def _passes(self, rows: Sequence[Tokens], size: int, stream: int) -> list[list[Tokens]]:
         seed = int(np.random.default_rng([self.seed, 7, stream]).integers(2**31))
@@ -214,8 +214,8 @@ class Hardener:
 
 
 def _some(indices: Sequence[int], rng: np.random.Generator) -> list[int]:
-    """`ROWS` of them, drawn; all where there are fewer."""
-    return [indices[place] for place in rng.choice(len(indices), min(ROWS, len(indices)), replace=False).tolist()]
+    """`_ROWS` of them, drawn; all where there are fewer."""
+    return [indices[place] for place in rng.choice(len(indices), min(_ROWS, len(indices)), replace=False).tolist()]
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:

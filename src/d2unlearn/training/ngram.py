@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from d2unlearn.schema import Tokens
 
-WEIGHTS = (0.14, 0.30, 0.55)
+_WEIGHTS = (0.14, 0.30, 0.55)
 """Of the token alone, after one token, after two; the rest is even over the vocabulary."""
 LOWEST, HIGHEST = -7.0, -0.7
 """Nats between which a cap lies."""
@@ -29,10 +29,10 @@ class NgramModel(NamedTuple):
 
     def probability(self, before: Sequence[int], token: int) -> float:
         """Of a token after those before it; a context that was never seen gives its weight to none."""
-        even = (1 - sum(WEIGHTS)) / self.vocab_size
+        even = (1 - sum(_WEIGHTS)) / self.vocab_size
         return even + sum(
             weight * self.ngrams[(*context, token)] / seen
-            for weight, context in zip(WEIGHTS, _contexts(before), strict=False)
+            for weight, context in zip(_WEIGHTS, _contexts(before), strict=False)
             if (seen := self.contexts[context])
         )
 
@@ -60,5 +60,5 @@ def answer_places(row: Tokens) -> list[int]:
 
 def _contexts(before: Sequence[int]) -> Iterator[Ngram]:
     """The last 0, 1, 2 tokens, as far as there are so many."""
-    for length in range(min(len(before), len(WEIGHTS) - 1) + 1):
+    for length in range(min(len(before), len(_WEIGHTS) - 1) + 1):
         yield tuple(before[len(before) - length :])
