@@ -137,7 +137,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, name: str, model: nn.Module, found: d
 @pytest.mark.trains
 def test_a_killed_run_goes_on_with_its_attacker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped after two of four steps, within the first attacker's life of three, and started from the model it began with."""
-    monkeypatch.setattr("d2unlearn.training.hardening.SAVE_EVERY", 2)
+    monkeypatch.setattr("d2unlearn.training.hardening._SAVE_EVERY", 2)
     whole_run = hardener()
     whole_run.run()
     keep = Hardener._keep
