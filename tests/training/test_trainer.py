@@ -69,9 +69,17 @@ def test_defaults_are_the_published_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("epochs", "given", "steps"), [(1.0, 0, 2), (0.5, 0, 1), (2.5, 7, 5), (0.0, 3, 3)])
 def test_warm_up_is_counted_in_epochs_unless_that_is_zero(tmp_path: Path, epochs: float, given: int, steps: int) -> None:
-    made = trainer(tmp_path, tiny_models.llama(), warmup_epochs=epochs, warmup_steps=given)
+    made = trainer(tmp_path, tiny_models.llama(), warmup_epochs=epochs, warmup_steps=given, num_train_epochs=10)
     assert made.args.warmup_steps == steps
     assert len(made.get_train_dataloader()) == 2
+
+
+@pytest.mark.parametrize(
+    ("total", "steps"), [({"num_train_epochs": 1}, 1), ({"num_train_epochs": 0.5}, 0), ({"max_steps": 1}, 0)]
+)
+def test_a_warm_up_is_at_most_half_of_the_run(tmp_path: Path, total: dict[str, Any], steps: int) -> None:
+    """Its first step has no rate: of a run of one step nothing would be left."""
+    assert trainer(tmp_path, tiny_models.llama(), warmup_epochs=1.0, **total).args.warmup_steps == steps
 
 
 def test_a_few_steps_lower_the_loss(tmp_path: Path) -> None:

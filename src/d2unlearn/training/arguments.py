@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 
@@ -15,8 +16,9 @@ from d2unlearn.runtime import say
 class UnlearnConfig(TrainingArguments):
     """transformers' TrainingArguments with the published recipe as defaults, and what unlearning adds.
 
-    max_length: longer rows are cut there, in tokens. warmup_epochs: length of the warm-up, in epochs (overrides
-    warmup_steps). exclude_padded_rows: leave vocabulary rows that the tokenizer does not have out of energies.
+    max_length: longer rows are cut there, in tokens. warmup_epochs: length of the warm-up, in epochs, at most
+    half of the run (overrides warmup_steps). exclude_padded_rows: leave vocabulary rows that the tokenizer does not have out of
+    energies.
     reference_cache: folder for what is computed of the frozen model or written by it; None computes it anew. eval_rows: at
     most so many rows of each kind are looked at in an evaluation. forget_below, keep_at_least: targets that training steers by
     and ends at (`d2unlearn.training.steering`); None: it has none. free_weights: which of the method's weights it may raise.
@@ -54,6 +56,12 @@ class UnlearnConfig(TrainingArguments):
 
 CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(UnlearnConfig, name))
 """The field's name: newer versions of transformers warn of the older one."""
+
+
+def warmup_steps_of(args: UnlearnConfig, steps_per_epoch: int) -> int:
+    """Steps of a warm-up of `warmup_epochs`, at most half of the run: its first step has no rate."""
+    total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    return min(round(args.warmup_epochs * steps_per_epoch), total // 2)
 
 
 def check_parallelism(args: UnlearnConfig) -> None:

@@ -30,7 +30,7 @@ from d2unlearn.teacher_forcing import Original
 from d2unlearn.training.adaptation import Adaptation
 from d2unlearn.training.adapter import adapted, train_only_named
 from d2unlearn.training.alternates import RowsOfKind, alternate_rows
-from d2unlearn.training.arguments import UnlearnConfig, check_parallelism, vocabulary_rows
+from d2unlearn.training.arguments import UnlearnConfig, check_parallelism, vocabulary_rows, warmup_steps_of
 from d2unlearn.training.checkpoints import COMPLETE, CompleteCheckpoints, last_complete_checkpoint
 from d2unlearn.training.frozen import frozen_values
 from d2unlearn.training.monitor import Snapshot, WatchedRows, epoch_lines, first_look, how_far, take_snapshot, warning_of
@@ -115,7 +115,7 @@ class UnlearnTrainer(Trainer):
         self._sampler = EpochSampler(plan)
         self.steps_per_epoch = steps_per_epoch = len(plan) // plan.effective_batch
         if args.warmup_epochs:
-            args.warmup_steps = round(args.warmup_epochs * steps_per_epoch)
+            args.warmup_steps = warmup_steps_of(args, steps_per_epoch)
         seed_everything(args.seed)  # the adapter's first weights
         config: Any = causal_model(model).config
         use_cache = getattr(config, "use_cache", True)
