@@ -265,6 +265,22 @@ def test_of_calibration_rows_none_is_a_test_row_and_those_set_aside_are_preferre
     assert [len(named.examples) for named in limited.judged] == [5, 5, 5]
 
 
+def test_calibration_rows_that_nothing_shows_to_be_unseen_are_said_to_be_so(
+    settings: AnalyzeSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "so nothing shows that the model was not trained on them"
+    model = tmp_path / "artifact"
+    model.mkdir()
+    read_analysis_sets(replace(settings, model=str(model)))
+    assert f"all 26 calibration rows of {settings.calibration}: {model} says of none that it was set aside, {said}" in (
+        capsys.readouterr().err
+    )
+    (model / "d2_manifest.json").write_text(json.dumps({"held_out": ["another", "row"]}))
+    sets = read_analysis_sets(replace(settings, model=str(model)))
+    assert len(sets.fit) + len(sets.threshold) == 26
+    assert f"{settings.calibration}: none of the 2 that unlearn set aside are there, {said}" in capsys.readouterr().err
+
+
 def test_rows_without_a_prompt_are_counted_and_a_set_without_any_is_refused(settings: AnalyzeSettings, tmp_path: Path) -> None:
     texts = write(tmp_path / "texts.jsonl", [{"text": "it was born."}, {"text": "he was."}])
     with pytest.raises(DataError, match="the set more has no row with a prompt that could be asked"):

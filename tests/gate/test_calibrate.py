@@ -11,6 +11,7 @@ from d2unlearn.errors import GateError
 from d2unlearn.gate.asked import AskedRequest, as_they_are
 from d2unlearn.gate.calibrate import Calibration, Scored, calibrate, choosing_questions, raised, set_threshold
 from d2unlearn.gate.choice import choose
+from d2unlearn.gate.guarantees import promise_of
 from d2unlearn.gate.score import FirstTokens, Score, TrailingWindow, request_scores
 from d2unlearn.gate.simulation import simulated_shares
 
@@ -172,6 +173,9 @@ def test_every_group_with_enough_questions_keeps_its_promise_by_its_worst_render
         ("near", 50, None),
     ]
     assert found.groups[3].said == "no guarantee: 50 of 99 needed"
+    groups = ("wrapped", "multi-turn", "near", "unrelated")
+    assert [promise_of(group, found.groups) for group in groups] == ["guaranteed", "unseen", "too few", "unseen"]
+    assert promise_of("wrapped", ()) == "unstated"
     assert found.groups[3].refused is not None
     assert found.groups[3].refused.value == 1.0
     assert {rates.family: rates.refused.value for rates in found.families if rates.refused} == {

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from d2unlearn.gate.guarantees import GroupGuarantee
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.refusals import refusals_from
 from d2unlearn.schema import Message
@@ -104,3 +105,27 @@ def test_another_system_message_is_counted_and_turned_down_where_that_is_wished(
             assert texts == ([shown[0]] * 2 if strict else [shown[0], shown[0], shown[1]])
             assert "d2_other_system_total 1.0" in running.send("/metrics").body.decode()
     assert got[2].error["code"] == "system_message"
+
+
+def test_a_group_that_calibration_saw_nothing_of_is_said_once_and_counted(
+    split: Halves, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert split.guarded.gate is not None
+    groups = (
+        GroupGuarantee("single question", 60, 4, -1.0),
+        GroupGuarantee("wrapped", 3, 4, None),
+        GroupGuarantee("multi-turn", 0, 4, None),
+    )
+    gate = replace(split.guarded.gate, calibration=replace(split.guarded.gate.calibration, groups=groups))
+    single, answered = [turn("user", "w1 w2")], [turn("user", "w1"), turn("assistant", "w2")]
+    talks = [single, [turn("system", "w3"), *single], *[[*answered, *single]] * 2]
+    with serving(GuardedModel(split.guarded.model, split.guarded.tokenizer, gate)) as running:
+        for talk in talks:
+            assert running.send("/v1/chat/completions", {"messages": talk, "max_tokens": 4}).status == 200
+        counted = running.send("/metrics").body.decode()
+    said = capsys.readouterr().err
+    for group, promise, count in (("single question", "guaranteed", 1), ("wrapped", "too few", 1), ("multi-turn", "unseen", 2)):
+        assert f'd2_prompts_by_group_total{{group="{group}",promise="{promise}"}} {count:.1f}' in counted
+    assert said.count("the group 'multi-turn' came, and the gate's calibration saw none:") == 1
+    assert said.count("the group 'wrapped' came, and the gate's calibration saw too few of them:") == 1
+    assert "'single question'" not in said

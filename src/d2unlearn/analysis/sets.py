@@ -88,8 +88,19 @@ def read_analysis_sets(settings: AnalyzeSettings) -> AnalysisSets:
 
 
 def _set_aside(rows: Sequence[Example], model: Path, source: str) -> list[Example]:
-    """The rows that `unlearn` set aside for the model, where its manifest lists some of them; else all."""
+    """The rows that `unlearn` set aside for the model, where its manifest lists some of them; else all, which is said."""
     held_out = set(((read_manifest(model) if model.is_dir() else None) or {}).get("held_out", ()))
-    chosen = [row for row in rows if is_among(row, held_out)] or list(rows)
-    say(f"{len(chosen)} calibration rows of {source}{' that unlearn set aside' if len(chosen) < len(rows) else ''}")
-    return chosen
+    chosen = [row for row in rows if is_among(row, held_out)]
+    if chosen:
+        say(f"{len(chosen)} calibration rows of {source} that unlearn set aside")
+        return chosen
+    why = (
+        f"none of the {len(held_out)} that unlearn set aside are there"
+        if held_out
+        else f"{model} says of none that it was set aside"
+    )
+    say(
+        f"all {len(rows)} calibration rows of {source}: {why}, so nothing shows that the model was not trained on them, and "
+        "thresholds set on rows that it was trained on refuse more unseen ones than they say"
+    )
+    return list(rows)

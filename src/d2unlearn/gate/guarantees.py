@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from d2unlearn.gate.asked import AskedRequest, worst_of_each
 from d2unlearn.gate.groups import REQUEST_GROUPS
 from d2unlearn.schema import Interval
 from d2unlearn.stats import Floats, conformal_rank, smallest_n
+
+Promise = Literal["guaranteed", "too few", "unseen", "unstated"]
+"""Of a group: what calibration saw of it is enough; it is too little; it saw nothing of it; the gate does not say."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,16 @@ class GroupGuarantee:
             if self.conformal is not None
             else f"no guarantee: {self.n} of {self.needed} needed"
         )
+
+
+def promise_of(group: str, groups: Sequence[GroupGuarantee]) -> Promise:
+    """What the guarantees of a gate, `groups`, promise to a request of this group; gates of before 0.3 have none."""
+    ours = next((each for each in groups if each.group == group), None)
+    if not groups:
+        return "unstated"
+    if ours is None or not ours.n:
+        return "unseen"
+    return "too few" if ours.conformal is None else "guaranteed"
 
 
 def conformal_value(scores: Floats, max_false_refusal: float, confidence: float | None, *, or_highest: bool = False) -> float:

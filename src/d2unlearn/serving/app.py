@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 
 from d2unlearn.errors import DataError, GateError
 from d2unlearn.gate import EnergyGate
+from d2unlearn.gate.groups import group_of
 from d2unlearn.runtime import say
 from d2unlearn.schema import Message
 from d2unlearn.serving.batch import Completion, GenerationRequest, Piece
@@ -213,6 +214,8 @@ class Service:
         if self._log_prompts:
             say(f"prompt {json.dumps([list(message) for message in prompt])}")
         self._check_system(prompt, body)
+        if self.engine.guarded.gate is not None:
+            self.metrics.note_group(group_of(prompt, self.engine.guarded.system))
         work = self._renderer.submit(self.rendered, prompt)
         try:
             ids, *turns = await call.result_of(work, request)

@@ -8,6 +8,8 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from d2unlearn.gate import EnergyGate
+from d2unlearn.gate.groups import RequestGroup
+from d2unlearn.gate.guarantees import promise_of
 from d2unlearn.runtime import say
 from d2unlearn.serving.batch import Completion
 from d2unlearn.serving.drift import DRIFT_WINDOW, FALSE_ALARMS, RECENT, DriftWatch
@@ -17,6 +19,11 @@ RAW_NATS = tuple(float(nats) for nats in range(-60, 21, 5))
 DRIFTED = (
     "alarm: requests no longer score as those that the gate was calibrated on (without drift at most "
     f"{FALSE_ALARMS:.0%} of windows of {DRIFT_WINDOW} say so): see d2_recent_score_share; calibrate on requests as they are now"
+)
+NOT_PROMISED = {"unseen": "the gate's calibration saw none", "too few": "the gate's calibration saw too few of them"}
+WITHOUT_PROMISE = (
+    "no share of false refusals is guaranteed there, the pooled threshold judges them (d2_prompts_by_group_total counts them); "
+    "calibrate on more rows, or with --wordings, for a guarantee"
 )
 KNOWN_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
 
@@ -36,6 +43,11 @@ class Metrics:
         self.refusals = Counter("d2_refusals", "Prompts refused.", registry=own)
         self.other_system = Counter(
             "d2_other_system", "Prompts under another system message than the deployment's.", registry=own
+        )
+        self._groups = () if gate is None else gate.calibration.groups
+        self._said: set[str] = set()
+        self.groups = Counter(
+            "d2_prompts_by_group", "Prompts, by their group and what the gate promises it.", ["group", "promise"], registry=own
         )
         self.failures = Counter(
             "d2_gate_failures", "Generations that failed; with a gate the request was refused.", registry=own
@@ -69,6 +81,14 @@ class Metrics:
         known = path if path in KNOWN_PATHS else "other"
         self.requests.labels(known, str(status)).inc()
         self.latency.labels(known).observe(seconds)
+
+    def note_group(self, group: RequestGroup) -> None:
+        """A prompt of this group was read. The first of a group that calibration saw nothing of, or too little, is logged."""
+        promise = promise_of(group, self._groups)
+        self.groups.labels(group, promise).inc()
+        if promise in NOT_PROMISED and group not in self._said:
+            self._said.add(group)
+            say(f"note: a request of the group {group!r} came, and {NOT_PROMISED[promise]}: {WITHOUT_PROMISE}")
 
     def note_completion(self, completion: Completion, told_tokens: int) -> None:
         """One prompt was answered or refused; its client was told of so many generated tokens."""
