@@ -75,7 +75,7 @@ def pages() -> dict[Path, str]:
             ]
         ),
         readme: MARKS.sub(lambda m: m[1] + readme_table(RESULTS) + m[2], text),
-        **filled(ROOT / "docs" / "method.md", number_blocks()),
+        **filled(ROOT / "docs" / "method.md", number_blocks(KEPT)),
         **filled(ROOT / "docs" / "methods.md", method_blocks()),
         **filled(ROOT / "docs" / "energy.md", energy_blocks(KEPT)),
         **energy_figures(KEPT),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from d2unlearn.head import CHUNK_LOGITS
 from d2unlearn.methods import EUA
 from d2unlearn.observation import Observed
 from d2unlearn.quantities import BottomLogSumExp, Chunk, LogSumExp, Nll, Quantity, TopLogSumExp
+from d2unlearn.runtime import read_json
 from d2unlearn.schema import Example, Message
 from d2unlearn.stats import conformal_rank, smallest_n
 from tables import minus, table
@@ -174,7 +176,30 @@ def smallest_file(n_calibration: int) -> int:
     return bisect_left(range(len(rows)), n_calibration, key=left)
 
 
-def number_blocks() -> dict[str, str]:
+def simulation_table(results: Path) -> str:
+    """What `experiments/gate_simulation.py` wrote: false refusals that came of each promise, with 95% intervals."""
+    found = read_json(results / "gate" / "simulation.json")
+    rows = []
+    for run in found["runs"]:
+        confidence = "on average" if run["confidence"] is None else f"{run['confidence']:.0%} confidence"
+        told = [f"{run['max_false_refusal']:.0%}, {confidence}", str(run["forget"])]
+        groups = [(name, group, str(group["questions"])) for name, group in run["groups"].items()]
+        if len(groups) > 1:
+            groups.append(("all, in equal parts", run["all"], str(sum(group["questions"] for _, group, _ in groups))))
+        for name, group, count in groups:
+            promised = "" if group.get("guaranteed", True) else f" (no guarantee: {run['needed']} needed)"
+            rows.append([*told, name, count + promised, _in_percent(group["refused"], 2), _in_percent(group["above"], 1)])
+    head = ["promise", "forget rows", "requests", "questions", "refused, mean", "calibrations above the rate"]
+    note = f"{found['calibrations']:,} calibrations a line, each tried on {found['fresh']:,} fresh questions of a group."
+    return table(head, rows, "lrllrr") + f"\n{note} In brackets: 95% intervals.\n"
+
+
+def _in_percent(interval: list[float], digits: int) -> str:
+    value, low, high = (f"{100 * each:.{digits}f}%" for each in interval)
+    return f"{value} [{low}, {high}]"
+
+
+def number_blocks(results: Path) -> dict[str, str]:
     """Every table of docs/method.md, by the name of its mark."""
     return {
         "positions": position_table(),
@@ -184,6 +209,7 @@ def number_blocks() -> dict[str, str]:
         "looks": looks_table(),
         "ranks": rank_table(),
         "smallest": smallest_table(),
+        "simulation": simulation_table(results),
     }
 
 
