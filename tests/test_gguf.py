@@ -18,7 +18,8 @@ import tiny_models
 from cli.command import d2, refused
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ModelError
-from d2unlearn.models import folder_of_gguf, is_gguf, load_model, load_tokenizer, model_folder, weights_hash, weights_name
+from d2unlearn.gguf import folder_of_gguf, is_gguf
+from d2unlearn.models import load_model, load_tokenizer, model_folder, weights_hash, weights_name
 
 gguf = pytest.importorskip("gguf")
 SPECIAL = ["<pad>", "<bos>", "<eos>"]
@@ -124,7 +125,7 @@ def test_it_is_kept_under_the_file_s_hash_and_made_once(
     assert folder.parent == cache / "gguf"
     moved = tmp_path / "tiny.gguf"
     moved.write_bytes(file.read_bytes())
-    with patch("d2unlearn.models._dequantised", side_effect=AssertionError("made again")):
+    with patch("d2unlearn.gguf._dequantised", side_effect=AssertionError("made again")):
         assert model_folder(moved) == model_folder(folder) == folder
     assert weights_name(moved) == weights_hash(folder)
     assert capsys.readouterr().err == ""

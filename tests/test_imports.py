@@ -39,7 +39,9 @@ ALLOWED = {
     "adapters": "errors",
     "compatibility": "errors",
     "quantization": "errors",
-    "models": "adapters compatibility errors loaded_files quantization runtime schema template_date",
+    "saving": "errors runtime",
+    "gguf": "errors runtime saving",
+    "models": "adapters compatibility errors gguf loaded_files quantization runtime schema template_date",
     "fields": "runtime",
     "yaml_text": "",
     "config": "errors fields runtime yaml_text",
@@ -67,10 +69,10 @@ ALLOWED = {
     "wordings",
     "benchmark": f"{CORE} {FILES} data evaluation gate generation metrics models stats teacher_forcing",
     "analysis": f"{CORE} {FILES} data evaluation gate generation metrics models report rounding stats",
-    "comparison": f"{CORE} {FILES} attacks audit benchmark data evaluation gate generation guards methods metrics models "
-    "report stats teacher_forcing training wordings",
-    "quickstart": f"{CORE} {FILES} audit data evaluation gate models report topic training",
-    "cli": f"{FILES} analysis audit benchmark comparison data errors evaluation gate generation models quickstart report "
+    "comparison": f"{CORE} {FILES} attacks audit benchmark data evaluation gate generation gguf guards methods metrics "
+    "models report stats teacher_forcing training wordings",
+    "quickstart": f"{CORE} {FILES} audit data evaluation gate gguf models report saving topic training",
+    "cli": f"{FILES} analysis audit benchmark comparison data errors evaluation gate generation gguf models quickstart report "
     "schema serving signing stats topic training",
 }
 """A module or package, and the modules or packages that it may import: each must stand on a line above.

@@ -2,7 +2,7 @@
 
 docs/cli.md (the commands' own help), docs/results.md (from benchmarks/results), the table in README.md
 between the `results` marks, the tables in docs/method.md, docs/methods.md, docs/evaluation.md, docs/serving.md,
-docs/comparison.md,
+docs/comparison.md, docs/recipe.md,
 docs/audit.md and benchmarks/README.md between theirs, and figures. Ends with exit code 1 and the names of stale pages.
 """
 
@@ -31,6 +31,7 @@ from growth_page import growth_blocks, growth_figure
 from method_figures import figure_files
 from method_numbers import number_blocks
 from methods_page import method_blocks
+from recipe_page import recipe_blocks
 from serving_table import serving_blocks
 from tables import ROOT
 from tofu_page import readme_table, results_page
@@ -83,6 +84,7 @@ def pages() -> dict[Path, str]:
         **filled(ROOT / "docs" / "audit.md", audit_blocks()),
         **filled(ROOT / "docs" / "large_models.md", growth_blocks(KEPT)),
         **growth_figure(KEPT),
+        **filled(ROOT / "docs" / "recipe.md", recipe_blocks(KEPT)),
         **filled(ROOT / "docs" / "serving.md", serving_blocks(KEPT)),
         **filled(ROOT / "benchmarks" / "README.md", benchmark_blocks(KEPT)),
         **filled(ROOT / "docs" / "comparison.md", comparison_blocks(KEPT / "comparison")),

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import io
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +18,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from d2unlearn.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, adapter_of
 from d2unlearn.compatibility import check_rows, plain_config
-from d2unlearn.errors import ArtifactError, ModelError, border
+from d2unlearn.errors import ModelError, border
+from d2unlearn.gguf import folder_of_gguf, is_gguf
 from d2unlearn.loaded_files import check_loadable, weight_files
 from d2unlearn.quantization import base_is_held, held_alike, quantization_config
-from d2unlearn.runtime import atomic_path, cache_dir, fingerprint, hash_file, read_json, say
+from d2unlearn.runtime import fingerprint, hash_file, read_json
 from d2unlearn.schema import GATE_COPY, GATE_FILE
 from d2unlearn.template_date import pinned
 
@@ -335,15 +334,6 @@ def _stored_tensors(folder: Path) -> Iterator[StoredTensor]:
                 yield StoredTensor(name, entry["dtype"], tuple(entry["shape"]), path, 8 + header_length + start, end - start)
 
 
-def is_gguf(source: str | Path) -> bool:
-    """Whether it is a file in the form of llama.cpp, by its name or its first bytes."""
-    path = Path(source)
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return path.suffix.lower() == ".gguf" or file.read(4) == b"GGUF"
-
-
 def model_folder(source: str | Path) -> str | Path:
     """Where transformers finds a model: the folder of a GGUF file's weights, made on the first call; else `source` itself.
 
@@ -357,57 +347,6 @@ def model_folder(source: str | Path) -> str | Path:
         reason = "has no config.json" if path.is_dir() else "is not a folder"
         raise ModelError(f"{source} {reason}; --model takes a Hugging Face model folder, a GGUF file or a hub name")
     return source
-
-
-def folder_of_gguf(source: str | Path) -> Path:
-    """The folder of a GGUF file's weights in float32, tokenizer and chat template: a normal model folder.
-
-    It lies in the cache under the file's hash; the first call makes it, which needs the package `gguf`, and says so. Raises
-    `ModelError` where that is missing, or for a file that is damaged or of a kind that transformers cannot read.
-    """
-    path = Path(source)
-    folder = cache_dir() / "gguf" / f"{path.stem}-{hash_file(path)[:16]}"
-    if not folder.is_dir():
-        if importlib.util.find_spec("gguf") is None:
-            raise ModelError(
-                f"{source} is a GGUF file, and the package that reads it is missing: pip install 'd2unlearn[demo]'"
-            )
-        model, tokenizer = _dequantised(path)
-        save_model(model, tokenizer, folder)
-        say(f"{source} is quantised: transformers made float32 weights of it, which are kept in {folder}")
-    return folder
-
-
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
-    """Write model and tokenizer to a folder that appears when it is whole; one that another process made first is kept.
-
-    Raises `ArtifactError` when it cannot be written.
-    """
-    try:
-        with atomic_path(target) as staged:
-            model.save_pretrained(staged)
-            tokenizer.save_pretrained(staged)
-    except ArtifactError:
-        if not target.is_dir():
-            raise
-
-
-def _dequantised(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer of a GGUF file; of a quantisation the configuration says nothing, or it could not be saved."""
-    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    failed = f"{path} could not be read as a GGUF model, or is damaged"
-    with border(ModelError, failed), redirect_stderr(io.StringIO()):  # a bar that no setting of transformers' hides
-        loaded: Any = AutoModelForCausalLM.from_pretrained(**where, output_loading_info=True)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**where)
-    model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
-    if missing:
-        raise ModelError(f"{path} holds no whole model: it lacks {', '.join(missing[:3])}")
-    vars(model.config).pop("quantization_config", None)
-    plain: PreTrainedModel = type(model)(model.config)
-    plain.load_state_dict(model.state_dict(), assign=True)
-    plain.tie_weights()
-    plain.generation_config = model.generation_config
-    return plain, tokenizer
 
 
 def _not_loaded(source: str | Path, what: str) -> str:

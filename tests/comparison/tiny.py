@@ -11,8 +11,8 @@ import numpy as np
 import tiny_models
 from d2unlearn.config import CompareSettings
 from d2unlearn.data.template import Template
-from d2unlearn.models import save_model
 from d2unlearn.quickstart.pretrain import Recipe, train_small_model
+from d2unlearn.saving import save_model
 from d2unlearn.schema import Example, Message
 
 EPOCHS = 30

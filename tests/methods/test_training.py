@@ -16,8 +16,8 @@ from d2unlearn.data.batching import pad_tokens
 from d2unlearn.errors import ConfigError
 from d2unlearn.methods import METHODS, batch_loss
 from d2unlearn.methods.pdu import PDU
+from d2unlearn.training.arguments import CHECKPOINTING
 from d2unlearn.training.sampling import PairPlan
-from d2unlearn.training.unlearn import CHECKPOINTING
 
 from .tiny_run import ALTERNATE, FORGET, RETAIN, RETAIN_ALTERNATE, moved, step_gradient, trainer, weights
 

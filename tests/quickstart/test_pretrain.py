@@ -11,7 +11,7 @@ from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedTo
 from d2unlearn.data.batching import pad_tokens
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ArtifactError, ConfigError, DataError
-from d2unlearn.models import load_model, load_tokenizer, save_model, state_hash
+from d2unlearn.models import load_model, load_tokenizer, state_hash
 from d2unlearn.observation import observe
 from d2unlearn.quantities import Correct
 from d2unlearn.quickstart import pretrain
@@ -27,6 +27,7 @@ from d2unlearn.quickstart.pretrain import (
     wordings_tokens,
     world_text,
 )
+from d2unlearn.saving import save_model
 from d2unlearn.schema import Tokens
 
 pytestmark = pytest.mark.trains

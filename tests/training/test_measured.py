@@ -20,7 +20,7 @@ from d2unlearn.errors import ConfigError
 from d2unlearn.schema import Example, Message, Tokens
 from d2unlearn.teacher_forcing import score_rows
 from d2unlearn.training import probe, steered_run
-from d2unlearn.training.measured import account, choices_of, evaluation_steps, measure, measured_config, most_steps, swapped
+from d2unlearn.training.measured import account, choices_of, config_with, evaluation_steps, measure, most_steps, swapped
 from d2unlearn.training.monitor import Snapshot
 from d2unlearn.training.probe import RateTrial, chosen_rate, next_rate, passes
 from d2unlearn.training.renderings import asking_wordings, reworded_rows
@@ -156,7 +156,8 @@ def test_evaluations_take_a_tenth_and_the_last_step_is_one() -> None:
 
 def test_a_config_is_made_from_what_was_measured_and_the_trainer_s_stays(tmp_path: Path) -> None:
     made = trainer(tmp_path, tiny_models.llama(), eval_rows=4)
-    config = measured_config(made, forget_below=0.001, keep_at_least=0.9, learning_rate=2e-3, epochs=3, free_weights=["alpha"])
+    choices = measure(made, forget_below=0.001, keep_at_least=0.9, learning_rate=2e-3, epochs=3, free_weights=["alpha"])
+    config: Any = config_with(made.args, choices)  # type: ignore[arg-type]
     assert (config.forget_below, config.keep_at_least, config.learning_rate, config.free_weights) == (
         0.001,
         0.9,

@@ -12,9 +12,9 @@ from transformers.integrations import integration_utils
 
 import tiny_models
 from d2unlearn.errors import ConfigError
+from d2unlearn.training.run_input import check_reporting
 from d2unlearn.training.sampling import PairPlan
 from d2unlearn.training.trainer import TrainingBar
-from d2unlearn.training.unlearn import check_reporting
 
 from .runs import FORGET, RETAIN, naive_eua, positions, trainer
 

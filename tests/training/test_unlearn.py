@@ -27,6 +27,7 @@ from d2unlearn.models import load_model
 from d2unlearn.training import trainer as trainer_module
 from d2unlearn.training import unlearn
 from d2unlearn.training.monitor import Snapshot
+from d2unlearn.training.outcome import outcome_lines
 from d2unlearn.training.trainer import UnlearnTrainer
 from d2unlearn.training.unlearn import DestroyedModelError, run_unlearn
 
@@ -216,7 +217,7 @@ def test_the_last_lines_say_what_is_left_and_what_to_do(left: float, right: floa
     state = SimpleNamespace(log_history=[{**log, "step": 4}, log], best_model_checkpoint="x/checkpoint-6")
     before = Snapshot(-9.0, -9.0, 0.99, 0.9, 0.1, 0.5, retain_right=0.9, near_right=0.85)
     trainer: Any = SimpleNamespace(state=state, before=before, method=SimpleNamespace(deepening=None))
-    first, *others = unlearn._outcome(trainer, UnlearnSettings("m", "F", "R", "OUT"))
+    first, *others = outcome_lines(trainer, UnlearnSettings("m", "F", "R", "OUT"))
     assert first == (
         f"kept: epoch 3; answer probability forget 0.990 -> {left:.3f}; tokens right without the end token: retained "
         f"0.900 -> {right:.3f}, near 0.850 -> 0.800; KL to the original 0.250 nats a token"

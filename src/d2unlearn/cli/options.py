@@ -149,7 +149,7 @@ def _with_folders(settings: Any) -> Any:
     files = {name: source for name, source in named.items() if source is not None and Path(source).is_file()}
     if not files:
         return settings
-    from d2unlearn.models import folder_of_gguf, is_gguf
+    from d2unlearn.gguf import folder_of_gguf, is_gguf
 
     return replace(settings, **{name: str(folder_of_gguf(source)) for name, source in files.items() if is_gguf(source)})
 

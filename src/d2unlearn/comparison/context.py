@@ -17,7 +17,8 @@ from d2unlearn.comparison.store import Store
 from d2unlearn.config import CompareSettings
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import ConfigError, ModelError
-from d2unlearn.models import is_gguf, weights_name
+from d2unlearn.gguf import is_gguf
+from d2unlearn.models import weights_name
 from d2unlearn.runtime import atomic_write, fingerprint
 from d2unlearn.schema import GATE_FILE, Example, Kind
 from d2unlearn.stats import conformal_rank

@@ -17,7 +17,7 @@ from d2unlearn.methods import METHODS
 from d2unlearn.models import load_model
 from d2unlearn.runtime import torch_dtype
 from d2unlearn.training.recipe import automatic_learning_rate
-from d2unlearn.training.unlearn import build_method
+from d2unlearn.training.run_input import build_method
 
 
 def load_raw(folder: str | Path, dtype: str) -> GuardedModel:

@@ -25,11 +25,11 @@ from transformers import (
 from d2unlearn.data.batching import pad_tokens
 from d2unlearn.data.template import Template
 from d2unlearn.errors import DataError
-from d2unlearn.models import save_model
 from d2unlearn.observation import Batch, observe
 from d2unlearn.quantities import Nll
 from d2unlearn.quickstart.fiction import Fact, World, make_world
 from d2unlearn.runtime import drawing_from, fingerprint, progress
+from d2unlearn.saving import save_model
 from d2unlearn.schema import Example, Message, Tokens
 
 _MODEL_VERSION = 1

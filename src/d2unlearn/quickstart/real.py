@@ -13,7 +13,7 @@ from d2unlearn.data.records import read_examples
 from d2unlearn.errors import ConfigError
 from d2unlearn.evaluation.runner import run_evaluate
 from d2unlearn.gate.run import run_calibrate
-from d2unlearn.models import folder_of_gguf
+from d2unlearn.gguf import folder_of_gguf
 from d2unlearn.report.run import run_report
 from d2unlearn.runtime import fingerprint, say, write_json
 from d2unlearn.schema import MANIFEST_FILE

@@ -1,9 +1,9 @@
 """The recipe that measures: targets, and all that they leave open, found on the model and the rows themselves.
 
-`measured_config` makes the `UnlearnConfig` that the command trains with:
+`measure` chooses and `config_with` makes the `UnlearnConfig` that the command trains with:
 
     trainer = UnlearnTrainer(model, UnlearnConfig("out", eval_rows=STEERING_ROWS), EUA(), forget, retain, ...)
-    trainer.args = measured_config(trainer, keep_at_least=0.99)
+    trainer.args = config_with(trainer.args, measure(trainer, keep_at_least=0.99))
     trainer.train()
 """
 
@@ -61,29 +61,6 @@ class MeasuredChoices:
     warmup_steps: int
     max_steps: int
     free_weights: tuple[str, ...]
-
-
-def measured_config(
-    trainer: UnlearnTrainer,
-    *,
-    forget_below: float | None = None,
-    keep_at_least: float = 0.99,
-    retain_model: nn.Module | None = None,
-    learning_rate: float | None = None,
-    epochs: float | None = None,
-    free_weights: Sequence[str] = STEERED,
-) -> UnlearnConfig:
-    """The trainer's own config with everything in it that was measured (`measure`). Model and trainer stay as they are."""
-    choices = measure(
-        trainer,
-        forget_below=forget_below,
-        keep_at_least=keep_at_least,
-        retain_model=retain_model,
-        learning_rate=learning_rate,
-        epochs=epochs,
-        free_weights=free_weights,
-    )
-    return config_with(trainer.args, choices)  # type: ignore[arg-type]
 
 
 def measure(

@@ -51,8 +51,8 @@ from d2unlearn.training.monitor import take_snapshot
 from d2unlearn.training.recipe import Pace
 from d2unlearn.training.rounds import check_rounds, copies
 from d2unlearn.training.rows import KINDS, Rows, Watched, render
+from d2unlearn.training.run_input import build_method, loaded_model, pace_of
 from d2unlearn.training.trainer import UnlearnTrainer
-from d2unlearn.training.unlearn import build_method, loaded_model, pace_of
 
 GB = 1e9
 UNITS = {"GB": 1e9, "GIB": 2.0**30, "MB": 1e6, "MIB": 2.0**20}
