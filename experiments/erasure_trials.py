@@ -31,14 +31,14 @@ from d2unlearn.config import UnlearnSettings
 from d2unlearn.data.records import read_examples
 from d2unlearn.data.template import Template
 from d2unlearn.methods import METHODS
-from d2unlearn.methods.base import Deepening
+from d2unlearn.methods.base import Deepening, Hardening
 from d2unlearn.metrics.memorization import answer_probability, extraction_strength
 from d2unlearn.models import load_model, load_tokenizer
 from d2unlearn.runtime import say, write_json
 from d2unlearn.schema import Example, Tokens
 from d2unlearn.teacher_forcing import score_rows
-from d2unlearn.training.deepening import stages
-from d2unlearn.training.rounds import run_rounds
+from d2unlearn.training.deepening import phases
+from d2unlearn.training.rounds import phase_file, run_rounds
 from d2unlearn.training.unlearn import run_unlearn
 from second_family import read_rows
 
@@ -87,9 +87,14 @@ RECIPES["hardened, rounds"] = {
     "rest_steps": 120,
 }
 RECIPES["hardened, rounds, healed without hinges"] = {**RECIPES["hardened, rounds"], "healing_gamma": 0.0}
-BEGINS_WITH = {"hardened, rounds": ("hardened", ("", ".hardened"))}
-"""Recipes that go on where another ended, and what is taken over: all, or its phase against an attacker."""
-BEGINS_WITH["hardened, rounds, healed without hinges"] = ("hardened", (".hardened",))
+FOUR: dict[str, Any] = {**RECIPES["hardened, rounds"], "blocks": 1, "rounds": 4, "size": 0.04, "rest_steps": 60}
+"""Fewer rests, and larger steps."""
+RECIPES["four rounds"] = FOUR
+RECIPES["four rounds, hardened again"] = {**FOUR, "hardening_again": 150}
+RECIPES["sixteen rounds, hardened again"] = {**FOUR, "rounds": 16, "size": 0.015, "healing_steps": 6, "hardening_again": 150}
+BEGINS_WITH = {name: ("hardened", (0, 1)) for name in RECIPES if "hardening_steps" in RECIPES[name] and name != "hardened"}
+"""Recipes that go on where another ended, and the phases that are taken over: against an attacker, and the rest after it."""
+BEGINS_WITH["hardened, rounds, healed without hinges"] = ("hardened", (0,))
 NO_EUA = ("from the original",)
 """Recipes whose rounds begin with the original: nothing is hidden that they would have to find."""
 ATTACKS: tuple[tuple[RowChoice, Relearning], ...] = (
@@ -145,12 +150,14 @@ def tried(recipe: str, seed: int, shared: Path, work: Path) -> None:
     say(f"kept: {kept}\n{kept.read_text()}")
 
 
-def take_over(work: Path, recipe: str, begun: str, parts: Sequence[str]) -> None:
+def take_over(work: Path, recipe: str, begun: str, numbers: Sequence[int]) -> None:
     """Copies where another recipe ended as where this one stands, unless it stands somewhere already."""
-    for part in parts:
-        source, target = work / f"{begun}{part}.pt", work / f"{recipe}{part}.pt"
-        if source.is_file() and not target.is_file():
-            shutil.copyfile(source, target)
+    if any(work.glob(f"{recipe}-[0-9]*.pt")):
+        return
+    for number in numbers:
+        source = phase_file(work / f"{begun}.pt", number)
+        if source.is_file():
+            shutil.copyfile(source, phase_file(work / f"{recipe}.pt", number))
 
 
 def token_passes(plan: Deepening | None, epochs: int, forget: int) -> float:
@@ -163,8 +170,9 @@ def token_passes(plan: Deepening | None, epochs: int, forget: int) -> float:
     eua = 3 * 2 * forget
     if plan is None:
         return epochs / 10
-    against = 0 if plan.hardening is None else plan.hardening.steps * ((8 + 16 + 16) * 3 + 16)
-    healing = sum(stage.steps for stage in stages(plan)) * 24 * 4
+    parts = phases(plan)
+    against = sum(part.steps for part in parts if isinstance(part, Hardening)) * ((8 + 16 + 16) * 3 + 16)
+    healing = sum(stage.steps for part in parts if not isinstance(part, Hardening) for stage in part) * 24 * 4
     rounds = plan.blocks * plan.rounds * (8 * plan.attack.steps + forget) * 3
     return epochs / 10 + (against + rounds + healing + 3 * plan.step.moment_rows + plan.written) / (10 * eua)
 

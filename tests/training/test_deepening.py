@@ -11,10 +11,12 @@ import torch
 import tiny_models
 from d2unlearn.errors import ArtifactError, ConfigError
 from d2unlearn.methods import METHODS
+from d2unlearn.methods.base import Hardening
 from d2unlearn.schema import Example, Message
 from d2unlearn.training.crossed import crossed_questions
-from d2unlearn.training.deepening import Deepener, DeepeningRows, Stage, inner_layers, pace, restored_parts, stages
-from d2unlearn.training.rounds import check_rounds
+from d2unlearn.training.deepening import Deepener, DeepeningRows, Stage, inner_layers, pace, phases, restored_parts
+from d2unlearn.training.hardening import Hardener
+from d2unlearn.training.rounds import check_rounds, copies, run_rounds
 
 from .runs import distance, weights
 
@@ -25,15 +27,34 @@ ROWS = DeepeningRows(tiny_models.rows(1, 6), tiny_models.rows(2, 12), tiny_model
 def deepener(state: Path | None = None, **changes: Any) -> Deepener:
     plan = METHODS["deep_eua"](**{**SHORT, **changes}).deepening
     assert plan is not None
-    return Deepener(tiny_models.llama(), tiny_models.llama(), plan, ROWS, 1e-3, 7, state)
+    [stages] = phases(plan)
+    assert isinstance(stages, list)
+    return Deepener(tiny_models.llama(), tiny_models.llama(), plan, stages, ROWS, 1e-3, 7, state)
 
 
 def test_blocks_are_rounds_and_a_rest() -> None:
     plan = METHODS["deep_eua"](blocks=2, rounds=2, healing_steps=5, rest_steps=9).deepening
     assert plan is not None
-    block = [(True, 5), (True, 5), (False, 9)]
-    assert [(stage.attacked, stage.steps) for stage in stages(plan)] == block * 2
-    assert [stage.done for stage in stages(plan)] == [0, 5, 10, 19, 24, 29]
+    [stages] = phases(plan)
+    assert isinstance(stages, list)
+    assert [(stage.attacked, stage.steps) for stage in stages] == [(True, 5), (True, 5), (False, 9)] * 2
+    assert [stage.done for stage in stages] == [0, 5, 10, 19, 24, 29]
+    assert [stage.number for stage in stages] == [0, 1, 2, 3, 4, 5]
+
+
+def test_training_against_an_attacker_stands_before_the_blocks_and_between_rounds_and_rest() -> None:
+    """Stages are counted on over it, so that what is drawn in one is not drawn again in another."""
+    against: dict[str, Any] = {"hardening_steps": 4, "hardening_again": 3, "hardening_rest": 2}
+    plan = METHODS["deep_eua"](blocks=2, rounds=1, healing_steps=5, rest_steps=9, **against).deepening
+    assert plan is not None
+    found = [part.steps if isinstance(part, Hardening) else part for part in phases(plan)]
+    before_first = [Stage(False, 2, 0, 0), Stage(True, 5, 1, 2)]
+    before_second = [Stage(False, 9, 2, 7), Stage(True, 5, 3, 16)]
+    assert found == [4, before_first, 3, before_second, 3, [Stage(False, 9, 4, 21)]]
+    alone = METHODS["deep_eua"](blocks=1, rounds=1, hardening_again=3).deepening
+    assert alone is not None
+    assert [isinstance(part, Hardening) for part in phases(alone)] == [False, True, False]
+    assert copies(alone) == 9
 
 
 def test_the_rate_rises_and_falls() -> None:
@@ -74,8 +95,8 @@ def test_a_restored_copy_is_the_original_in_that_part_alone() -> None:
 def test_batches_go_on_from_stage_to_stage() -> None:
     """Two stages of 2 and 3 steps have the rows of one of 5."""
     made = deepener()
-    parts = [*made._batches(Stage(True, 2, 0)), *made._batches(Stage(False, 3, 2))]
-    for part, once in zip(parts, made._batches(Stage(False, 5, 0)), strict=True):
+    parts = [*made._batches(Stage(True, 2, 0, 0)), *made._batches(Stage(False, 3, 1, 2))]
+    for part, once in zip(parts, made._batches(Stage(False, 5, 0, 0)), strict=True):
         for role in ("forget", "retain"):
             torch.testing.assert_close(part[role].input_ids, once[role].input_ids)  # type: ignore[index]
     assert (once["forget"].input_ids.shape[0], once["retain"].input_ids.shape[0]) == (6, 8 + 5)
@@ -136,6 +157,40 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.Mo
     resumed = deepener(tmp_path / "rounds.pt", blocks=1)
     resumed.run()
     assert distance(weights(resumed.model), weights(whole_run.model)) == 0.0
+
+
+@pytest.mark.trains
+def test_a_run_killed_in_a_later_phase_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the second training against an attacker, whose files are the last two phases' alone."""
+    monkeypatch.setattr("d2unlearn.training.hardening._SAVE_EVERY", 2)
+    whole_run = through_all_phases(tmp_path / "whole")
+    keep = Hardener._keep
+
+    def stop(self: Hardener, step: int, *given: Any) -> None:
+        keep(self, step, *given)
+        if self.plan.steps == 3 and step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Hardener, "_keep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        through_all_phases(tmp_path / "killed")
+    monkeypatch.setattr(Hardener, "_keep", keep)
+    assert sorted(path.name for path in (tmp_path / "killed").glob("*.pt")) == ["rounds-1.pt", "rounds-2.pt"]
+    assert distance(through_all_phases(tmp_path / "killed"), whole_run) == 0.0
+    assert sorted(path.name for path in (tmp_path / "killed").glob("*.pt")) == ["rounds-2.pt", "rounds-3.pt"]
+
+
+def through_all_phases(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights after training against an attacker, a round, training again, and a rest."""
+    folder.mkdir(exist_ok=True)
+    again: dict[str, Any] = {"hardening_steps": 2, "hardening_again": 3, "hardening_rest": 1, "hidden": 0.0, "written": 0}
+    plan = METHODS["deep_eua"](**{**SHORT, "blocks": 1, "rest_steps": 1, "healing_steps": 1, **again}).deepening
+    assert plan is not None
+    model, tokenizer = tiny_models.llama(), tiny_models.tokenizer()
+    forget, retain = ([Example(f"{kind}{i}", (Message("user", f"{i}"),), kind, "f") for i in range(6)] for kind in "ab")
+    about: dict[str, Any] = {"rate": 1e-3, "seed": 3, "max_length": 64, "batch_size": 4, "cache": folder}
+    run_rounds(model, tiny_models.llama(), tokenizer, plan, forget, retain, state=folder / "rounds.pt", **about)
+    return weights(model)
 
 
 def test_a_broken_state_is_named(tmp_path: Path) -> None:

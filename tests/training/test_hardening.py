@@ -17,7 +17,7 @@ from d2unlearn.methods import METHODS
 from d2unlearn.methods.base import Hardening
 from d2unlearn.methods.healing import Healing
 from d2unlearn.schema import Tokens
-from d2unlearn.training.deepening import DeepeningRows, stages
+from d2unlearn.training.deepening import DeepeningRows, Stage, phases
 from d2unlearn.training.hardening import Hardener, above_cap, attacker_lives
 from d2unlearn.training.ngram import ngram_model
 from d2unlearn.training.rounds import copies
@@ -94,8 +94,8 @@ def test_what_is_declared_before_the_rounds() -> None:
     assert off is not None
     assert alone is not None
     assert (off.hardening, copies(off), copies(alone)) == (None, 6, 9)
-    assert [(stage.attacked, stage.steps) for stage in stages(alone)] == [(False, 90)]
     assert alone.hardening is not None
+    assert phases(alone) == [alone.hardening, [Stage(False, 90, 0, 0)]]
     assert (alone.hardening.held, alone.healing) == (Healing(gamma=0.3, likelihood=True), Healing(gamma=0.05))
     assert METHODS["deep_eua"](blocks=0).deepening is None
 

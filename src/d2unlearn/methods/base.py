@@ -64,7 +64,7 @@ class MinorStep(NamedTuple):
 
 @dataclass(frozen=True)
 class Hardening:
-    """Training against an attacker who goes on all the while (`d2unlearn.training.hardening`), before any round.
+    """Training against an attacker who goes on all the while (`d2unlearn.training.hardening`).
 
     The attacked copy takes one step of AdamW on its rows before each of the model's, and then moves with the model. It lives
     for a drawn number of steps within `lives`, with a learning rate drawn within `attack_rates` (factors of the run's, evenly
@@ -92,7 +92,8 @@ class Deepening(NamedTuple):
     A round is an attack, a step from the weights as they were before it that undoes what it found, and `healing_steps` of
     `healing`; a rest is `rest_steps` of it. knowledge: what the step lowers, a method whose loss is made of the forget rows
     alone. healing_rate: AdamW's, as a factor of the run's; written: rows that the original writes itself beside the retained
-    ones (`d2unlearn.training.crossed`). hardening: what comes before the first block; None: nothing.
+    ones (`d2unlearn.training.crossed`). hardening: before the first block, with a rest of its own; between: after each block's
+    rounds, before the block's rest. None: nothing.
     """
 
     blocks: int
@@ -106,6 +107,7 @@ class Deepening(NamedTuple):
     healing_rate: float
     written: int
     hardening: Hardening | None = None
+    between: Hardening | None = None
 
 
 class Allowed(NamedTuple):

@@ -80,7 +80,8 @@ class DeepEUA(EUA):
         g1     = gradient at theta of NLL(retain) + hidden |h - h0|^2 / |h0|^2 + gamma (EUA's hinges)
         g2     = gradient at phi of cap_weight mean_B relu(log p - cap)^2 + NLL(retain)
 
-    B: forget rows that are not in A; cap: what an n-gram model of the retained answers gives the token, 0.0009 to 0.5.
+    B: forget rows that are not in A; cap: what an n-gram model of the retained answers gives the token, 0.0009 to 0.5. With
+    `hardening_again` the same is done after each block's rounds: it heals, and what it heals with does not bring back the rest.
 
     Parameters beside EUA's
         blocks, rounds          how many rounds there are, and after how many there is a rest
@@ -97,6 +98,7 @@ class DeepEUA(EUA):
         hidden, healing_gamma   weights of hidden states and hinges while healing
         written                 questions with names crossed that the original answers itself: half of what is healed on
         hardening_steps         of training against the attacked copy, 8 rows of each kind
+        hardening_again         steps of it after each block's rounds
         hardening_rate          its learning rate, as a factor of the run's
         hardening_rest          healing steps after it
         cap_weight              weight of what the attacked copy knows above the cap
@@ -120,13 +122,14 @@ class DeepEUA(EUA):
     healing_gamma: NotNegative = 0.05
     written: Annotated[int, NOT_NEGATIVE] = 1500
     hardening_steps: Annotated[int, NOT_NEGATIVE] = 0
+    hardening_again: Annotated[int, NOT_NEGATIVE] = 0
     hardening_rate: Annotated[float, FINITE] = 4 / 3
     hardening_rest: Annotated[int, NOT_NEGATIVE] = 90
     cap_weight: NotNegative = 0.1
 
     @property
     def deepening(self) -> Deepening | None:
-        if not self.blocks and self._hardening is None:
+        if not self.blocks and not self.hardening_steps:
             return None
         return Deepening(
             blocks=self.blocks,
@@ -139,19 +142,19 @@ class DeepEUA(EUA):
             rest_steps=self.rest_steps,
             healing_rate=self.healing_rate,
             written=self.written,
-            hardening=self._hardening,
+            hardening=self._hardening(self.hardening_steps),
+            between=self._hardening(self.hardening_again),
         )
 
     @property
     def _healing(self) -> Healing:
         return Healing(self.hidden, self.healing_gamma, self.ratio, self.temperature)
 
-    @property
-    def _hardening(self) -> Hardening | None:
-        if not self.hardening_steps:
+    def _hardening(self, steps: int) -> Hardening | None:
+        if not steps:
             return None
         return Hardening(
-            steps=self.hardening_steps,
+            steps=steps,
             rate=self.hardening_rate,
             share=self.attack_share,
             held=replace(self._healing, gamma=self.gamma, likelihood=True),

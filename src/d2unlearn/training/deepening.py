@@ -23,7 +23,7 @@ from d2unlearn.fine_tuning import batch_order, fine_tuning_steps
 from d2unlearn.head import Head, head_of
 from d2unlearn.layers import layers_of
 from d2unlearn.methods import Method, reference_batch_values, seen_by
-from d2unlearn.methods.base import Deepening
+from d2unlearn.methods.base import Deepening, Hardening
 from d2unlearn.methods.gradient_ascent import GradientAscent
 from d2unlearn.observation import Batch, causal_model
 from d2unlearn.runtime import atomic_path, drawing_from, progress, say
@@ -48,31 +48,42 @@ class DeepeningRows:
 
 
 class Stage(NamedTuple):
-    """A round, or a rest: whether it begins with attack and step, and how long it heals. `done`: healing steps before it."""
+    """A round, or a rest: whether it begins with attack and step, and how long it heals.
+
+    number: of the stages before it, done: of the healing steps in them, in all phases.
+    """
 
     attacked: bool
     steps: int
+    number: int
     done: int
 
 
-def stages(plan: Deepening) -> list[Stage]:
-    """All rounds and rests, in order; first the rest after training against an attacker, where there is such a phase."""
-    first = [] if plan.hardening is None else [(False, plan.hardening.rest_steps)]
-    block = [*[(True, plan.healing_steps)] * plan.rounds, (False, plan.rest_steps)]
-    found, done = list[Stage](), 0
-    for attacked, steps in [*first, *block * plan.blocks]:
-        found.append(Stage(attacked, steps, done))
-        done += steps
-    return found
+def phases(plan: Deepening) -> list[Hardening | list[Stage]]:
+    """All that there is to do, in order: trainings against an attacker, and between them rounds and rests."""
+    Part = Hardening | tuple[bool, int]
+    first: list[Part] = [] if plan.hardening is None else [plan.hardening, (False, plan.hardening.rest_steps)]
+    between: list[Part] = [] if plan.between is None else [plan.between]
+    block: list[Part] = [*[(True, plan.healing_steps)] * plan.rounds, *between, (False, plan.rest_steps)]
+    found, current, number, done = list[Hardening | list[Stage]](), list[Stage](), 0, 0
+    for part in [*first, *block * plan.blocks]:
+        if isinstance(part, Hardening):
+            found, current = [*found, *([current] if current else []), part], []
+            continue
+        attacked, steps = part
+        current.append(Stage(attacked, steps, number, done))
+        number, done = number + 1, done + steps
+    return [*found, *([current] if current else [])]
 
 
 @dataclass(frozen=True)
 class Deepener:
-    """One run of a plan. rate: the run's learning rate; state: file in which it is kept where it stands, None: nowhere."""
+    """One run of some of a plan's stages. rate: the run's learning rate; state: file of where it stands, None: nowhere."""
 
     model: nn.Module
     original: nn.Module
     plan: Deepening
+    stages: Sequence[Stage]
     rows: DeepeningRows
     rate: float
     seed: int
@@ -81,17 +92,17 @@ class Deepener:
 
     def run(self) -> None:
         """Change the model in place. Raises `ConfigError` for a model without plain linear layers in its decoder."""
-        layers, todo = inner_layers(self.model), stages(self.plan)
+        layers = inner_layers(self.model)
         healing = self.plan.healing.for_model(self.model)
-        rounds = any(stage.attacked for stage in todo)
+        rounds = any(stage.attacked for stage in self.stages)
         needed = moments_of(self.model, layers, self._moment_rows()) if rounds else {}
         at, steps, optimizer = self._taken_up()
         self.original.eval().requires_grad_(False)
-        for number, stage in enumerate(todo[at:], start=at):
+        for place, stage in enumerate(self.stages[at:], start=at):
             if stage.attacked and not steps:
-                self._step(layers, needed, number)
-                say(f"round {number + 1} of {len(todo)}: stepped along minor directions of what relearning found")
-            self._heal(healing, stage, number, steps, optimizer)
+                self._step(layers, needed, stage.number)
+                say(f"stage {stage.number + 1}: stepped along minor directions of what relearning found")
+            self._heal(healing, stage, place, steps, optimizer)
             steps, optimizer = 0, None
         self.model.eval()
 
@@ -153,21 +164,21 @@ class Deepener:
 
     # -- healing ------------------------------------------------------------------------------------------------------
 
-    def _heal(self, healing: Method, stage: Stage, number: int, start: int, optimizer_state: dict[str, Any] | None) -> None:
-        """`stage.steps` steps, from `start` on."""
+    def _heal(self, healing: Method, stage: Stage, place: int, start: int, optimizer_state: dict[str, Any] | None) -> None:
+        """`stage.steps` steps, from `start` on. place: the stage's, among those of this run."""
         head = head_of(causal_model(self.original), vocab_rows=self.vocab_rows)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.rate * self.plan.healing_rate)
         if optimizer_state is not None:
             optimizer.load_state_dict(optimizer_state)
         batches = list(self._batches(stage))
-        for step in progress(range(start, stage.steps), f"healing, stage {number + 1}", total=stage.steps - start):
+        for step in progress(range(start, stage.steps), f"healing, stage {stage.number + 1}", total=stage.steps - start):
             optimizer.param_groups[0]["lr"] = self.rate * self.plan.healing_rate * pace(step, stage.steps)
             with drawing_from(self.seed + stage.done + step, next(self.model.parameters()).device), torch.enable_grad():
                 self._healing_step(healing, batches[step], head, optimizer, trained)
             if (step + 1) % SAVE_EVERY == 0 and step + 1 < stage.steps:
-                self._keep(number, step + 1, optimizer)
-        self._keep(number + 1, 0, None)
+                self._keep(place, step + 1, optimizer)
+        self._keep(place + 1, 0, None)
 
     def _healing_step(
         self, healing: Method, batch: Mapping[Role, Batch], head: Head, optimizer: Any, trained: list[nn.Parameter]

@@ -11,12 +11,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from d2unlearn.errors import ConfigError
-from d2unlearn.methods.base import Deepening, Method
+from d2unlearn.methods.base import Deepening, Hardening, Method
 from d2unlearn.models import state_hash
-from d2unlearn.runtime import fingerprint, read_json, say, write_json
+from d2unlearn.runtime import fingerprint, read_json, remove, say, write_json
 from d2unlearn.schema import Example, Tokens
 from d2unlearn.training.crossed import crossed_questions, self_answered
-from d2unlearn.training.deepening import Deepener, DeepeningRows, inner_layers
+from d2unlearn.training.deepening import Deepener, DeepeningRows, inner_layers, phases
 from d2unlearn.training.hardening import Hardener
 from d2unlearn.training.rows import render
 
@@ -28,7 +28,7 @@ def copies(plan: Deepening) -> int:
 
     While training against an attacker the model has these three as well.
     """
-    return 6 if plan.hardening is None else 9
+    return 6 if plan.hardening is None and plan.between is None else 9
 
 
 def check_rounds(name: str, method: Method, *, lora: bool, processes: int) -> None:
@@ -72,7 +72,7 @@ def run_rounds(
 ) -> None:
     """Make the rounds, changing the model in place. rate: the learning rate of the pass before.
 
-    state: file in which it is kept where the rounds stand; cache: folder for what the original writes.
+    state: file beside which it is kept where each phase stands; cache: folder for what the original writes.
     """
     rows = DeepeningRows(render(forget, tokenizer, max_length), render(retain, tokenizer, max_length))
     original.to(model.device)  # type: ignore[arg-type]
@@ -80,11 +80,26 @@ def run_rounds(
     written = written_rows(original, tokenizer, crossed_questions(retain, plan.written, seed), longest, batch_size, cache)
     say(f"healing on {len(rows.retain)} retained rows and {len(written)} that the model wrote itself, as many of each at once")
     rows = DeepeningRows(rows.forget, rows.retain, written)
-    if plan.hardening is not None:
-        groups, kept = [row.group for row in forget], state.with_suffix(".hardened" + state.suffix)
-        Hardener(model, original, plan.hardening, rows, groups, rate, seed, kept, vocab_rows).run()
-    Deepener(model, original, plan, rows, rate, seed, state, vocab_rows).run()
+    todo, groups = phases(plan), [row.group for row in forget]
+    for number in range(begun(state, len(todo)), len(todo)):
+        remove(phase_file(state, number - 2))
+        phase, kept = todo[number], phase_file(state, number)
+        if isinstance(phase, Hardening):
+            Hardener(model, original, phase, rows, groups, rate, seed + number, kept, vocab_rows).run()
+        else:
+            Deepener(model, original, plan, phase, rows, rate, seed, kept, vocab_rows).run()
     say(f"peak memory of the run: {peak_mebibytes(model.device):.0f} MiB")
+
+
+def phase_file(state: Path, number: int) -> Path:
+    """Where it is kept how far a phase is."""
+    return state.with_stem(f"{state.stem}-{number}")
+
+
+def begun(state: Path, count: int) -> int:
+    """The phase to begin with: the one before the last of which something is kept, for that began with its end."""
+    last = max((number for number in range(count) if phase_file(state, number).is_file()), default=0)
+    return max(last - 1, 0)
 
 
 def peak_mebibytes(device: torch.device) -> float:
