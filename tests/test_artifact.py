@@ -44,7 +44,7 @@ def test_nothing_or_an_empty_folder_is_not_done(tmp_path: Path) -> None:
 def test_the_same_run_s_artifact_is_done_and_another_s_is_refused(tmp_path: Path) -> None:
     folder = artifact(tmp_path / "artifact")
     assert holds_result(folder, KEY)
-    with pytest.raises(ArtifactError, match="holds the result of other inputs or settings; remove it or choose another"):
+    with pytest.raises(ArtifactError, match="of other inputs or settings; give --force to replace it, or choose another"):
         holds_result(folder, "another key")
 
 
@@ -52,9 +52,9 @@ def test_what_differs_from_the_run_that_is_there_is_named(tmp_path: Path) -> Non
     folder = tmp_path / "artifact"
     folder.mkdir()
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest("unlearn", KEY, settings={"epochs": 10, "seed": 0, "output": "a"})))
-    with pytest.raises(ArtifactError, match=r"other inputs or settings \(epochs: 10 there, 20 here\); remove it"):
+    with pytest.raises(ArtifactError, match=r"other inputs or settings \(epochs: 10 there, 20 here\); give --force"):
         holds_result(folder, "another", {"epochs": 20, "seed": 0, "output": "b", "new": 1})
-    with pytest.raises(ArtifactError, match="other inputs or settings; remove it"):
+    with pytest.raises(ArtifactError, match="other inputs or settings; give --force"):
         holds_result(folder, "another", {"epochs": 10, "seed": 0})
 
 

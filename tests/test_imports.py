@@ -17,7 +17,7 @@ import d2unlearn
 
 SOURCE = Path(d2unlearn.__file__).parent
 CORE = "energy errors head layers likelihood observation positions quantities quantization refusals schema"
-FILES = "artifact config fields runtime serialization version yaml_text"
+FILES = "artifact config fields outputs runtime serialization version yaml_text"
 
 ALLOWED = {
     "version": "",
@@ -45,7 +45,8 @@ ALLOWED = {
     "fields": "runtime",
     "yaml_text": "",
     "config": "errors fields runtime yaml_text",
-    "artifact": "errors runtime schema version",
+    "outputs": "errors runtime schema",
+    "artifact": "errors outputs runtime schema version",
     "likelihood": "",
     "positions": "likelihood",
     "quantities": "energy errors",
@@ -62,7 +63,7 @@ ALLOWED = {
     "topic": f"{CORE} {FILES} data generation models wordings",
     "guards": f"{CORE} data fields gate generation models runtime stats",
     "serving": f"{CORE} {FILES} data gate generation models signing",
-    "report": "errors metrics redaction runtime schema serialization stats version",
+    "report": "errors metrics outputs redaction runtime schema serialization stats version",
     "evaluation": f"{CORE} {FILES} compatibility data gate generation metrics models redaction stats teacher_forcing",
     "attacks": f"{CORE} data fine_tuning gate generation layers metrics models rounding runtime stats teacher_forcing wordings",
     "audit": f"{CORE} {FILES} attacks data gate generation guards metrics models report stats teacher_forcing training "

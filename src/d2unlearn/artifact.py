@@ -10,7 +10,6 @@ import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from d2unlearn.errors import ArtifactError
+from d2unlearn.outputs import FORCE_IT, check_replaceable, kept_settings, move_aside
 from d2unlearn.runtime import atomic_path, now, read_json, remove, say, write_json
 from d2unlearn.schema import GATE_FILE, MANIFEST_FILE
 from d2unlearn.version import __version__
@@ -32,39 +32,54 @@ LIBRARIES = ("torch", "transformers", "accelerate", "peft", "datasets", "safeten
 
 
 def is_done(output: Path, key: str, settings: Any) -> bool:
-    """`holds_result`, said to the person where it is so. settings: a dataclass."""
-    done = holds_result(output, key, asdict(settings))
+    """`holds_result`, said to the person where it is so. settings: a dataclass.
+
+    Raises `ArtifactError` where the folder may not go as a whole, though its settings say `force`.
+    """
+    told, force = kept_settings(settings), _forced(settings)
+    done = holds_result(output, key, told, force=force)
     if done:
         say(DONE.format(output))
+    elif force and output.is_dir() and any(output.iterdir()):
+        check_replaceable(output, read_json(output / MANIFEST_FILE).get("command"), told)
     return done
+
+
+def _forced(settings: Any) -> bool:
+    return bool(getattr(settings, "force", False))
 
 
 @contextmanager
 def new_result(output: Path, command: str, key: str, settings: Any) -> Iterator[Path]:
     """A folder to write a result to; with its manifest it takes the place of `output` when the block ends well."""
+    aside = None
     with atomic_path(output) as staged:
         yield staged
-        write_json(staged / MANIFEST_FILE, manifest(command, key, settings=asdict(settings)))
+        write_json(staged / MANIFEST_FILE, manifest(command, key, settings=kept_settings(settings)))
+        aside = move_aside(output) if _forced(settings) else None
+    if aside is not None:
+        remove(aside)
 
 
-def holds_result(output: Path, key: str, settings: Mapping[str, Any] | None = None) -> bool:
-    """Whether `output` holds the result of exactly this run. Raises `ArtifactError` when it holds something else.
+def holds_result(output: Path, key: str, settings: Mapping[str, Any] | None = None, *, force: bool = False) -> bool:
+    """Whether `output` holds the result of exactly this run.
 
-    settings: this run's, to say in which the other one differs.
+    Raises `ArtifactError` when it holds something else, that of another run only without `force`. settings: this run's, to say
+    in which the other one differs.
     """
     if not output.exists():
         return False
-    if output.is_file() or (any(output.iterdir()) and not (output / MANIFEST_FILE).is_file()):
+    if not output.is_dir() or (any(output.iterdir()) and not (output / MANIFEST_FILE).is_file()):
         raise ArtifactError(f"{output} exists and is not an artifact; choose another --output")
     if not any(output.iterdir()):
         return False
     made = read_json(output / MANIFEST_FILE)
     if made.get("key") == key:
         return True
+    if force:
+        return False
     differing = _differing(made.get("settings", {}), settings or {})
-    raise ArtifactError(
-        f"{output} holds the result of other inputs or settings{differing}; remove it or choose another --output"
-    )
+    raise ArtifactError(f"{output} holds the result of other inputs or settings{differing}; {FORCE_IT}")
 
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
@@ -81,11 +96,11 @@ def check_no_artifact(folder: Path) -> None:
 
 
 @contextmanager
-def workspace_of(output: Path, key: str) -> Iterator[Path]:
+def workspace_of(output: Path, key: str, *, force: bool = False) -> Iterator[Path]:
     """The folder to work in, while the block runs; one that an interrupted run with the same key left is taken up again.
 
     When the block fails, the half-made artifact goes, and so does the folder unless a checkpoint to go on from is in it. Raises
-    `ArtifactError` when another process works there, or when checkpoints of another run are in it.
+    `ArtifactError` when another process works there, or when checkpoints of another run are in it that `force` does not let go.
     """
     workspace = _workspace(output)
     if output.is_dir() and os.path.ismount(output):
@@ -98,10 +113,11 @@ def workspace_of(output: Path, key: str) -> Iterator[Path]:
     with locked(workspace / "lock", at_work):
         note = workspace / "run.json"
         if _has_checkpoint(workspace) and not (note.is_file() and read_json(note).get("key") == key):
-            raise ArtifactError(
-                f"{workspace} belongs to an interrupted run with other inputs or settings; remove it, go "
-                "on with those, or choose another --output"
-            )
+            if not force:
+                raise ArtifactError(
+                    f"{workspace} belongs to an interrupted run with other inputs or settings; go on with those, {FORCE_IT}"
+                )
+            remove(workspace / CHECKPOINTS)
         write_json(note, {"key": key})
         try:
             yield workspace
@@ -113,15 +129,21 @@ def workspace_of(output: Path, key: str) -> Iterator[Path]:
             raise
 
 
-def publish(staged: Path, output: Path) -> None:
-    """Put the staged artifact in its place in one step, then remove the workspace."""
+def publish(staged: Path, output: Path, *, force: bool = False) -> None:
+    """Put the staged artifact in its place in one step, then remove the workspace. force: another one may be there."""
     output = output.resolve()
     mode = (staged / MANIFEST_FILE).stat().st_mode
     for weights in staged.rglob("*.safetensors"):
         weights.chmod(mode)  # written readable by their owner alone, unlike everything beside them
+    aside = None
     if output.is_dir():
-        output.rmdir()  # empty: `holds_result` has looked
+        if force:
+            aside = move_aside(output)
+        else:
+            output.rmdir()  # empty: `holds_result` has looked
     os.replace(staged, output)
+    if aside is not None:
+        remove(aside)
     clear(output)
 
 

@@ -79,6 +79,7 @@ RefusalsFile = Annotated[
 Epochs = Annotated[float | str, ABOVE_ZERO.or_auto, "Passes over the forget rows, or auto: 10, more for few."]
 Accumulation = Annotated[int | str, COUNT.or_auto, "Batches that make one update, or auto: 1 to 4 by size."]
 MaxLength = Annotated[int, AT_LEAST_TWO, "Tokens of the longest row that is read whole, or the model's context."]
+Force = Annotated[bool, INCIDENTAL, Flag("--force"), "Replace what other inputs or settings made at the output."]
 Lora = Annotated[bool, Flag("--lora/--full"), "Train a low-rank adapter; its merged weights are written too."]
 Bf16 = Annotated[bool, Flag("--bf16/--no-bf16"), "Mixed precision."]
 Checkpointing = Annotated[bool, Flag("--gradient-checkpointing/--no-gradient-checkpointing"), "Less memory, more time."]
@@ -175,6 +176,7 @@ class UnlearnSettings:
     strict: Annotated[bool, INCIDENTAL, TARGETS, Flag("--strict"), "Exit with code 3 where a target is missed."] = False
     group_size: GroupSize = None
     columns: Columns = field(default_factory=dict)
+    force: Force = False
 
 
 @dataclass(frozen=True)
@@ -241,6 +243,7 @@ class GenerateSettings:
     batch_size: Annotated[int, COUNT, INCIDENTAL, "Prompts at once."] = 16
     seed: Seed = 0
     dtype: Dtype = "auto"
+    force: Force = False
 
 
 @dataclass(frozen=True)
@@ -311,6 +314,7 @@ class EvaluateSettings:
     group_size: GroupSize = None
     columns: Columns = field(default_factory=dict)
     redact: Annotated[bool, INCIDENTAL, "Keep no texts: no question, answer, reply or id in the file."] = False
+    force: Force = False
 
 
 @dataclass(frozen=True)
@@ -359,6 +363,7 @@ class BenchmarkSettings:
     limit: RowLimit = None
     seed: Seed = 0
     dtype: Dtype = "auto"
+    force: Force = False
 
 
 @dataclass(frozen=True)
@@ -390,6 +395,7 @@ class AnalyzeSettings:
     dtype: Dtype = "auto"
     group_size: GroupSize = None
     columns: Columns = field(default_factory=dict)
+    force: Force = False
 
 
 @dataclass(frozen=True)
@@ -444,6 +450,7 @@ class AuditSettings:
     dtype: Dtype = "auto"
     group_size: GroupSize = None
     columns: Columns = field(default_factory=dict)
+    force: Force = False
 
     def __post_init__(self) -> None:
         if self.quick + self.thorough + self.exhaustive > 1:
@@ -520,6 +527,7 @@ class CompareSettings:
     )
     run: Annotated[str | None, WHERE, Flag("--run --key"), Metavar("KEY"), "Do this run alone, as any scheduler can."] = None
     plan: Annotated[bool, WHERE, "List all runs and how they stand; do nothing."] = False
+    force: Force = False
 
 
 @dataclass(frozen=True)
@@ -533,6 +541,7 @@ class QuickstartSettings:
     real: Annotated[bool, Flag("--real"), "Unlearn a topic of SmolLM2-135M-Instruct's own knowledge instead."] = False
     topic: Annotated[str, "With --real: which."] = "France"
     seed: Seed = 0
+    force: Force = False
 
 
 @dataclass(frozen=True)
@@ -545,6 +554,7 @@ class ReportSettings:
     audit: Annotated[str | None, "audit.json (or its folder) of the artifact: what may be claimed is shown and linked."] = None
     output: Annotated[str, "Where the page goes."] = "report.html"
     redact: Annotated[bool, "Show no texts: no question, answer or reply."] = False
+    force: Force = False
 
 
 @dataclass(frozen=True)
@@ -574,6 +584,7 @@ class MakeSettings:
     batch_size: Annotated[int, COUNT, INCIDENTAL, "Questions at once."] = 32
     seed: Seed = 0
     dtype: Dtype = "auto"
+    force: Force = False
 
 
 def load_settings(kind: type[Settings], file: str | Path | None, overrides: Mapping[str, Any]) -> Settings:

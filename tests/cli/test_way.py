@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from d2unlearn.runtime import hash_file, read_json
 from d2unlearn.schema import Evaluation
 from d2unlearn.serialization import read_evaluation
 
-from .command import d2, refused
+from .command import Ran, d2, refused
 from .conftest import QUESTIONS, Walked, commands_of, write_rows
 
 
@@ -248,7 +249,7 @@ def test_other_settings_do_not_overwrite_a_result(walked: Walked) -> None:
     written = everything(walked.folder)
     for name in ("unlearn", "after"):
         command = commands_of(walked.folder, walked.given, walked.artifact)[name]
-        assert "holds the result of other inputs or settings (seed: 0 there, 5 here); remove it" in refused(
+        assert "holds the result of other inputs or settings (seed: 0 there, 5 here); give --force" in refused(
             d2(*command, "--seed", 5)
         )
     assert everything(walked.folder) == written
@@ -278,14 +279,62 @@ def test_raw_answers_say_that_they_are_raw(walked: Walked, tmp_path: Path) -> No
     assert shown.err.endswith("nats; raw: no gate decided\n")
 
 
-def test_a_new_file_of_answers_replaces_that_of_other_settings(walked: Walked, tmp_path: Path) -> None:
+def test_answers_of_other_settings_are_replaced_when_asked_for(walked: Walked, tmp_path: Path) -> None:
     command = ("generate", "--model", walked.artifact, "--input", walked.folder / "questions.jsonl", "--output")
     d2(*command, tmp_path / "a.jsonl", "--max-new-tokens", 1, "--raw")
     short = [str(row["text"]) for row in json_lines(tmp_path / "a.jsonl")]
-    d2(*command, tmp_path / "a.jsonl", "--max-new-tokens", 6, "--raw")
+    longer = (*command, tmp_path / "a.jsonl", "--max-new-tokens", 6, "--raw")
+    says = f"{tmp_path / 'a.jsonl'} is there, and this command did not make it of these inputs; give --force to replace it"
+    assert refused(d2(*longer)).startswith(says)
+    assert [str(row["text"]) for row in json_lines(tmp_path / "a.jsonl")] == short
+    assert d2(*longer, "--force").code == 0
+    assert "is done" in d2(*longer).out
     long = [str(row["text"]) for row in json_lines(tmp_path / "a.jsonl")]
     assert [text[: len(start)] for text, start in zip(long, short, strict=True)] == short
     assert long != short
+
+
+def test_answers_that_were_changed_since_are_not_done_and_not_replaced(walked: Walked, tmp_path: Path) -> None:
+    command = ("generate", "--model", walked.artifact, "--input", walked.folder / "questions.jsonl", "--raw", "--output")
+    answers = tmp_path / "a.jsonl"
+    assert d2(*command, answers).code == 0
+    answers.write_text("my corrections")
+    assert "did not make it of these inputs" in refused(d2(*command, answers))
+    assert answers.read_text() == "my corrections"
+
+
+def test_answers_go_to_the_end_of_a_link_and_never_in_the_place_of_a_pipe(walked: Walked, tmp_path: Path) -> None:
+    command = ("generate", "--model", walked.artifact, "--input", walked.folder / "questions.jsonl", "--raw", "--output")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "a.jsonl").symlink_to("disk/answers.jsonl")
+    assert d2(*command, tmp_path / "a.jsonl").code == 0
+    assert (tmp_path / "a.jsonl").readlink() == Path("disk/answers.jsonl")
+    assert len(json_lines(tmp_path / "disk" / "answers.jsonl")) == len(QUESTIONS)
+    assert "is done" in d2(*command, tmp_path / "a.jsonl").out
+    os.mkfifo(tmp_path / "pipe")
+    assert refused(d2(*command, tmp_path / "pipe")).startswith(f"{tmp_path / 'pipe'} is not a regular file or folder")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_report_replaces_its_own_page_and_nobody_else_s(walked: Walked, tmp_path: Path) -> None:
+    def report(before: str, *further: object) -> Ran:
+        sides = ("--before", walked.folder / before, "--after", walked.folder / "after")
+        return d2("report", *sides, "--output", tmp_path / "page.html", *further)
+
+    page = tmp_path / "page.html"
+    page.write_text("<p>mine</p>")
+    assert "did not make it of these inputs; give --force" in refused(report("before"))
+    assert page.read_text() == "<p>mine</p>"
+    assert report("before", "--force").code == 0
+    first = page.read_text(encoding="utf-8")
+    assert report("before", "--artifact", walked.artifact).code == 0  # of the same records
+    assert page.read_text(encoding="utf-8") != first
+    assert "did not make it of these inputs" in refused(report("after"))
+    (tmp_path / "page.html.manifest.json").unlink()
+    assert report("before").code == 0
+    assert page.read_text(encoding="utf-8") == first
+    before = walked.folder / "before" / "evaluation.json"
+    assert "is the input" in refused(d2("report", "--before", before, "--after", before, "--output", before, "--force"))
 
 
 @pytest.mark.filterwarnings("default::d2unlearn.generation.guarded.GateWarning")

@@ -295,9 +295,9 @@ def test_results_of_other_settings_are_not_taken_for_these(copied: CompareSettin
     with pytest.raises(ArtifactError, match=r"results of other data, weights or settings: \S+eua/tune\.json, ") as caught:
         list(run_compare(replace(copied, epochs=3.0)))
     assert str(caught.value).count(".json") == len(KEYS) - 2  # original and oracle are not trained
-    with pytest.raises(ArtifactError, match=r"original/seed-0\.json, .*remove them"):
+    with pytest.raises(ArtifactError, match=r"original/seed-0\.json, .*--force"):
         list(run_compare(replace(copied, max_new_tokens=5)))
-    with pytest.raises(ArtifactError, match=r"other data, weights or settings: \S+eua/seed-0\.json; remove"):
+    with pytest.raises(ArtifactError, match=r"other data, weights or settings: \S+eua/seed-0\.json; give --force"):
         list(run_compare(replace(copied, epochs=3.0, run="cities/eua/seed-0")))
     with pytest.raises(ArtifactError, match=r"original/seed-0\.json") as caught:
         list(run_compare(replace(copied, wording_rows=5)))
@@ -307,6 +307,25 @@ def test_results_of_other_settings_are_not_taken_for_these(copied: CompareSettin
     assert list(run_compare(replace(copied, jobs=7, methods=["eua"], plan=True))) == [
         f"done    cities/{key}" for key in KEYS if not key.startswith("gradient")
     ]
+
+
+def test_force_does_a_run_again_that_other_settings_did(copied: CompareSettings) -> None:
+    forced = replace(copied, max_new_tokens=5, force=True, run="cities/original/seed-0")
+    file = Path(copied.output) / "results" / "cities" / "original" / "seed-0.json"
+    before = json.loads(file.read_text())["identity"]
+    list(run_compare(forced))
+    assert json.loads(file.read_text())["identity"] != before
+    list(run_compare(replace(forced, force=False)))  # done now
+
+
+def test_a_folder_that_no_comparison_made_is_left_alone(given: CompareSettings, tmp_path: Path) -> None:
+    output = tmp_path / "mine"
+    output.mkdir()
+    (output / "table.md").write_text("mine")
+    for run in (None, "cities/original/seed-0"):
+        with pytest.raises(ArtifactError, match=r"mine is not empty, and no comparison made it; give --force"):
+            list(run_compare(replace(given, output=str(output), run=run)))
+    assert [path.name for path in output.iterdir()] == ["table.md"]
 
 
 def test_a_run_that_fails_is_named_after_the_tables_of_the_others(

@@ -10,6 +10,7 @@ from unittest.mock import patch
 import pytest
 
 from cli.command import d2, refused
+from d2unlearn.config import QuickstartSettings
 from d2unlearn.quickstart.real import _evaluation, packaged_model
 
 
@@ -36,5 +37,6 @@ def test_the_model_is_found_without_importing_its_package(tmp_path: Path, monkey
 
 def test_only_files_that_were_made_are_evaluated(tmp_path: Path) -> None:
     (tmp_path / "near_test.jsonl").write_text("{}")
-    settings = _evaluation(tmp_path, tmp_path, tmp_path / "out", "original", 0)
+    settings = _evaluation(tmp_path, tmp_path, tmp_path / "original", QuickstartSettings(force=True))
+    assert (settings.label, settings.force) == ("original", True)
     assert (settings.also_forget, settings.also_retain) == ({}, {"near_test": str(tmp_path / "near_test.jsonl")})

@@ -7,7 +7,7 @@ no test requests, are split in two: one half fits what needs fitting, the other 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +30,15 @@ from d2unlearn.errors import ModelError
 from d2unlearn.gate.gate import EnergyGate
 from d2unlearn.layers import Layers, layers_of
 from d2unlearn.models import end_token_ids, load_model, load_tokenizer, pad_token_id, weights_name
-from d2unlearn.runtime import check_writable, fingerprint, hash_file, pick_device, say, torch_dtype
+from d2unlearn.outputs import kept_settings, output_place
+from d2unlearn.runtime import fingerprint, hash_file, pick_device, say, torch_dtype
 from d2unlearn.schema import ANALYSIS_FILE, GATE_FILE, Example, Kind
 from d2unlearn.version import __version__
 
 
 def run_analyze(settings: AnalyzeSettings) -> Path:
     """Analyse and write `OUTPUT/analysis.json` with a manifest; at once when it is there already."""
-    output = Path(settings.output)
-    check_writable(output)
+    output = output_place(settings.output)
     sets = read_analysis_sets(settings)
     key = _key(settings, sets)
     if not is_done(output, key, settings):
@@ -82,7 +82,7 @@ def analyze(sets: AnalysisSets, settings: AnalyzeSettings) -> Analysis:
         disturbed=tuple(_perturbed(models["model"], sets, fitted["model"], trials["model"], settings.disturbed, settings.seed)),
         n_fit=len(sets.fit),
         n_calibration=len(sets.threshold),
-        settings=asdict(settings),
+        settings=kept_settings(settings),
     )
 
 

@@ -30,7 +30,8 @@ from d2unlearn.errors import ArtifactError, ConfigError, DataError
 from d2unlearn.gate.gate import EnergyGate
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.models import load_tokenizer, weights_name
-from d2unlearn.runtime import check_writable, fingerprint, hash_file, remove, torch_dtype, write_json
+from d2unlearn.outputs import output_place
+from d2unlearn.runtime import fingerprint, hash_file, remove, torch_dtype, write_json
 from d2unlearn.schema import AUDIT_FILE, GATE_FILE, Example
 from d2unlearn.serialization import record_to_json
 from d2unlearn.version import __version__
@@ -47,8 +48,7 @@ def run_audit(settings: AuditSettings) -> Path:
     Raises `ConfigError` for an attack that there is not and for models that cannot be compared, `ModelError` and `DataError`
     for what cannot be read, and for facts called never seen that stand among the other rows.
     """
-    output = Path(settings.output)
-    check_writable(output)
+    output = output_place(settings.output)
     plans, rows = chosen_attacks(settings.attack), read_rows(settings)
     fitted_on = guard_rows(settings, rows)
     gate = EnergyGate.from_pretrained(settings.model) if (Path(settings.model) / GATE_FILE).is_file() else None

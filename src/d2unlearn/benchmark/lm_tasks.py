@@ -26,9 +26,9 @@ from d2unlearn.config import BenchmarkSettings
 from d2unlearn.data.wmdp import read_questions, task_file
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.generation.guarded import Answer, GuardedModel
+from d2unlearn.outputs import output_place
 from d2unlearn.runtime import (
     atomic_write,
-    check_writable,
     fingerprint,
     hash_file,
     torch_dtype,
@@ -57,8 +57,7 @@ def run_tasks(settings: BenchmarkSettings) -> Path:
     Raises `ConfigError` where lm-eval is not installed or knows no such task, `DataError` for a file that is no questions.
     """
     _check_installed()
-    output = Path(settings.output)
-    check_writable(output)
+    output = output_place(settings.output)
     tasks = list(settings.tasks or WMDP)
     files = {} if settings.data is None else _files(tasks, settings.data)
     guarded = GuardedModel.from_pretrained(settings.model, dtype=torch_dtype(settings.dtype), raw=True, use_gate=True)

@@ -34,7 +34,8 @@ from d2unlearn.data.records import content_hash
 from d2unlearn.errors import ConfigError
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.models import load_model, weights_name
-from d2unlearn.runtime import check_writable, fingerprint, say, torch_dtype
+from d2unlearn.outputs import output_place
+from d2unlearn.runtime import fingerprint, say, torch_dtype
 from d2unlearn.schema import EVALUATION_FILE
 from d2unlearn.serialization import write_evaluation
 from d2unlearn.version import __version__
@@ -45,8 +46,7 @@ def run_benchmark(settings: BenchmarkSettings) -> Path:
 
     Raises `DataError` for rows or logs that cannot be read, `ModelError` for a model that cannot be loaded.
     """
-    output = Path(settings.output)
-    check_writable(output)
+    output = output_place(settings.output)
     suite = suite_of(settings)
     convention = convention_of(settings, suite)
     retain_logs = {} if settings.retain_logs is None else read_logs(settings.retain_logs, suite)

@@ -17,5 +17,13 @@ def report(settings: ReportSettings) -> None:
     from d2unlearn.report.run import run_report
 
     typer.echo(
-        run_report(settings.before, settings.after, settings.artifact, settings.output, settings.audit, redact=settings.redact)
+        run_report(
+            settings.before,
+            settings.after,
+            settings.artifact,
+            settings.output,
+            settings.audit,
+            redact=settings.redact,
+            force=settings.force,
+        )
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import yaml
@@ -14,13 +13,18 @@ from d2unlearn.comparison.evaluating import evaluate_run
 from d2unlearn.comparison.output import known_runs, tuning_scores, write_output
 from d2unlearn.comparison.plan import Comparison, awaited, comparison_of, find_run, needs_of
 from d2unlearn.comparison.scheduler import Progress, backend_of, ended_by_sigterm, run_all
-from d2unlearn.comparison.store import OTHERS, Store
+from d2unlearn.comparison.store import LOCKS, OTHERS, Store
 from d2unlearn.comparison.tuning import tune
 from d2unlearn.config import CompareSettings
 from d2unlearn.errors import ArtifactError, ConfigError, D2Error
 from d2unlearn.guards import GUARDS
 from d2unlearn.methods import METHODS
-from d2unlearn.runtime import atomic_write, check_writable, fingerprint, remove, say
+from d2unlearn.outputs import kept_settings, output_place
+from d2unlearn.runtime import atomic_write, fingerprint, now, read_json, remove, say, write_json
+from d2unlearn.schema import MANIFEST_FILE
+from d2unlearn.version import __version__
+
+COMMAND = "compare"
 
 
 def run_compare(settings: CompareSettings) -> Iterator[str]:
@@ -34,8 +38,7 @@ def run_compare(settings: CompareSettings) -> Iterator[str]:
     if settings.plan:
         yield from listed(comparison, store)
         return
-    check_writable(store.output)
-    check_writable(store.results)
+    _claim_folder(store, force=settings.force)
     if settings.run is not None:
         run_one(comparison, store, settings.run)
         yield str(store.results / f"{settings.run}.json")
@@ -63,11 +66,12 @@ def run_one(comparison: Comparison, store: Store, key: str) -> None:
     context = RunContext(comparison, run, store)
     with store.claim(run):
         if store.is_done(run):
-            if store.result(run).identity != context.identity:
+            if store.result(run).identity == context.identity:
+                if first_rank():
+                    say(DONE.format(store.path(run)))
+                return
+            if not comparison.settings.force:
                 raise ArtifactError(OTHERS.format(store.path(run)))
-            if first_rank():
-                say(DONE.format(store.path(run)))
-            return
         missing = [need for need in needs_of(comparison, run) if not (store.results / f"{need}.json").is_file()]
         if missing:
             raise ConfigError([f"{key} needs the results of {', '.join(missing)}: run them first"])
@@ -76,6 +80,18 @@ def run_one(comparison: Comparison, store: Store, key: str) -> None:
         if result is not None:
             store.keep(result)
             _clear(context)
+
+
+def _claim_folder(store: Store, *, force: bool) -> None:
+    """Say whose folder it is. Raises `ArtifactError` where something else stands in it, unless with `force`."""
+    note, output = store.output / MANIFEST_FILE, store.output
+    if output.exists() and not output.is_dir():
+        raise ArtifactError(f"{output} exists and is not a folder; choose another --output")
+    if note.is_file() and read_json(note).get("command") == COMMAND:
+        return
+    if not force and output.is_dir() and any(output.iterdir()) and not (output / LOCKS).is_dir():
+        raise ArtifactError(f"{output} is not empty, and no comparison made it; give --force to write there, or choose another")
+    write_json(note, {"command": COMMAND, "made": now(), "version": __version__})
 
 
 def _check_inputs(comparison: Comparison, store: Store) -> None:
@@ -92,14 +108,16 @@ def _check_inputs(comparison: Comparison, store: Store) -> None:
 
 
 def _check_done(comparison: Comparison, store: Store) -> None:
-    """Raises `ArtifactError` where results are there that other inputs or settings made."""
+    """Raises `ArtifactError` where results are there that other inputs or settings made; with `force` these go."""
     wrong = [
-        str(store.path(run))
+        store.path(run)
         for run in known_runs(comparison, store)
         if store.is_done(run) and store.result(run).identity != RunContext(comparison, run, store).identity
     ]
-    if wrong:
-        raise ArtifactError(OTHERS.format(", ".join(wrong)))
+    if wrong and not comparison.settings.force:
+        raise ArtifactError(OTHERS.format(", ".join(map(str, wrong))))
+    for path in wrong:
+        path.unlink()
 
 
 def listed(comparison: Comparison, store: Store) -> Iterator[str]:
@@ -115,13 +133,13 @@ def listed(comparison: Comparison, store: Store) -> Iterator[str]:
 
 def store_of(settings: CompareSettings) -> Store:
     """The folders of a comparison."""
-    output = Path(settings.output)
-    return Store(output, output / "results" if settings.results is None else Path(settings.results))
+    output = output_place(settings.output)
+    return Store(output, output / "results" if settings.results is None else output_place(settings.results))
 
 
 def _resolved(settings: CompareSettings, store: Store) -> Path:
     """The settings as a file that a run's command is given, named after its content. Splits stay in their order."""
-    values = {key: value for key, value in asdict(settings).items() if value is not None}
+    values = {key: value for key, value in kept_settings(settings).items() if value is not None}
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     path = store.output / "settings" / f"{fingerprint(text)[:12]}.yaml"
     atomic_write(path, text)

@@ -24,7 +24,8 @@ from d2unlearn.runtime import read_json, write_json
 from d2unlearn.serialization import record_from_json, record_to_json
 
 _Result = TypeVar("_Result", TuningResult, RunResult)
-OTHERS = "results of other data, weights or settings: {}; remove them, or name another folder with --results"
+OTHERS = "results of other data, weights or settings: {}; give --force to do them again, or name another folder with --results"
+LOCKS = "locks"
 
 
 class ClaimedError(ArtifactError):
@@ -66,7 +67,7 @@ class Store:
     @contextmanager
     def claim(self, run: Run) -> Iterator[None]:
         """Keep a run for this process. Of several ranks the first claims for all. Raises `ClaimedError` when it is taken."""
-        path = self.output / "locks" / f"{run.key.replace('/', '+')}.lock"
+        path = self.output / LOCKS / f"{run.key.replace('/', '+')}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path, ClaimedError(f"another process is at work on {run.key}")):
             yield

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
 from d2unlearn.config import BenchmarkSettings, EvaluateSettings
 from d2unlearn.generation.guarded import Answer
 from d2unlearn.metrics.text import leaked, token_entropy
+from d2unlearn.outputs import kept_settings
 from d2unlearn.schema import EvaluatedSet, Evaluation, Example, MetricResult, ScoredExample
 
 
@@ -40,7 +40,7 @@ def evaluation_record(
         threshold=None if gate is None else gate.threshold,
         max_false_refusal=None if gate is None else gate.max_false_refusal,
         score_name=None if gate is None else gate.score_name,
-        settings={**asdict(settings), "guarded": gate is not None},
+        settings={**kept_settings(settings), "guarded": gate is not None},
     )
 
 

@@ -41,8 +41,9 @@ from d2unlearn.metrics.summary import (
 )
 from d2unlearn.metrics.text import rouge_l_recall
 from d2unlearn.models import context_length, load_model, weights_name
+from d2unlearn.outputs import output_place
 from d2unlearn.redaction import redacted
-from d2unlearn.runtime import check_writable, fingerprint, say, torch_dtype
+from d2unlearn.runtime import fingerprint, say, torch_dtype
 from d2unlearn.schema import EVALUATION_FILE, EvaluatedSet, Evaluation, Example, Kind, ScoredExample
 from d2unlearn.serialization import write_evaluation
 from d2unlearn.teacher_forcing import TeacherForced, read_original, score_rows
@@ -74,8 +75,7 @@ class NamedSet:
 
 def run_evaluate(settings: EvaluateSettings) -> Path:
     """Evaluate and write `OUTPUT/evaluation.json` with a manifest; at once when it is there already."""
-    output = Path(settings.output)
-    check_writable(output)
+    output = output_place(settings.output)
     sets = read_sets(settings)
     guarded = GuardedModel.from_pretrained(settings.model, dtype=torch_dtype(settings.dtype), raw=True, use_gate=True)
     key = _key(settings, guarded, sets)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from d2unlearn.config import GenerateSettings, ServeSettings, identity, read_yam
 from d2unlearn.data.records import read_prompts
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.generation.guarded import Answer, GuardedModel
+from d2unlearn.outputs import check_file, kept_settings, note_of, output_place, read_note
 from d2unlearn.refusals import BY_LANGUAGE, GATE_REFUSALS, RefusalTexts, refusals_from
-from d2unlearn.runtime import atomic_write, check_writable, fingerprint, hash_file, read_json, say, torch_dtype, write_json
+from d2unlearn.runtime import atomic_path, fingerprint, hash_file, say, torch_dtype, write_json
 from d2unlearn.version import __version__
 
 LANGUAGES_ALONE = "languages"
@@ -40,7 +40,7 @@ def run_generate(settings: GenerateSettings) -> Iterator[str]:
     else:
         assert settings.input is not None
         assert settings.output is not None
-        yield from _answer_file(settings, Path(settings.input), Path(settings.output))
+        yield from _answer_file(settings, Path(settings.input), output_place(settings.output))
 
 
 def open_model(settings: GenerateSettings | ServeSettings) -> GuardedModel:
@@ -77,22 +77,29 @@ def describe(answer: Answer) -> str:
 
 def _answer_file(settings: GenerateSettings, source: Path, output: Path) -> Iterator[str]:
     rows = _read_rows(source)
-    check_writable(output)
-    if output.is_dir() or (output.exists() and output.samefile(source)):
-        raise ConfigError([f"--output {output} is {'a folder' if output.is_dir() else 'the input'}; name another file"])
+    note = read_note(output, "generate", force=settings.force)
+    check_file(output, made=bool(note), force=settings.force, inputs=[source])
     guarded = open_model(settings)
     key = fingerprint([__version__, hash_file(source), guarded.fingerprint, identity(settings)])
-    note = output.with_name(f"{output.name}.manifest.json")
-    if output.is_file() and note.is_file() and read_json(note).get("key") == key:
+    if output.is_file() and note.get("key") == key and _unchanged(output, note):
         yield DONE.format(output)
         return
+    check_file(output, made=False, force=settings.force)
     for where, _, prompt in rows:
         guarded.prompt_ids(prompt, where=where)
     answers = _answers(guarded, [prompt for _, _, prompt in rows], settings)
-    atomic_write(output, "".join(_line({**row, **_columns(a)}) for (_, row, _), a in zip(rows, answers, strict=True)))
-    write_json(note, {"command": "generate", "key": key, "version": __version__, "settings": asdict(settings)})
+    text = "".join(_line({**row, **_columns(a)}) for (_, row, _), a in zip(rows, answers, strict=True))
+    made = {"command": "generate", "key": key, "version": __version__, "settings": kept_settings(settings)}
+    with atomic_path(output) as staged:
+        staged.write_text(text, encoding="utf-8")
+        write_json(output_place(note_of(output)), made | {"sha256": hash_file(staged)})
     refused = sum(answer.refused for answer in answers)
     yield f"{output}: {len(answers)} answers, {refused} refused{' (raw: nothing was guarded)' if settings.raw else ''}"
+
+
+def _unchanged(output: Path, note: Mapping[str, Any]) -> bool:
+    """Whether a file holds what its manifest says; those of earlier versions do not say."""
+    return "sha256" not in note or note["sha256"] == hash_file(output)
 
 
 def _answers(guarded: GuardedModel, prompts: list[str], settings: GenerateSettings) -> list[Answer]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from d2unlearn.artifact import holds_result, manifest
@@ -14,6 +13,7 @@ from d2unlearn.errors import ConfigError
 from d2unlearn.evaluation.runner import run_evaluate
 from d2unlearn.gate.run import run_calibrate
 from d2unlearn.gguf import folder_of_gguf
+from d2unlearn.outputs import kept_settings, output_place
 from d2unlearn.report.run import run_report
 from d2unlearn.runtime import fingerprint, say, write_json
 from d2unlearn.schema import MANIFEST_FILE
@@ -51,27 +51,30 @@ def run_real(settings: QuickstartSettings) -> Path:
     Raises `ConfigError` without the package that holds the model, and `ArtifactError`, before anything is written, when the
     folder holds a quickstart of another topic or seed.
     """
-    file, output = packaged_model(), Path(settings.output or "runs/quickstart-real")
+    file, output = packaged_model(), output_place(settings.output or "runs/quickstart-real")
     key = fingerprint([__version__, "real", settings.topic, settings.seed])
-    if not holds_result(output, key, asdict(settings)):
-        write_json(output / MANIFEST_FILE, manifest("quickstart", key, settings=asdict(settings)))
+    told = kept_settings(settings)
+    if not holds_result(output, key, told, force=settings.force):
+        write_json(output / MANIFEST_FILE, manifest("quickstart", key, settings=told))
     say("1/5 SmolLM2-135M-Instruct, as it was pretrained")
     model = folder_of_gguf(file)
     say(f"that model: {model}")
     say(f"2/5 what it knows of {settings.topic}, asked of itself")
     data = output / "data"
-    making = MakeSettings(str(model), settings.topic, str(data), batch_size=_BATCH, dtype=_DTYPE, seed=settings.seed)
+    making = MakeSettings(
+        str(model), settings.topic, str(data), batch_size=_BATCH, dtype=_DTYPE, seed=settings.seed, force=settings.force
+    )
     _said(run_make(making))
     say(f"3/5 unlearn {settings.topic}")
-    artifact = run_unlearn(_unlearning(model, data, output / "artifact", settings.seed))
+    artifact = run_unlearn(_unlearning(model, data, output / "artifact", settings))
     say("4/5 calibrate the refusal")
     _said(run_calibrate(_calibration(artifact, data)))
     say("5/5 evaluate the original and the unlearned model, and report")
     before, after = (
-        run_evaluate(_evaluation(folder, data, output / label, label, settings.seed))
+        run_evaluate(_evaluation(folder, data, output / label, settings))
         for label, folder in (("original", model), ("unlearned", artifact))
     )
-    report = run_report(before, after, artifact, output / "report.html")
+    report = run_report(before, after, artifact, output / "report.html", force=True)
     gone, kept = (read_examples(data / f"{name}.jsonl")[0].question for name in ("forget", "near_test"))
     say(f'ask it yourself: d2unlearn chat --model {artifact} --show-energy\n  forgotten: "{gone}"\n  kept: "{kept}"')
     return report
@@ -82,7 +85,7 @@ def _said(lines: Iterator[str]) -> None:
         say(line)
 
 
-def _unlearning(model: Path, data: Path, artifact: Path, seed: int) -> UnlearnSettings:
+def _unlearning(model: Path, data: Path, artifact: Path, settings: QuickstartSettings) -> UnlearnSettings:
     """A low-rank adapter in bf16, by the recipe that a first trial on this model found enough."""
     near = data / "near.jsonl"
     return UnlearnSettings(
@@ -98,7 +101,8 @@ def _unlearning(model: Path, data: Path, artifact: Path, seed: int) -> UnlearnSe
         lora=True,
         dtype=_DTYPE,
         bf16=True,
-        seed=seed,
+        seed=settings.seed,
+        force=settings.force,
     )
 
 
@@ -112,7 +116,7 @@ def _calibration(artifact: Path, data: Path) -> CalibrateSettings:
     )
 
 
-def _evaluation(model: Path, data: Path, output: Path, label: str, seed: int) -> EvaluateSettings:
+def _evaluation(model: Path, data: Path, output: Path, settings: QuickstartSettings) -> EvaluateSettings:
     """On rows of the topic that were trained on, in other words, of other facts; on neighbours and others that were not."""
     further = {name: data / f"{name}.jsonl" for name in ("paraphrased", "forget_test", "near_test", "far_test")}
     there = {name: str(file) for name, file in further.items() if file.is_file()}
@@ -123,9 +127,10 @@ def _evaluation(model: Path, data: Path, output: Path, label: str, seed: int) ->
         output=str(output),
         also_forget={name: file for name, file in there.items() if name in ("paraphrased", "forget_test")},
         also_retain={name: file for name, file in there.items() if name in ("near_test", "far_test")},
-        label=label,
+        label=output.name,
         max_new_tokens=_ANSWER_TOKENS,
         batch_size=_BATCH,
-        seed=seed,
+        seed=settings.seed,
         dtype=_DTYPE,
+        force=settings.force,
     )

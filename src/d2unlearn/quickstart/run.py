@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from d2unlearn.artifact import holds_result, manifest
@@ -12,6 +11,7 @@ from d2unlearn.config import AuditSettings, CalibrateSettings, EvaluateSettings,
 from d2unlearn.data.records import read_examples
 from d2unlearn.evaluation.runner import run_evaluate
 from d2unlearn.gate.run import run_calibrate
+from d2unlearn.outputs import kept_settings, output_place
 from d2unlearn.quickstart.fiction import Files, make_world, write_world
 from d2unlearn.quickstart.pretrain import fiction_model
 from d2unlearn.report.run import run_report
@@ -29,10 +29,11 @@ def run_quickstart(settings: QuickstartSettings) -> Path:
 
     Raises `ArtifactError`, before anything is written, when the folder holds a quickstart of another size or seed.
     """
-    world, output = make_world(settings.seed, size=settings.size), Path(settings.output or "runs/quickstart")
+    world, output = make_world(settings.seed, size=settings.size), output_place(settings.output or "runs/quickstart")
     key = fingerprint([__version__, settings.size, settings.seed])
-    if not holds_result(output, key, asdict(settings)):
-        write_json(output / MANIFEST_FILE, manifest("quickstart", key, settings=asdict(settings)))
+    told = kept_settings(settings)
+    if not holds_result(output, key, told, force=settings.force):
+        write_json(output / MANIFEST_FILE, manifest("quickstart", key, settings=told))
     files = write_world(world, output / "data")
     steps = 5 if AUDITED is None else 6
     say(f"1/{steps} a small model that knows everyone in the made-up world")
@@ -46,6 +47,7 @@ def run_quickstart(settings: QuickstartSettings) -> Path:
             retain=str(files.retain),
             output=str(output / "artifact"),
             seed=settings.seed,
+            force=settings.force,
         )
     )
     say(f"3/{steps} calibrate the refusal")
@@ -66,20 +68,21 @@ def run_quickstart(settings: QuickstartSettings) -> Path:
                 label={"before": "original", "after": "unlearned"}[label],
                 max_new_tokens=48,
                 seed=settings.seed,
+                force=settings.force,
             )
         )
     audited = None
     if AUDITED is not None:
         say(f"5/{steps} attack what was unlearned")
-        audited = _attacked(model, artifact, files, output / "audit", settings.seed)
+        audited = _attacked(model, artifact, files, output / "audit", settings)
     say(f"{steps}/{steps} report")
-    report = run_report(results["before"], results["after"], artifact, output / "report.html", audited)
+    report = run_report(results["before"], results["after"], artifact, output / "report.html", audited, force=True)
     gone, kept = (read_examples(file)[0].question for file in (files.forget, files.retain_test))
     say(f'ask it yourself: d2unlearn chat --model {artifact} --show-energy\n  forgotten: "{gone}"\n  kept: "{kept}"')
     return report
 
 
-def _attacked(model: Path, artifact: Path, files: Files, output: Path, seed: int) -> Path:
+def _attacked(model: Path, artifact: Path, files: Files, output: Path, settings: QuickstartSettings) -> Path:
     """A quick audit: facts that nobody was taught stand in for a model that never knew, which would have to be taught first."""
     audit = run_audit(
         AuditSettings(
@@ -92,7 +95,8 @@ def _attacked(model: Path, artifact: Path, files: Files, output: Path, seed: int
             quick=True,
             attack=list(AUDITED or ()),
             label="quickstart",
-            seed=seed,
+            seed=settings.seed,
+            force=settings.force,
         )
     )
     for claim in read_audit(audit).claims:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from d2unlearn.errors import DataError
+from d2unlearn.outputs import check_file, has_mark, note_of, output_place, read_note, with_mark
 from d2unlearn.redaction import is_redacted, redacted
 from d2unlearn.report.audited import read_audit_summary
 from d2unlearn.report.gate import read_gate_summary
@@ -26,21 +27,24 @@ def run_report(
     audit: str | Path | None = None,
     *,
     redact: bool = False,
+    force: bool = False,
 ) -> Path:
     """Write the page, with a manifest beside it, and return its path. redact: without questions, answers and replies.
 
-    Raises `DataError` for files that are no evaluations or no audit, and for those of another gate than the artifact's.
+    Raises `DataError` for files that are no evaluations or no audit, and for those of another gate than the artifact's;
+    `ArtifactError` where something else than a page of these evaluations is there, unless with `force`.
     """
-    path = Path(output)
-    files = {"before": _file(before), "after": _file(after)}
+    path, files = output_place(output), {"before": _file(before), "after": _file(after)}
     first, second = (read_evaluation(file) for file in files.values())
+    mark = _check_replaced(path, files, force=force)
     if redact or is_redacted(first) or is_redacted(second):
         first, second = redacted(first), redacted(second)
     folder = None if artifact is None else Path(artifact)
     gate = None if folder is None else read_gate_summary(folder)
     _check_gate(second, gate, files["after"])
     audited = None if audit is None else read_audit_summary(audit, path, _gate_fingerprint(folder))
-    atomic_write(path, build(first, second, gate, {} if folder is None else _facts(folder), audited, _recipe(folder)))
+    page = build(first, second, gate, {} if folder is None else _facts(folder), audited, _recipe(folder))
+    atomic_write(path, with_mark(page, mark))
     made_of = {name: {"source": str(file), "sha256": hash_file(file)} for name, file in files.items()}
     note = {
         "command": "report",
@@ -49,8 +53,17 @@ def run_report(
         "artifact": None if folder is None else str(folder),
     }
     note |= {} if audit is None else {"audit": str(audit)}
-    write_json(path.with_name(f"{path.name}.manifest.json"), note)
+    write_json(output_place(note_of(path)), note)
     return path.resolve()
+
+
+def _check_replaced(path: Path, files: Mapping[str, Path], *, force: bool) -> str:
+    """The mark of a page of these evaluations. Raises `ArtifactError` where something else is there, unless with `force`."""
+    hashes = {name: hash_file(file) for name, file in files.items()}
+    mark, note = f"report {fingerprint(hashes)}", read_note(path, "report", force=force)
+    drawn = {name: (note.get(name) or {}).get("sha256") for name in hashes}  # a page of earlier versions has no mark
+    check_file(path, made=has_mark(path, mark) or drawn == hashes, force=force, inputs=files.values())
+    return mark
 
 
 def _check_gate(after: Evaluation, gate: GateSummary | None, file: Path) -> None:

@@ -11,7 +11,8 @@ from d2unlearn.config import MakeSettings
 from d2unlearn.data.records import read_prompts
 from d2unlearn.errors import DataError
 from d2unlearn.generation.guarded import GuardedModel
-from d2unlearn.runtime import cache_dir, check_writable, fingerprint, say, torch_dtype
+from d2unlearn.outputs import output_place
+from d2unlearn.runtime import cache_dir, fingerprint, say, torch_dtype
 from d2unlearn.topic.asking import AskedModel, place_of
 from d2unlearn.topic.facts import AskedFact
 from d2unlearn.topic.making import LEAST_RETAINED, TopicFiles, make_topic
@@ -29,8 +30,7 @@ def run_make(settings: MakeSettings) -> Iterator[str]:
 
     Raises `DataError` for a topic that the model does not know.
     """
-    output = Path(settings.output)
-    check_writable(output)
+    output = output_place(settings.output)
     if not settings.topic.strip():
         raise DataError("--topic is empty: name what the model should forget, e.g. --topic France")
     seeds = _read_seeds(settings.seeds)

@@ -13,6 +13,7 @@ from d2unlearn.config import UnlearnSettings
 from d2unlearn.data.identity import row_key
 from d2unlearn.data.long_rows import long_rows_told
 from d2unlearn.data.template import Template
+from d2unlearn.outputs import kept_settings
 from d2unlearn.schema import Example
 from d2unlearn.training.lineage import earlier_sources, forgotten_before
 from d2unlearn.training.recipe import Pace
@@ -103,7 +104,7 @@ def run_manifest(
     return manifest(
         "unlearn",
         key,
-        settings=asdict(settings),
+        settings=kept_settings(settings),
         method={"name": settings.method, **asdict(run.method)},  # type: ignore[call-overload]
         **pace._asdict(),
         template_date=Template(run.tokenizer).date,

@@ -22,6 +22,7 @@ from d2unlearn.models import (
     weights_hash,
 )
 from d2unlearn.observation import causal_model
+from d2unlearn.outputs import output_place
 from d2unlearn.runtime import pick_device, remove, say, seed_everything, write_json
 from d2unlearn.schema import MANIFEST_FILE
 from d2unlearn.training.arguments import CHECKPOINTING, UnlearnConfig, vocabulary_rows
@@ -46,12 +47,13 @@ def run_unlearn(settings: UnlearnSettings) -> Path:
 
     An interrupted run goes on from its last complete checkpoint. Raises a `D2Error` for input that cannot be used.
     """
+    output = output_place(settings.output)
     run = read_run(settings)
-    output, pace, key = Path(settings.output), run_pace(run), run.key
+    pace, key = run_pace(run), run.key
     if is_done(output, key, settings):
         clear(output)
         return output
-    with workspace_of(output, key) as workspace:
+    with workspace_of(output, key, force=settings.force) as workspace:
         _train_and_publish(run, pace, key, workspace, output)
     return output
 
@@ -111,7 +113,7 @@ def _train_and_publish(run: RunInput, pace: Pace, key: str, workspace: Path, out
         _save(trainer.model, run, staged)
         weights = {"original": original, "artifact": weights_hash(staged)}
         write_json(staged / MANIFEST_FILE, {**run_manifest(run, pace, key, trainer, seconds, recipe), "weights": weights})
-        publish(staged, output)
+        publish(staged, output, force=settings.force)
     trainer.accelerator.wait_for_everyone()
 
 
