@@ -81,6 +81,27 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, fa
     assert names(tmp_path) == ["file.txt"]
 
 
+def test_what_a_killed_process_was_writing_goes_with_the_next_write_and_what_others_write_stays(tmp_path: Path) -> None:
+    """A process that ended, this one, one that runs, another machine's, and another file's."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with atomic_path(tmp_path / "file.txt") as staged:
+        staged.touch()
+    machine = staged.name.split(".")[-3]
+    (tmp_path / f".file.txt.{machine}.{ended.pid}.partial").mkdir()
+    (tmp_path / f".file.txt.{machine}.{ended.pid}.partial" / "weights").touch()
+    (tmp_path / f".file.txt.{machine}.{os.getpid()}.partial").mkdir()
+    others = [
+        f".file.txt.{machine}.{os.getppid()}.partial",
+        f".file.txt.another.{ended.pid}.partial",
+        f".other.txt.{machine}.{ended.pid}.partial",
+    ]
+    for name in others:
+        (tmp_path / name).touch()
+    atomic_write(tmp_path / "file.txt", "whole")
+    assert names(tmp_path) == sorted([*others, "file.txt"])
+
+
 def test_a_failing_write_of_a_folder_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="bug"):
         write_half(tmp_path / "folder", RuntimeError("bug"), name="deep/file")

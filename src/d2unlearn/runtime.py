@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import platform
 import random
 import shutil
 import sys
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 Item = TypeVar("Item")
+_MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+"""Whose process ids those in the names of staged files are: several machines may share a folder."""
 
 QUIET_SECONDS = 30.0
 """Between two lines about long work where there is no terminal to draw a bar on."""
@@ -109,10 +113,16 @@ def atomic_write(path: Path, text: str) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A sibling path to write to; it takes the place of `path` when the block ends well, and is removed otherwise."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """A sibling path to write to; it takes the place of `path` when the block ends well, and is removed otherwise.
+
+    What processes of this machine have left that were killed in such a block goes first.
+    """
+    staged = path.with_name(f".{path.name}.{_MACHINE}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.{_MACHINE}.*.partial"):
+            if left == staged or not _is_running(left.name.split(".")[-2]):
+                remove(left)
         yield staged
         os.replace(staged, path)
     except OSError as error:
@@ -120,6 +130,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             remove(staged)
+
+
+def _is_running(process: str) -> bool:
+    """Whether a process of this machine has that id; for what is no id, yes."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, ValueError, OverflowError):
+        pass
+    return True
 
 
 def check_writable(path: Path) -> None:

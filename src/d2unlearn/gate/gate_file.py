@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from d2unlearn.errors import GateError
 from d2unlearn.gate.calibrate import Calibration
@@ -19,6 +19,7 @@ from d2unlearn.runtime import fingerprint
 from d2unlearn.schema import GateSummary, Interval
 
 _FORMAT = 1
+_Read = TypeVar("_Read")
 _SINCE_03 = ("reason", "apart", "groups", "families", "left_out")
 _MEASURED = ("conformal_threshold", "rank", "candidates", "calibration_false_refusal", "grouped", *_SINCE_03)
 """Fields of a calibration that stand apart, under `measured`; the summary holds the others."""
@@ -64,12 +65,16 @@ def gate_arguments(content: Mapping[str, Any], names: Sequence[str]) -> dict[str
         gate = {name: content[name] for name in names if name not in _LATER}
         gate |= {_VOUCHED: bool(content.get(_VOUCHED, False)), _DATE: content.get(_DATE)}
         gate[_BOUND] = {str(name): str(value) for name, value in content.get(_BOUND, {}).items()}
+        gate["confidence"] = _unless_none(float, content["confidence"])
+        gate |= {name: str(content[name]) for name in ("template", "dtype")}
         gate[_SYSTEM] = None if content.get(_SYSTEM) is None else str(content[_SYSTEM])
         gate["refusal_texts"] = checked_texts(gate["refusal_texts"])
         gate |= {"calibration": _calibration(content), "probes": probes_from_json(content["probes"])}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise GateError(f"an entry is missing or garbled ({error})") from None
     calibration = gate["calibration"]
+    if gate["confidence"] is not None and not 0 < gate["confidence"] < 1:
+        raise GateError(f"confidence is {gate['confidence']!r}, not a share between 0 and 1")
     if not math.isfinite(calibration.threshold) or calibration.threshold < calibration.conformal_threshold:
         raise GateError("the threshold lies below what the calibration allows; the file was edited")
     _check_measured(calibration)
@@ -108,10 +113,10 @@ def _calibration(content: Mapping[str, Any]) -> Calibration:
         threshold=float(content["threshold"]),
         conformal_threshold=float(measured["conformal_threshold"]),
         rank=int(measured["rank"]),
-        candidates=tuple(Candidate(**candidate) for candidate in measured["candidates"]),
-        validation_false_refusal=Interval(*content["false_refusal"]),
-        calibration_false_refusal=Interval(*measured["calibration_false_refusal"]),
-        miss_rate=None if content["miss_rate"] is None else Interval(*content["miss_rate"]),
+        candidates=tuple(map(_candidate, measured["candidates"])),
+        validation_false_refusal=_interval(content["false_refusal"]),
+        calibration_false_refusal=_interval(measured["calibration_false_refusal"]),
+        miss_rate=_unless_none(_interval, content["miss_rate"]),
         grouped=bool(measured["grouped"]),
         calibration_scores=tuple(map(float, content["retain_scores"])),
         forget_scores=tuple(map(float, content["forget_scores"])),
@@ -121,15 +126,33 @@ def _calibration(content: Mapping[str, Any]) -> Calibration:
 
 def _since_03(measured: Mapping[str, Any]) -> dict[str, Any]:
     """What gates of earlier versions do not have."""
-    given = {name: measured[name] for name in _SINCE_03 if name in measured}
-    for name, kind, shares in (
-        ("groups", GroupGuarantee, ["refused"]),
-        ("families", FamilyRates, ["refused", "missed", "leaked"]),
-    ):
-        if name in given:
-            rows = [
-                {**row, **{share: None if row[share] is None else Interval(*row[share]) for share in shares}}
-                for row in given[name]
-            ]
-            given[name] = tuple(kind(**row) for row in rows)
-    return given
+    read: dict[str, Callable[[Any], Any]] = {
+        "reason": str,
+        "apart": bool,
+        "groups": lambda rows: tuple(map(_group, rows)),
+        "families": lambda rows: tuple(map(_family, rows)),
+        "left_out": lambda shares: {str(family): float(share) for family, share in shares.items()},
+    }
+    return {name: read[name](measured[name]) for name in _SINCE_03 if name in measured}
+
+
+def _candidate(row: Mapping[str, Any]) -> Candidate:
+    return Candidate(str(row["name"]), **{name: float(value) for name, value in row.items() if name != "name"})
+
+
+def _group(row: Mapping[str, Any]) -> GroupGuarantee:
+    conformal, refused = _unless_none(float, row["conformal"]), _unless_none(_interval, row["refused"])
+    return GroupGuarantee(str(row["group"]), int(row["n"]), int(row["needed"]), conformal, refused)
+
+
+def _family(row: Mapping[str, Any]) -> FamilyRates:
+    return FamilyRates(str(row["family"]), *(_unless_none(_interval, row[name]) for name in ("refused", "missed", "leaked")))
+
+
+def _interval(values: Sequence[Any]) -> Interval:
+    value, low, high, n = values
+    return Interval(float(value), float(low), float(high), int(n))
+
+
+def _unless_none(read: Callable[[Any], _Read], value: Any) -> _Read | None:
+    return None if value is None else read(value)
