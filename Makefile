@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: quickstart quickstart-real test test-fast test-slow lint types docs docs-check dist install clean
+.PHONY: quickstart quickstart-real test test-fast test-slow lint types docs docs-check reference dist install clean
 
 quickstart: $(MARK)
 	@$(BIN)/d2unlearn quickstart $(QUICKSTART_ARGS)
@@ -46,6 +46,10 @@ docs: $(MARK)
 
 docs-check: $(MARK)
 	$(BIN)/python docs/build/generated_docs.py
+
+# An API reference from the docstrings, in build/reference; what pdoc warns of is an error, here and in `make docs-check`.
+reference: $(MARK)
+	$(BIN)/python docs/build/reference.py
 
 # A wheel and the source that it was built from, in dist/, and whether their metadata and long description can be shown.
 dist: $(MARK)

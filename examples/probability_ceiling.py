@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from d2unlearn.config import UnlearnSettings
+from d2unlearn.commands import UnlearnSettings, unlearn
 from d2unlearn.methods import METHODS, Method, Needs
 from d2unlearn.methods.base import NotNegative, Positive
 from d2unlearn.observation import Observed
 from d2unlearn.quantities import Nll
 from d2unlearn.schema import Role
-from d2unlearn.training.unlearn import run_unlearn
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,6 @@ class ProbabilityCeiling(Method):
 
 
 if __name__ == "__main__":
-    METHODS["probability_ceiling"] = ProbabilityCeiling  # or, inside the package, a line in `METHODS`
+    METHODS["probability_ceiling"] = ProbabilityCeiling  # for this process; an entry point makes it one for every command
     model, forget, retain, output = sys.argv[1:]
-    run_unlearn(UnlearnSettings(model, forget, retain, output, method="probability_ceiling"))
+    print(unlearn(UnlearnSettings(model, forget, retain, output, method="probability_ceiling")))

@@ -53,28 +53,30 @@ ALLOWED = {
     "head": "energy errors quantities",
     "observation": "errors head likelihood positions quantities schema",
     "layers": "errors observation",
-    "methods": CORE,
+    "plugins": "errors",
+    "methods": f"{CORE} plugins",
     "data": f"{CORE} runtime template_date",
     "teacher_forcing": f"{CORE} data runtime",
     "fine_tuning": f"{CORE} data runtime",
-    "training": f"{CORE} {FILES} data fine_tuning loaded_files methods metrics models stats teacher_forcing wordings",
+    "training": f"{CORE} {FILES} data fine_tuning loaded_files methods metrics models plugins stats teacher_forcing wordings",
     "gate": f"{CORE} {FILES} compatibility data loaded_files metrics models signing stats wordings",
     "generation": f"{CORE} {FILES} compatibility data gate loaded_files models",
     "topic": f"{CORE} {FILES} data generation models wordings",
-    "guards": f"{CORE} data fields gate generation models runtime stats",
+    "guards": f"{CORE} data fields gate generation models plugins runtime stats",
     "serving": f"{CORE} {FILES} data gate generation models signing",
     "report": "errors metrics outputs redaction runtime schema serialization stats version",
     "evaluation": f"{CORE} {FILES} compatibility data gate generation metrics models redaction stats teacher_forcing",
     "attacks": f"{CORE} data fine_tuning gate generation layers metrics models rounding runtime stats teacher_forcing wordings",
-    "audit": f"{CORE} {FILES} attacks data gate generation guards metrics models report stats teacher_forcing training "
-    "wordings",
+    "audit": f"{CORE} {FILES} attacks data gate generation guards metrics models plugins report stats teacher_forcing "
+    "training wordings",
     "benchmark": f"{CORE} {FILES} data evaluation gate generation metrics models stats teacher_forcing",
     "analysis": f"{CORE} {FILES} data evaluation gate generation metrics models report rounding stats",
     "comparison": f"{CORE} {FILES} attacks audit benchmark data evaluation gate generation gguf guards methods metrics "
-    "models report stats teacher_forcing training wordings",
+    "models plugins report stats teacher_forcing training wordings",
     "quickstart": f"{CORE} {FILES} audit data evaluation gate gguf models report saving topic training",
-    "cli": f"{FILES} analysis audit benchmark comparison data errors evaluation gate generation gguf models quickstart report "
-    "schema serving signing stats topic training",
+    "commands": "analysis audit benchmark comparison config evaluation fields gate gguf report runtime schema signing training",
+    "cli": f"{FILES} analysis audit commands data errors gate generation gguf models quickstart schema serving signing stats "
+    "topic training",
 }
 """A module or package, and the modules or packages that it may import: each must stand on a line above.
 
@@ -104,6 +106,7 @@ LIBRARIES = {
     "head": "torch",
     "observation": "torch",
     "layers": "torch",
+    "plugins": "",
     "methods": "torch",
     "teacher_forcing": "numpy torch",
     "fine_tuning": "numpy torch",

@@ -50,12 +50,16 @@ def _forced(settings: Any) -> bool:
 
 
 @contextmanager
-def new_result(output: Path, command: str, key: str, settings: Any) -> Iterator[Path]:
-    """A folder to write a result to; with its manifest it takes the place of `output` when the block ends well."""
+def new_result(output: Path, command: str, key: str, settings: Any, plugins: Mapping[str, str] | None = None) -> Iterator[Path]:
+    """A folder to write a result to; with its manifest it takes the place of `output` when the block ends well.
+
+    plugins: {distribution: version} of other packages whose code made the result.
+    """
     aside = None
+    further = {"plugins": plugins} if plugins else {}
     with atomic_path(output) as staged:
         yield staged
-        write_json(staged / MANIFEST_FILE, manifest(command, key, settings=kept_settings(settings)))
+        write_json(staged / MANIFEST_FILE, manifest(command, key, settings=kept_settings(settings), **further))
         aside = move_aside(output) if _forced(settings) else None
     if aside is not None:
         remove(aside)

@@ -10,7 +10,8 @@ from d2unlearn.data.holdout import hold_out, split_validation
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.generation.guarded import GuardedModel
-from d2unlearn.guards import GuardInputs, RefusesPrompts, build_guard
+from d2unlearn.guards import GUARD_FAMILY, GuardInputs, RefusesPrompts, build_guard
+from d2unlearn.plugins import plugin_origin
 from d2unlearn.schema import Example
 
 
@@ -38,6 +39,11 @@ def guard_named(settings: AuditSettings) -> str:
     """The guard with its parameters as a page names it; empty for none."""
     parameters = ", ".join(f"{name} {value}" for name, value in settings.guard_parameters.items())
     return f"{settings.guard or ''}{f' ({parameters})' if parameters else ''}"
+
+
+def guard_origin(settings: AuditSettings) -> dict[str, str]:
+    """{distribution: version} of another package's guard; empty for one of ours, and for none."""
+    return {} if settings.guard is None else plugin_origin(GUARD_FAMILY, settings.guard)
 
 
 def fitted_guard(

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from d2unlearn.artifact import is_done, locked, new_result
 from d2unlearn.attacks.reading import Reading
 from d2unlearn.audit.claims import FORGET, NEVER_SEEN
-from d2unlearn.audit.guarding import fitted_guard, guard_named, guard_rows
+from d2unlearn.audit.guarding import fitted_guard, guard_named, guard_origin, guard_rows
 from d2unlearn.audit.judged import READINGS, judge_again, judged
 from d2unlearn.audit.judging import judging_hash
 from d2unlearn.audit.kept import KeptParts, labels_of
@@ -65,14 +65,15 @@ def run_audit(settings: AuditSettings) -> Path:
     ]
     if settings.guard is not None:
         guard = [settings.guard, settings.guard_parameters, settings.max_false_refusal]
-        depends.append([guard, [content_hash(row) for row in fitted_on]])
+        origin = guard_origin(settings)
+        depends.append([guard, [content_hash(row) for row in fitted_on], *([origin] if origin else [])])
     key = fingerprint([_FORMAT, __version__, depends])
     if not is_done(output, key, settings):
         workspace = output.with_name(f"{output.name}.partial")
         workspace.mkdir(parents=True, exist_ok=True)
         with locked(workspace / "lock", ArtifactError(f"another process is at work in {workspace}; wait for it")):
             record, readings = audit(plans, rows, weights, settings, workspace, fitted_on)
-            with new_result(output, "audit", key, settings) as staged:
+            with new_result(output, "audit", key, settings, guard_origin(settings)) as staged:
                 _write(staged, record, readings)
             remove(workspace)
     judge_again(output / AUDIT_FILE, ATTACKS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from d2unlearn import commands
 from d2unlearn.cli.options import takes
 from d2unlearn.config import AnalyzeSettings
 
@@ -14,9 +15,8 @@ def analyze(settings: AnalyzeSettings) -> None:
 
     Example: `d2unlearn analyze --model ./artifact --forget forget.jsonl --retain test.jsonl --output ./trial`
     """
-    from d2unlearn.analysis.page import write_page
-    from d2unlearn.analysis.run import run_analyze
+    path = commands.analyze(settings)
+    from d2unlearn.analysis.page import PAGE
 
-    path = run_analyze(settings)
     typer.echo(path)
-    typer.echo(write_page(path))
+    typer.echo(path.with_name(PAGE))

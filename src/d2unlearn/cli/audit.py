@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from d2unlearn import commands
 from d2unlearn.cli.options import takes
 from d2unlearn.config import AuditSettings
 from d2unlearn.schema import AUDIT_PAGE
@@ -16,9 +17,7 @@ def audit(settings: AuditSettings) -> None:
     Example: `d2unlearn audit --model ./artifact --original ./model --oracle ./never-knew --forget forget.jsonl --retain
     test.jsonl --output ./audit`
     """
-    from d2unlearn.audit.run import run_audit
-
-    path = run_audit(settings)
+    path = commands.audit(settings)
     from d2unlearn.audit.records import read_audit
 
     for claim in read_audit(path).claims:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from d2unlearn import commands
 from d2unlearn.cli.options import needs_extra, takes
 from d2unlearn.config import CompareSettings
 
@@ -17,7 +18,4 @@ def compare(settings: CompareSettings) -> None:
     Example: `d2unlearn compare --config comparison.yaml --jobs 2`
     """
     with needs_extra("compare"):
-        from d2unlearn.comparison.run import run_compare
-
-        for line in run_compare(settings):
-            typer.echo(line)
+        commands.compare(settings, tell=typer.echo)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import typer
 
+from d2unlearn import commands
 from d2unlearn.cli.options import takes
 from d2unlearn.config import BenchmarkSettings, EvaluateSettings
 from d2unlearn.schema import MetricResult
@@ -20,7 +20,7 @@ def evaluate(settings: EvaluateSettings | BenchmarkSettings) -> None:
 
     Or a benchmark: `d2unlearn evaluate --model ./artifact --benchmark tofu --data ./tofu --output ./tofu-after`
     """
-    path = _evaluated(settings)
+    path = commands.evaluate(settings)
     from d2unlearn.serialization import read_evaluation
 
     result = read_evaluation(path)
@@ -36,21 +36,6 @@ def evaluate(settings: EvaluateSettings | BenchmarkSettings) -> None:
     for warning in result.warnings:
         typer.echo(f"warning: {warning}")
     typer.echo(path)
-
-
-def _evaluated(settings: EvaluateSettings | BenchmarkSettings) -> Path:
-    """The result file of rows of one's own, or of a benchmark where one is named."""
-    if isinstance(settings, EvaluateSettings):
-        from d2unlearn.evaluation.runner import run_evaluate
-
-        return run_evaluate(settings)
-    if settings.benchmark == "wmdp":
-        from d2unlearn.benchmark.lm_tasks import run_tasks
-
-        return run_tasks(settings)
-    from d2unlearn.benchmark.run import run_benchmark
-
-    return run_benchmark(settings)
 
 
 def _print(metrics: Sequence[MetricResult]) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, Field, dataclass, fields, replace
+from dataclasses import MISSING, Field, dataclass, fields
 from functools import wraps
-from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import typer
 import yaml
 from typer.core import TyperCommand, TyperOption
 
+from d2unlearn.commands import with_model_folders
 from d2unlearn.config import load_settings, read_yaml
 from d2unlearn.errors import ConfigError, out_of_memory
-from d2unlearn.fields import Commas, Default, Group, Metavar, NamesModel, bare, flag_of, marker_of
+from d2unlearn.fields import Commas, Default, Group, Metavar, bare, flag_of, marker_of
 from d2unlearn.yaml_text import read_values
 
 Verb = Callable[[Any], None]
@@ -96,7 +96,7 @@ def takes(
 
                 quiet_transformers()
             with _memory_remedy(loaded):
-                verb(_with_folders(loaded))
+                verb(with_model_folders(loaded))
 
         parameters = [_parameter(name, _kind(hint), _option(setting, hint)) for name, (setting, hint) in options.items()]
         parameters += [_parameter("config", str, CONFIG), _parameter("debug", bool, DEBUG)]
@@ -140,18 +140,6 @@ def _memory_remedy(settings: Any) -> Iterator[None]:
         given = {name: getattr(settings, name, None) for name, _, _ in MEMORY if hasattr(settings, name)}
         found = [said for name, lowers, said in MEMORY if name in given and lowers(given[name])]
         raise ConfigError([f"out of memory: choose {', or '.join(found[:_KNOBS]) or 'a smaller model'}"]) from error
-
-
-def _with_folders(settings: Any) -> Any:
-    """The settings with the folder of its weights in place of each GGUF file that stands for a model."""
-    hints = get_type_hints(type(settings), include_extras=True)
-    named = {name: getattr(settings, name) for name, hint in hints.items() if marker_of(hint, NamesModel) is not None}
-    files = {name: source for name, source in named.items() if source is not None and Path(source).is_file()}
-    if not files:
-        return settings
-    from d2unlearn.gguf import folder_of_gguf, is_gguf
-
-    return replace(settings, **{name: str(folder_of_gguf(source)) for name, source in files.items() if is_gguf(source)})
 
 
 def _option(setting: Field[Any], hint: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from d2unlearn import commands
 from d2unlearn.cli.options import takes
 from d2unlearn.config import ReportSettings
 
@@ -14,16 +15,4 @@ def report(settings: ReportSettings) -> None:
 
     Example: `d2unlearn report --before ./before --after ./after --artifact ./artifact --output report.html`
     """
-    from d2unlearn.report.run import run_report
-
-    typer.echo(
-        run_report(
-            settings.before,
-            settings.after,
-            settings.artifact,
-            settings.output,
-            settings.audit,
-            redact=settings.redact,
-            force=settings.force,
-        )
-    )
+    typer.echo(commands.report(settings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from d2unlearn import commands
 from d2unlearn.cli.options import takes
 from d2unlearn.config import UnlearnSettings
 
@@ -22,9 +23,7 @@ def unlearn(settings: UnlearnSettings) -> None:
 
         typer.echo(plan_unlearn(settings))
         return
-    from d2unlearn.training.unlearn import run_unlearn
-
-    artifact = run_unlearn(settings)
+    artifact = commands.unlearn(settings)
     typer.echo(artifact)
     if settings.strict:
         from d2unlearn.training.steered_run import missed_targets

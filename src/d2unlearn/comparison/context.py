@@ -18,7 +18,10 @@ from d2unlearn.config import CompareSettings
 from d2unlearn.data.records import content_hash, read_examples
 from d2unlearn.errors import ConfigError, ModelError
 from d2unlearn.gguf import is_gguf
+from d2unlearn.guards import GUARD_FAMILY
+from d2unlearn.methods import METHOD_FAMILY
 from d2unlearn.models import weights_name
+from d2unlearn.plugins import plugin_origin
 from d2unlearn.runtime import atomic_write, fingerprint
 from d2unlearn.schema import GATE_FILE, Example, Kind
 from d2unlearn.stats import conformal_rank
@@ -135,7 +138,14 @@ class RunContext:
         if self.run.seed is not None and self.run.kind != "guard":
             chosen |= {key: settings[key] for key in _OF_EVALUATED if settings[key] != getattr(CompareSettings, key)}
         content = [[content_hash(row) for row in some] for some in rows]
-        return fingerprint([_FORMAT, self.run.key, content, names, weights, self.split.benchmark, chosen])
+        origin = [self.origin] if self.origin else []
+        return fingerprint([_FORMAT, self.run.key, content, names, weights, self.split.benchmark, chosen, *origin])
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """{distribution: version} of another package's method or guard; empty for our own entries."""
+        families = {"method": METHOD_FAMILY, "guard": GUARD_FAMILY}
+        return plugin_origin(families[self.run.kind], self.run.entry) if self.run.kind in families else {}
 
     def check(self) -> None:
         """Raises the error that the run would end in sooner or later: of files, of weights, of too few rows."""

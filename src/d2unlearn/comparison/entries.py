@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from d2unlearn.comparison.context import RunContext
+from d2unlearn.comparison.plan import Comparison
+from d2unlearn.comparison.records import EntryKind
 from d2unlearn.comparison.search import RATE
 from d2unlearn.config import UnlearnSettings
 from d2unlearn.errors import ConfigError
 from d2unlearn.generation.guarded import GuardedModel
-from d2unlearn.guards import GUARDS, Guard, GuardInputs, ModelBehindGuard, build_guard
-from d2unlearn.methods import METHODS
+from d2unlearn.guards import GUARD_FAMILY, GUARDS, Guard, GuardInputs, ModelBehindGuard, build_guard
+from d2unlearn.methods import METHOD_FAMILY, METHODS
 from d2unlearn.models import load_model
+from d2unlearn.plugins import is_offered
 from d2unlearn.runtime import torch_dtype
 from d2unlearn.training.recipe import automatic_learning_rate
 from d2unlearn.training.run_input import build_method
@@ -81,10 +84,25 @@ def guard_of(context: RunContext, parameters: Mapping[str, float]) -> Guard:
     return build_guard(context.run.entry, {**context.space.fixed, **_own(parameters)})
 
 
-def refuses_in_text() -> tuple[str, ...]:
-    """Entries that answer what they are to forget, in words of refusal or otherwise, and leave nothing to a gate."""
+def refuses_in_text(comparison: Comparison | None = None) -> tuple[str, ...]:
+    """Entries that answer what they are to forget, in words of refusal or otherwise, and leave nothing to a gate.
+
+    comparison: other packages' entries that it names are among those looked at.
+    """
     methods = [name for name, method in METHODS.items() if method().refuses_in_words]
-    return (*methods, *(name for name, guard in GUARDS.items() if not guard.refuses))
+    guards = [name for name, guard in GUARDS.items() if not guard.refuses]
+    if comparison is not None:
+        fixed = {name: dict(space.fixed) for name, space in comparison.spaces.items()}
+        further = [name for name in comparison.named("method") if name not in METHODS]
+        methods += [name for name in further if build_method(name, fixed[name]).refuses_in_words]
+        further = [name for name in comparison.named("guard") if name not in GUARDS]
+        guards += [name for name in further if not build_guard(name, fixed[name]).refuses]
+    return (*methods, *guards)
+
+
+def is_offered_entry(kind: EntryKind, name: str) -> bool:
+    """Whether another installed package offers a method or guard of this name. Imports nothing of it."""
+    return is_offered(METHOD_FAMILY if kind == "method" else GUARD_FAMILY, name)
 
 
 def behind(context: RunContext, base: GuardedModel, parameters: Mapping[str, float]) -> ModelBehindGuard:

@@ -204,7 +204,7 @@ def _result(context: RunContext, evaluation: Evaluation) -> RunResult:
         comebacks=(),
         cost=NO_COST,
         machine=machine(),
-        versions=versions(),
+        versions=versions() | context.origin,
     )
 
 

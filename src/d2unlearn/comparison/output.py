@@ -38,8 +38,9 @@ def tables_of(comparison: Comparison, store: Store) -> list[SplitTable]:
     runs, tunings = read_results(store.results)
     runs, tunings = [run for run in runs if run.key in own], [tuning for tuning in tunings if tuning.key in own]
     there = [split.name for split in comparison.splits if any(run.split == split.name for run in runs)]
+    refusing = refuses_in_text(comparison)
     order, left_out = [*comparison.methods, *comparison.guards], comparison.settings.left_out
-    return [split_table(name, runs, tunings, left_out if name == there[0] else {}, order, refuses_in_text()) for name in there]
+    return [split_table(name, runs, tunings, left_out if name == there[0] else {}, order, refusing) for name in there]
 
 
 def known_runs(comparison: Comparison, store: Store) -> list[Run]:
@@ -49,5 +50,6 @@ def known_runs(comparison: Comparison, store: Store) -> list[Run]:
 
 def tuning_scores(comparison: Comparison, store: Store) -> dict[str, float]:
     """The best score of every method's tuning that is done, by key."""
-    runs = [Run(split.name, name, "method", None) for split in comparison.splits for name in METHODS]
+    methods = dict.fromkeys([*METHODS, *comparison.named("method")])
+    runs = [Run(split.name, name, "method", None) for split in comparison.splits for name in methods]
     return {run.key: store.tuning(run).best.score for run in runs if store.is_done(run)}

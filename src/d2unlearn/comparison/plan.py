@@ -6,7 +6,7 @@ For each split: the original and the retain model as they are; then, entry by en
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, get_type_hints
 
@@ -59,6 +59,11 @@ class Comparison:
     def split(self, name: str) -> Split:
         return next(split for split in self.splits if split.name == name)
 
+    def named(self, kind: EntryKind) -> tuple[str, ...]:
+        """The methods, or the guards, that the comparison or one of its splits names."""
+        own, further = (self.methods, "methods") if kind == "method" else (self.guards, "guards")
+        return tuple(dict.fromkeys([*own, *(name for split in self.splits for name in getattr(split, further) or ())]))
+
 
 @dataclass(frozen=True)
 class Run:
@@ -78,22 +83,36 @@ class Run:
         return Run(self.split, self.entry, self.kind, None)
 
 
-def comparison_of(settings: CompareSettings, *, methods: Collection[str], guards: Collection[str]) -> Comparison:
-    """Checked settings. methods, guards: the names there are. Raises `ConfigError` with every mistake."""
+def comparison_of(
+    settings: CompareSettings,
+    *,
+    methods: Collection[str],
+    guards: Collection[str],
+    is_offered: Callable[[EntryKind, str], bool] = lambda kind, name: False,
+) -> Comparison:
+    """Checked settings. methods, guards: the names there are; is_offered: whether another package offers a further name.
+
+    Raises `ConfigError` with every mistake.
+    """
     splits, mistakes = _splits(settings.splits)
     chosen = tuple(settings.methods or methods)
-    for what, given, known in (
+    offered: dict[EntryKind, list[str]] = {}
+    asked: tuple[tuple[EntryKind, list[str], Collection[str]], ...] = (
         ("method", [*chosen, *(name for split in splits for name in split.methods or ())], methods),
         ("guard", [*settings.guards, *(name for split in splits for name in split.guards or ())], guards),
-    ):
-        unknown = sorted(set(given) - set(known))
+    )
+    for what, given, known in asked:
+        further = sorted(set(given) - set(known))
+        offered[what] = [name for name in further if is_offered(what, name)]
+        unknown = [name for name in further if name not in offered[what]]
         mistakes += [f"{what} {name!r} is not known; known: {', '.join(known)}" for name in unknown]
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
         mistakes.append("seeds should be different numbers")
     mistakes += [f"{name} is named twice" for name, n in Counter([*chosen, *settings.guards]).items() if n > 1]
     spaces: dict[str, Space] = {}
-    for name in dict.fromkeys([*methods, *guards]):
-        spaces[name], wrong = space_of(name, settings.search.get(name, {}))
+    for name in dict.fromkeys([*methods, *guards, *offered["method"], *offered["guard"]]):
+        is_guard = name in guards or name in offered["guard"]
+        spaces[name], wrong = space_of(name, settings.search.get(name, {}), is_guard=is_guard)
         mistakes += wrong
     mistakes += [f"search names {name!r}, no method or guard" for name in settings.search if name not in spaces]
     if mistakes:

@@ -9,6 +9,7 @@ import yaml
 
 from d2unlearn.artifact import DONE, first_rank
 from d2unlearn.comparison.context import RunContext
+from d2unlearn.comparison.entries import is_offered_entry
 from d2unlearn.comparison.evaluating import evaluate_run
 from d2unlearn.comparison.output import known_runs, tuning_scores, write_output
 from d2unlearn.comparison.plan import Comparison, awaited, comparison_of, find_run, needs_of
@@ -33,7 +34,7 @@ def run_compare(settings: CompareSettings) -> Iterator[str]:
     With `run`, only the run of that key; with `plan`, nothing is done and the runs are listed. Raises `ArtifactError` in the
     end when runs failed, after the tables of the others are written.
     """
-    comparison = comparison_of(settings, methods=METHODS, guards=GUARDS)
+    comparison = comparison_of(settings, methods=METHODS, guards=GUARDS, is_offered=is_offered_entry)
     store = store_of(settings)
     if settings.plan:
         yield from listed(comparison, store)

@@ -68,12 +68,13 @@ STARTUP = 3
 """Trials before the search begins to model what it has seen."""
 
 
-def space_of(name: str, given: Mapping[str, Any]) -> tuple[Space, list[str]]:
+def space_of(name: str, given: Mapping[str, Any], *, is_guard: bool = False) -> tuple[Space, list[str]]:
     """An entry's space with the settings' entries over the table's: [low, high] is a range, anything else a fixed value.
 
-    Returns the space and what is wrong with the entries.
+    Returns the space and what is wrong with the entries. is_guard: it has no learning rate to search where no table names it.
     """
-    ranges, fixed, mistakes = dict(SPACES.get(name, {RATE: RATE_RANGE})), dict[str, Any](), list[str]()
+    searched = {} if is_guard else {RATE: RATE_RANGE}
+    ranges, fixed, mistakes = dict(SPACES.get(name, searched)), dict[str, Any](), list[str]()
     for key, value in given.items():
         ranges.pop(key, None)
         if isinstance(value, list) and len(value) == 2 and all(_is_number(end) for end in value):

@@ -53,7 +53,7 @@ def tune(context: RunContext) -> TuningResult | None:
         n_forget=len(context.questions.validation),
         n_retain=len(context.held_out.validation),
         machine=machine(),
-        versions=versions(),
+        versions=versions() | context.origin,
     )
 
 

@@ -1,4 +1,7 @@
-"""Rivals that leave the weights alone and guard them at inference, one file each. `GUARDS` is the whole family."""
+"""Rivals that leave the weights alone and guard them at inference, one file each. `GUARDS` is the whole family.
+
+A guard that another installed package offers (`d2unlearn.plugins`) needs no line.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,22 @@ from d2unlearn.guards.base import Guard, GuardInputs, ModelBehindGuard, RefusesP
 from d2unlearn.guards.embedding_corruption import EmbeddingCorruption
 from d2unlearn.guards.input_classifier import InputClassifier
 from d2unlearn.guards.prompt_guard import PromptGuard
+from d2unlearn.plugins import Family, load_plugin
 
-__all__ = ["GUARDS", "Guard", "GuardInputs", "ModelBehindGuard", "RefusesPrompts", "build_guard"]
+__all__ = ["GUARDS", "GUARD_FAMILY", "Guard", "GuardInputs", "ModelBehindGuard", "RefusesPrompts", "build_guard"]
 
 GUARDS: dict[str, type[Guard]] = {
     "prompt_guard": PromptGuard,
     "input_classifier": InputClassifier,
     "embedding_corruption": EmbeddingCorruption,
 }
+GUARD_FAMILY = Family("guard", "d2unlearn.guards", GUARDS.keys())
 
 
 def build_guard(name: str, parameters: dict[str, Any]) -> Guard:
     """A guard by its name and parameters. Raises `ConfigError` for names or parameters that do not exist."""
-    if name not in GUARDS:
-        raise ConfigError([f"guard {name!r} is not known; known: {', '.join(GUARDS)}"])
-    given, mistakes = typed(parameters, get_type_hints(GUARDS[name]))
+    made = GUARDS[name] if name in GUARDS else load_plugin(GUARD_FAMILY, name, Guard)  # type: ignore[type-abstract]
+    given, mistakes = typed(parameters, get_type_hints(made))
     if mistakes:
         raise ConfigError([f"guard {name}: {mistake}" for mistake in mistakes])
-    return GUARDS[name](**given)
+    return made(**given)

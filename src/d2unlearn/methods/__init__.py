@@ -1,4 +1,7 @@
-"""Unlearning methods, one file each. `METHODS` is the whole family; a new method is one file and one line here."""
+"""Unlearning methods, one file each. `METHODS` is the whole family; a new method is one file and one line here.
+
+A method that another installed package offers (`d2unlearn.plugins`) needs no line.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,21 @@ from d2unlearn.methods.simnpo import SimNPO
 from d2unlearn.methods.undial import UNDIAL
 from d2unlearn.methods.wga import WGA
 from d2unlearn.observation import Batch, Observed, Values, causal_model, observe, observed
+from d2unlearn.plugins import Family, load_plugin
 from d2unlearn.schema import Role
 
-__all__ = ["EUA", "METHODS", "AdaptiveMethod", "Method", "Needs", "batch_loss", "reference_batch_values", "seen_by"]
+__all__ = [
+    "EUA",
+    "METHODS",
+    "METHOD_FAMILY",
+    "AdaptiveMethod",
+    "Method",
+    "Needs",
+    "batch_loss",
+    "method_named",
+    "reference_batch_values",
+    "seen_by",
+]
 
 METHODS: dict[str, Callable[..., Method]] = {
     "eua": EUA,
@@ -51,6 +66,12 @@ METHODS: dict[str, Callable[..., Method]] = {
     "dpo": DPO,
     "idk_ap": IDKAP,
 }
+METHOD_FAMILY = Family("method", "d2unlearn.methods", METHODS.keys())
+
+
+def method_named(name: str) -> Callable[..., Method]:
+    """The method of this name: one of `METHODS`, or one that another installed package offers. Raises `ConfigError`."""
+    return METHODS[name] if name in METHODS else load_plugin(METHOD_FAMILY, name, Method)  # type: ignore[type-abstract]
 
 
 def batch_loss(method: Method, model: nn.Module, batch: Mapping[str, Mapping[str, object]], *, reference: nn.Module) -> Tensor:

@@ -106,6 +106,7 @@ def run_manifest(
         key,
         settings=kept_settings(settings),
         method={"name": settings.method, **asdict(run.method)},  # type: ignore[call-overload]
+        **({"plugins": run.origin} if run.origin else {}),
         **pace._asdict(),
         template_date=Template(run.tokenizer).date,
         **recipe,

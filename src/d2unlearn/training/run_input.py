@@ -18,13 +18,14 @@ from d2unlearn.data.records import content_hash, read_examples, source_names
 from d2unlearn.data.template import Template
 from d2unlearn.errors import ConfigError, DataError
 from d2unlearn.fields import typed
-from d2unlearn.methods import METHODS, Method
+from d2unlearn.methods import METHOD_FAMILY, Method, method_named
 from d2unlearn.models import (
     context_of,
     load_model,
     load_tokenizer,
     state_hash,
 )
+from d2unlearn.plugins import plugin_origin
 from d2unlearn.quantization import check_quantization
 from d2unlearn.runtime import fingerprint, torch_dtype
 from d2unlearn.schema import Example, Kind, Role
@@ -67,7 +68,13 @@ class RunInput:
         hashes = [rows_hash(part) for part in rows]
         model = [state_hash(self.model), model_settings(self.model)]
         model += [] if self.retain_model is None else [state_hash(self.retain_model)]
-        return fingerprint([__version__, identity(self.settings), model, hashes, processes()])
+        origin = [self.origin] if self.origin else []
+        return fingerprint([__version__, identity(self.settings), model, hashes, processes(), *origin])
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """{distribution: version} of another package's method; empty for one of ours."""
+        return plugin_origin(METHOD_FAMILY, self.settings.method)
 
 
 def read_run(settings: UnlearnSettings) -> RunInput:
@@ -127,12 +134,11 @@ def loaded_model(settings: UnlearnSettings) -> tuple[PreTrainedModel, torch.dtyp
 
 def build_method(name: str, parameters: dict[str, Any]) -> Method:
     """A method by its name and parameters. Raises `ConfigError` for names or parameters that do not exist."""
-    if name not in METHODS:
-        raise ConfigError([f"method {name!r} is not known; known: {', '.join(METHODS)}"])
-    given, mistakes = typed(parameters, get_type_hints(METHODS[name]))
+    made = method_named(name)
+    given, mistakes = typed(parameters, get_type_hints(made))
     if mistakes:
         raise ConfigError([f"method {name}: {mistake}" for mistake in mistakes])
-    return METHODS[name](**given)
+    return made(**given)
 
 
 def check_reporting(report_to: str) -> None:
