@@ -62,7 +62,8 @@ def judged(guarded: GuardedModel, conversations: Sequence[Conversation], turns: 
         ids, mask = guarded.batch([prompts[place] for place in places])
         looked = [guarded.turns_of(conversations[place]) for place in places] if turns else []
         options = {"max_new_tokens": rule.max_new_tokens, "do_sample": False, "num_beams": 1}
-        made = guarded.generator.generate(rule, ids, mask, options, turns=looked)
+        leads = [guarded.lead_of(conversations[place]) for place in places] if turns else []
+        made = guarded.generator.generate(rule, ids, mask, options, turns=looked, leads=leads)
         decisions |= dict(zip(places, made.decisions, strict=True))
     return [decisions[place] for place in range(len(prompts))]
 

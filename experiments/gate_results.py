@@ -25,7 +25,7 @@ import torch
 from d2unlearn.audit.judging import judging_wordings
 from d2unlearn.config import CalibrateSettings
 from d2unlearn.data.records import read_examples
-from d2unlearn.gate.asked import PLAIN_FAMILY, AskedRequest, asked_scores
+from d2unlearn.gate.asked import PLAIN_FAMILY, AskedRequest, asked_scores, with_leads
 from d2unlearn.gate.gate import EnergyGate
 from d2unlearn.gate.measuring import GateReading
 from d2unlearn.gate.renderings import renderings
@@ -61,7 +61,8 @@ def asked_in(
 def judged(gate: EnergyGate, asked: Sequence[AskedRequest], known: Sequence[AskedRequest], whole_alone: bool) -> dict[str, Any]:
     """Refused, and passed with the truth in the answer, of questions that the original answers rightly, and of all."""
     looks = [replace(each, looks=each.looks[:1]) for each in asked] if whole_alone else list(asked)
-    refused = (asked_scores(gate.score, looks) > gate.threshold).tolist()
+    leads = {group.group: group.lead for group in gate.calibration.groups}
+    refused = (with_leads(looks, asked_scores(gate.score, looks), leads) > gate.threshold).tolist()
     right = {each.question for each in known if each.told}
     shown = [(no, each) for no, each in zip(refused, asked, strict=True) if each.question in right]
     return {

@@ -59,7 +59,7 @@ def test_the_marginal_guarantee_holds_on_average_whatever_the_forget_data(advers
         forget = as_they_are(np.sort(fresh, axis=0)[-50:].tolist() if adversarial else [])
         score = choose(as_they_are(validation.tolist()), forget, candidates, "prompt", 0.1).score
         scored = Scored.of(score, as_they_are(calibration.tolist())), Scored.of(score, forget)
-        *_, threshold = set_threshold(*scored, 0.1, None)
+        threshold = set_threshold(*scored, 0.1, None).threshold
         refused.append(float((request_scores(score, fresh.tolist()) > threshold).mean()))
     error = float(np.std(refused)) / math.sqrt(len(refused))
     assert np.mean(refused) <= 0.1 + 4 * error
@@ -72,7 +72,7 @@ def test_the_guarantee_with_confidence_holds_in_nearly_every_calibration() -> No
     exceeded = 0
     for _ in range(300):
         scored = Scored.of(FirstTokens(1), rows(rng.uniform(size=120)))
-        *_, threshold = set_threshold(scored, Scored.of(FirstTokens(1), []), 0.1, 0.9)
+        threshold = set_threshold(scored, Scored.of(FirstTokens(1), []), 0.1, 0.9).threshold
         exceeded += 1 - threshold > 0.1  # of uniform scores exactly that share lies above
     assert exceeded / 300 <= 0.1 + 4 * math.sqrt(0.09 / 300)
 
@@ -157,7 +157,10 @@ def test_forget_rows_that_chose_the_score_neither_raise_nor_count() -> None:
 
 
 def test_every_group_with_enough_questions_keeps_its_promise_by_its_worst_renderings() -> None:
-    """99 questions in two groups, each asked twice in the second, and the worse counts; of 50 nothing is promised."""
+    """99 questions in two groups, each asked twice in the second, and the worse counts; of 50 nothing is promised.
+
+    Single questions are decided by 98, wrapped ones by 198: a lead of 100, which all scores of single questions have.
+    """
     calibration = [
         *[AskedRequest(q, ((float(q),),)) for q in range(99)],
         *[AskedRequest(q, ((float(q + more),),), "wrapped", "system") for q in range(99) for more in (50, 100)],
@@ -165,13 +168,14 @@ def test_every_group_with_enough_questions_keeps_its_promise_by_its_worst_render
     ]
     choice = choose(rows(np.zeros(5)), [], PROMPT, "prompt", 0.01)
     found = calibrate(choice, rows(np.zeros(5)), calibration)
-    assert (found.conformal_threshold, found.threshold) == (98.0, 198.0)
-    assert [(group.group, group.n, group.conformal) for group in found.groups] == [
-        ("single question", 99, 98.0),
-        ("wrapped", 99, 198.0),
-        ("multi-turn", 0, None),
-        ("near", 50, None),
+    assert (found.conformal_threshold, found.threshold) == (198.0, 198.0)
+    assert [(group.group, group.n, group.conformal, group.lead) for group in found.groups] == [
+        ("single question", 99, 198.0, 100.0),
+        ("wrapped", 99, 198.0, 0.0),
+        ("multi-turn", 0, None, 0.0),
+        ("near", 50, None, 0.0),
     ]
+    assert (found.calibration_scores[0], found.calibration_scores[98]) == (100.0, 198.0)
     assert found.groups[3].said == "no guarantee: 50 of 99 needed"
     groups = ("wrapped", "multi-turn", "near", "unrelated")
     assert [promise_of(group, found.groups) for group in groups] == ["guaranteed", "unseen", "too few", "unseen"]
@@ -179,8 +183,8 @@ def test_every_group_with_enough_questions_keeps_its_promise_by_its_worst_render
     assert found.groups[3].refused is not None
     assert found.groups[3].refused.value == 1.0
     assert {rates.family: rates.refused.value for rates in found.families if rates.refused} == {
-        "plain": 0.0,
-        "system": pytest.approx(1 / 198),  # the highest, judged by a threshold that its question did not set
+        "plain": pytest.approx(1 / 99),  # the highest, judged by a threshold that its question did not set
+        "system": pytest.approx(1 / 198),
         "near": 1.0,
     }
     assert list(found.families[2].warnings(0.01)) == ["near: 100.0% of legitimate requests are refused"]

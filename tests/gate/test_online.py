@@ -37,6 +37,22 @@ def test_rows_are_refused_end_and_go_on_by_themselves() -> None:
     ]
 
 
+def test_a_lead_is_added_to_a_row_s_score_and_goes_with_it() -> None:
+    """Threshold -5: -6 is refused with a lead of 2, not with 0.5; in two rows of one request, then in other places."""
+    leads = np.array([0.5, 2.0])
+    gate = fed(OnlineGate(TrailingWindow(1), -5.0, 4, np.array([-9.0, -8.0]), leads), [-6.0, -9.5, -6.0, -9.5])
+    assert gate.refused.tolist() == [False, False, True, False]
+    assert [decision.score for decision in gate.decisions()] == [-5.5, -8.5, -4.0, -6.0]
+    gate.reorder(np.array([3, 0, 1, 2]))
+    fed(gate, [-6.5] * 4)
+    assert gate.refused.tolist() == [True, False, False, True]
+    assert decide(TrailingWindow(1), -5.0, [-6.0], lead=2.0) == Decision(True, -6.0, -4.0, -5.0, 0)
+    ending = fed(OnlineGate(FirstTokens(4), -5.0, 2, leads=np.array([0.0, 2.0])), [-6.0, -6.0])
+    assert ending.refused_if_ended().tolist() == [False, True]
+    ending.finish()
+    assert ending.refused.tolist() == [False, True]
+
+
 def test_the_look_at_the_end_is_made_there_and_asked_for_before() -> None:
     """Four positions are to be looked at; these answers have two."""
     gate = fed(OnlineGate(FirstTokens(4), -5.0, 2), [-9.0, -4.0], [-9.0, -4.0])

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from d2unlearn.data.batching import by_tokens, pad_left
 from d2unlearn.data.template import Template
 from d2unlearn.gate import EnergyGate
 from d2unlearn.gate.gated import TURN_TOKENS
+from d2unlearn.gate.guarantees import GroupGuarantee
 from d2unlearn.gate.score import FirstTokens, Highest, request_scores
 from d2unlearn.gate.traces import collect_traces
 from d2unlearn.gate.turns import turns_by_themselves, under_system
@@ -204,3 +206,31 @@ def test_token_ids_alone_are_judged_as_a_whole(asked: Halves) -> None:
     session = sessions.begin(prompt, [], [2], 12)
     assert [session.judge(place, energy).forced for place, energy in enumerate(trace.energies)] == [None] * len(trace.energies)
     assert guarded.decide(talk).refused
+
+
+def test_a_group_s_lead_counts_where_messages_are_known_and_nowhere_else(asked: Halves) -> None:
+    """A wrapped request that passes by itself is refused by its group's lead, as soon as that carries it over the threshold."""
+    gate = asked.guarded.gate
+    assert gate is not None
+    wrapped = next(
+        prompt
+        for prompt in ((Message("system", "w9"), said(text)) for text in asked.prompts)
+        if score_of(asked, [prompt, prompt[1:]]).max() < gate.threshold
+    )
+    score = float(score_of(asked, [wrapped, wrapped[1:]]).max())
+    for more, refused in ((-1e-3, False), (1e-3, True)):
+        lead = gate.threshold - score + more
+        groups = (GroupGuarantee("single question", 60, 4, gate.threshold), GroupGuarantee("wrapped", 60, 4, 0.0, lead=lead))
+        led = replace(gate, calibration=replace(gate.calibration, groups=groups))
+        guarded = GuardedModel(asked.guarded.model, asked.guarded.tokenizer, led)
+        decided, (answer,) = guarded.decide(wrapped), guarded.answer([wrapped])
+        assert (decided.refused, answer.refused) == (refused, refused)
+        assert decided.score == pytest.approx(score + lead, abs=1e-4)
+        assert "".join(guarded.stream(wrapped)).split() == answer.text.split()
+        assert guarded.lead_of(wrapped) == lead
+        assert guarded.answer([asked.prompts[0]]) == asked.guarded.answer([asked.prompts[0]])
+        ids, mask = guarded.batch([guarded.template.prompt_ids(wrapped)])
+        plain = asked.guarded.generate(ids, mask, max_new_tokens=2, do_sample=False)
+        assert torch.equal(guarded.generate(ids, mask, max_new_tokens=2, do_sample=False), plain)
+    assert guarded.lead_of(asked.prompts[0]) == 0.0
+    assert guarded.lead_of(asked.prompts[0], begun=True) == lead

@@ -113,7 +113,7 @@ def test_a_group_that_calibration_saw_nothing_of_is_said_once_and_counted(
     assert split.guarded.gate is not None
     groups = (
         GroupGuarantee("single question", 60, 4, -1.0),
-        GroupGuarantee("wrapped", 3, 4, None),
+        GroupGuarantee("wrapped", 3, 4, None, lead=5.0),
         GroupGuarantee("multi-turn", 0, 4, None),
     )
     gate = replace(split.guarded.gate, calibration=replace(split.guarded.gate.calibration, groups=groups))
@@ -121,7 +121,11 @@ def test_a_group_that_calibration_saw_nothing_of_is_said_once_and_counted(
     talks = [single, [turn("system", "w3"), *single], *[[*answered, *single]] * 2]
     with serving(GuardedModel(split.guarded.model, split.guarded.tokenizer, gate)) as running:
         for talk in talks:
-            assert running.send("/v1/chat/completions", {"messages": talk, "max_tokens": 4}).status == 200
+            body = {"messages": talk, "max_tokens": 4, "show_energy": True}
+            found = running.send("/v1/chat/completions", body).json["choices"][0]["d2"]
+            own = split.guarded.answer([tuple(Message(**message) for message in talk)], max_new_tokens=4)[0]
+            assert found["refused"] or found["score"] == pytest.approx(own.score + 5.0 * (talk == talks[1]), abs=1e-4)
+            assert found["refused"] == (own.score + 5.0 * (talk == talks[1]) > gate.threshold)
         counted = running.send("/metrics").body.decode()
     said = capsys.readouterr().err
     for group, promise, count in (("single question", "guaranteed", 1), ("wrapped", "too few", 1), ("multi-turn", "unseen", 2)):

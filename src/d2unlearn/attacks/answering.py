@@ -94,8 +94,9 @@ def beam_model(
             ids, mask = guarded.batch([prompts[place] for place in places])
             own = [(asked[indices[place]].messages, bool(begun[indices[place]])) for place in places]
             turns = [] if raw else [guarded.turns_of(messages, begun=start) for messages, start in own]
+            leads = [guarded.lead_of(messages, begun=start) for messages, start in own]
             limited = {**options, "max_new_tokens": max_new_tokens}
-            made = guarded.generator.generate(rule, ids, mask, limited, warn=False, turns=turns)
+            made = guarded.generator.generate(rule, ids, mask, limited, warn=False, turns=turns, leads=leads)
             found = list(zip(made.decisions, made.traces, strict=True))
             for row, place in enumerate(places):
                 replies[indices[place]] = [

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -152,9 +153,10 @@ def refusals_without_check(
     asked: AskedRows,
     setting: Mapping[str, Setting],
     *,
+    leads: Sequence[float] = (),
     batch_size: int = 32,
 ) -> Reading:
-    """Whether the gate of other weights would refuse each row's greedy answer by `model`.
+    """Whether the gate of other weights would refuse each row's greedy answer by `model`. leads: of the rows' groups.
 
     A guarded model holds its gate against the weights and turns others down; here the rule alone is applied, to see what that
     check keeps away.
@@ -169,7 +171,7 @@ def refusals_without_check(
         temperature=rule.temperature,
         vocab_rows=rule.vocab_rows,
     )
-    scores = request_scores(rule.score, [trace.energies for trace in traces])
+    scores = request_scores(rule.score, [trace.energies for trace in traces]) + np.array(leads or 0.0)
     return reading_of(asked, setting, "refused", [float(score > rule.threshold) for score in scores])
 
 

@@ -25,7 +25,8 @@ class AskedRequest:
     """`question`: its number, the same in all of its renderings. `group`: that of the request, or the file's (near, unrelated).
 
     `looks`: the energies of the request's answer, then of whatever else it is judged by; the highest score counts. `told`:
-    whether the answer holds what was asked for, None where nothing says what that is.
+    whether the answer holds what was asked for, None where nothing says what that is. `request`: the request's own group where
+    `group` is the file's.
     """
 
     question: int
@@ -33,6 +34,12 @@ class AskedRequest:
     group: str = REQUEST_GROUPS[0]
     family: str = PLAIN_FAMILY
     told: bool | None = None
+    request: str | None = None
+
+    @property
+    def decided_as(self) -> str:
+        """The group by whose threshold it is decided: the request's."""
+        return self.request or (self.group if self.group in REQUEST_GROUPS else REQUEST_GROUPS[0])
 
     @property
     def as_it_is(self) -> bool:
@@ -51,6 +58,11 @@ def asked_scores(score: Score, asked: Sequence[AskedRequest]) -> Floats:
         return np.zeros(0)
     starts = np.cumsum([0, *(len(each.looks) for each in asked)])[:-1]
     return np.maximum.reduceat(request_scores(score, [look for each in asked for look in each.looks]), starts)
+
+
+def with_leads(asked: Sequence[AskedRequest], scores: Floats, leads: Mapping[str, float]) -> Floats:
+    """[N]: each score with the lead of its request's group, 0 where there is none."""
+    return np.asarray(scores + np.array([leads.get(each.decided_as, 0.0) for each in asked]))
 
 
 def worst_of_each(asked: Iterable[AskedRequest], scores: Floats) -> dict[int, float]:

@@ -40,6 +40,7 @@ class BeamCriterion(StoppingCriteria):
     num_beams: int
     criteria: StoppingCriteriaList | None = None
     others: Floats | None = None
+    leads: Floats | None = None
     prompt_length: int = field(default=0, init=False)
     _gate: OnlineGate | None = field(default=None, init=False)
     _fed: Tensor | None = field(default=None, init=False)
@@ -75,8 +76,10 @@ class BeamCriterion(StoppingCriteria):
         for sequence, (path, tokens) in enumerate(zip(paths, sequences[:, self.prompt_length :].tolist(), strict=True)):
             rows = path or [sequence // per_request * self.num_beams]
             energies = [float(self._gate.energies[step][row]) for step, row in enumerate(rows)]
-            other = -math.inf if self.others is None else float(self.others[sequence // per_request])
-            decisions.append(decide(self.score, self.threshold, energies, other))
+            request = sequence // per_request
+            other = -math.inf if self.others is None else float(self.others[request])
+            lead = 0.0 if self.leads is None else float(self.leads[request])
+            decisions.append(decide(self.score, self.threshold, energies, other, lead))
             traces.append(Trace(tuple(energies[: len(path)]), tuple(tokens[: len(path)])))
         return decisions, traces
 
@@ -87,7 +90,7 @@ class BeamCriterion(StoppingCriteria):
         if self._gate is None:
             self.prompt_length = self._fed.shape[1]
             self._may_answer = np.zeros(len(energies) // self.num_beams, dtype=np.bool_)
-            self._gate = OnlineGate(self.score, self.threshold, len(energies), self.others)
+            self._gate = OnlineGate(self.score, self.threshold, len(energies), self.others, self.leads)
         fed = self._hypotheses(self._fed, self.num_beams)
         if self._row_of:
             self._gate.reorder(np.array([self._row_of[request, tokens[:-1]] for request, tokens in fed]))

@@ -26,9 +26,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from d2unlearn.errors import GateError
-from d2unlearn.gate.asked import AskedRequest, asked_scores, weights_of
+from d2unlearn.gate.asked import AskedRequest, asked_scores, weights_of, with_leads
 from d2unlearn.gate.choice import Candidate, Choice
 from d2unlearn.gate.families import FamilyRates, family_rates
+from d2unlearn.gate.groups import REQUEST_GROUPS
 from d2unlearn.gate.guarantees import GroupGuarantee, conformal_value, group_guarantees, worst_in_group
 from d2unlearn.gate.score import Bools, Indices, Score
 from d2unlearn.schema import Interval
@@ -44,7 +45,8 @@ class Calibration:
     """A threshold and everything that was measured on the way to it.
 
     `rank`: the order statistic (1 = smallest) behind `conformal_threshold`, among the calibration rows as they stand in their
-    file, whose scores are `calibration_scores`; `groups`: the guarantees of groups, each with a conformal value of its own.
+    file, whose scores are `calibration_scores`; `groups`: the guarantees of groups, each with a conformal value and a lead
+    of its own; all scores here have their leads in them.
     `forget_scores`: likewise of forget rows. `miss_rate`: of forget rows as they stand that did not choose the score,
     cross-fitted; None without any. `grouped`: whether folds kept groups together; `apart`: whether other forget rows chose the
     score than raised the threshold. `validation_false_refusal` is optimistic by a little, for rows that chose the score.
@@ -96,24 +98,26 @@ def calibrate(
     others = [each for each in forget if each.question not in choosing]
     setting = Scored.of(choice.score, calibration), Scored.of(choice.score, others or forget)
     rates = max_false_refusal, confidence
-    pooled, groups, threshold = set_threshold(*setting, *rates)
+    found = set_threshold(*setting, *rates)
     refused, caught = _cross_fitted(*setting, *rates, labels, n_folds, seed)
+    retained = setting[0].moved(found.leads)
+    plain_forget = Scored.of(choice.score, forget).moved(found.leads).plain_scores
     return Calibration(
         name=choice.name,
         score=choice.score,
-        threshold=threshold,
-        conformal_threshold=pooled,
+        threshold=found.threshold,
+        conformal_threshold=found.pooled,
         rank=rank,
         candidates=choice.candidates,
-        validation_false_refusal=_share(Scored.of(choice.score, validation).plain_scores > threshold),
-        calibration_false_refusal=_share(setting[0].plain_scores > threshold),
+        validation_false_refusal=_share(Scored.of(choice.score, validation).moved(found.leads).plain_scores > found.threshold),
+        calibration_false_refusal=_share(retained.plain_scores > found.threshold),
         miss_rate=_share(~caught[setting[1].plain]) if len(setting[1].plain) else None,
         grouped=_usable(labels),
-        calibration_scores=tuple(setting[0].plain_scores.tolist()),
-        forget_scores=tuple(Scored.of(choice.score, forget).plain_scores.tolist()),
+        calibration_scores=tuple(retained.plain_scores.tolist()),
+        forget_scores=tuple(plain_forget.tolist()),
         reason=choice.reason,
         apart=bool(choosing) and bool(others),
-        groups=tuple(_with_share(group, setting[0], threshold) for group in groups),
+        groups=tuple(_with_share(group, retained, found.threshold) for group in found.groups),
         families=family_rates(setting[0].asked, refused, setting[1].asked, caught),
     )
 
@@ -202,20 +206,67 @@ class Scored:
     def questions(self) -> int:
         return len({each.question for each in self.asked})
 
+    def moved(self, leads: Mapping[str, float]) -> Scored:
+        """With the leads of the requests' groups in the scores."""
+        return Scored(self.asked, with_leads(self.asked, self.scores, leads))
+
+    def decided_as(self, group: str) -> Scored:
+        """The requests of a group."""
+        return self.part(np.array([each.decided_as == group for each in self.asked], dtype=np.bool_))
+
     def part(self, rows: Bools) -> Scored:
         """Those of these rows, [N]."""
         return Scored([each for each, kept in zip(self.asked, rows, strict=True) if kept], self.scores[rows])
 
 
+@dataclass(frozen=True)
+class Setting:
+    """One threshold and the leads in `groups`, which decide. `pooled`: rows' conformal value as they stand, with leads."""
+
+    pooled: float
+    threshold: float
+    groups: tuple[GroupGuarantee, ...]
+
+    @property
+    def leads(self) -> dict[str, float]:
+        """By group of requests."""
+        return {group.group: group.lead for group in self.groups}
+
+    def refused(self, scored: Scored) -> Bools:
+        """[N]: which renderings lie above the threshold."""
+        return np.asarray(scored.moved(self.leads).scores > self.threshold)
+
+
 def set_threshold(
     retained: Scored, forget: Scored, max_false_refusal: float, confidence: float | None, *, part: float = 1.0
-) -> tuple[float, tuple[GroupGuarantee, ...], float]:
-    """(the pooled conformal value, the groups' guarantees, the threshold). part: of what is needed is enough."""
-    pooled = conformal_value(retained.plain_scores, max_false_refusal, confidence, or_highest=part < 1)
-    groups = group_guarantees(retained.asked, retained.scores, max_false_refusal, confidence, part)
-    floor = max([pooled, *(group.conformal for group in groups if group.conformal is not None)])
+) -> Setting:
+    """Each group of requests by itself, then all on one scale. part: of what is needed is enough."""
+    rates = max_false_refusal, confidence
+    pooled = conformal_value(retained.plain_scores, *rates, or_highest=part < 1)
+    groups = group_guarantees(retained.asked, retained.scores, *rates, part)
+    own: dict[str, float] = {}
+    for group in REQUEST_GROUPS:
+        ours = retained.decided_as(group)
+        if ours.asked:
+            own[group] = _own_threshold(group, groups, ours, forget.decided_as(group), pooled)
+    highest = max(own.values())
+    leads: dict[str, float] = {group: highest - own.get(group, highest) for group in REQUEST_GROUPS}
+    moved = retained.moved(leads)
+    together = conformal_value(moved.plain_scores, *rates, or_highest=part < 1)
+    again = group_guarantees(moved.asked, moved.scores, *rates, part)
+    led = tuple(replace(group, lead=leads.get(group.group, 0.0)) for group in again)
+    return Setting(together, max(highest, together), led)
+
+
+def _own_threshold(group: str, groups: Sequence[GroupGuarantee], retained: Scored, forget: Scored, pooled: float) -> float:
+    """Of one group of requests: at or above its own conformal value and those of the files whose rows are among them."""
+    inside = {each.group for each in retained.asked} | {group}
+    values = {each.group: each.conformal for each in groups if each.group in inside and each.conformal is not None}
+    floor = max(values.values(), default=pooled)
+    if group not in values:
+        floor = max(floor, pooled, float(retained.scores.max()))
     weights = weights_of(retained.asked), weights_of(forget.asked)
-    return pooled, groups, raised(floor, retained.scores, forget.scores, weights, (retained.questions, forget.questions))
+    return raised(floor, retained.scores, forget.scores, weights, (retained.questions, forget.questions))
 
 
 def _cross_fitted(
@@ -233,8 +284,8 @@ def _cross_fitted(
     for fold in range(n_folds):
         ours, theirs = folds[0] == fold, folds[1] == fold
         rest = retained.part(~ours) if (~ours & retained.plain).any() else retained
-        *_, threshold = set_threshold(rest, forget.part(~theirs), max_false_refusal, confidence, part=0.5)
-        above[0][ours], above[1][theirs] = retained.scores[ours] > threshold, forget.scores[theirs] > threshold
+        setting = set_threshold(rest, forget.part(~theirs), max_false_refusal, confidence, part=0.5)
+        above[0][ours], above[1][theirs] = setting.refused(retained.part(ours)), setting.refused(forget.part(theirs))
     return above
 
 

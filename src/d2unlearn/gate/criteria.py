@@ -77,8 +77,8 @@ class AcceptedDrafts:
 class GateCriterion(StoppingCriteria):
     """Feeds the gate with each chosen token's energies and stops the rows that it refuses. For rows that advance together.
 
-    `score`, `threshold`, `others`: the gate's, see `OnlineGate`. `ends`: ids that end an answer. `criteria`: the caller's own
-    stopping criteria, asked here so that a row which they stop is looked at for the last time.
+    `score`, `threshold`, `others`, `leads`: the gate's, see `OnlineGate`. `ends`: ids that end an answer. `criteria`: the
+    caller's own stopping criteria, asked here so that a row which they stop is looked at for the last time.
     """
 
     read: ReadEnergies
@@ -88,6 +88,7 @@ class GateCriterion(StoppingCriteria):
     criteria: StoppingCriteriaList | None = None
     listener: Listener | None = None
     others: Floats | None = None
+    leads: Floats | None = None
     gate: OnlineGate | None = field(default=None, init=False)
     prompt_length: int = field(default=0, init=False)
 
@@ -95,7 +96,7 @@ class GateCriterion(StoppingCriteria):
         """input_ids: [B, T], what was chosen last at the end. Returns bool [B]: the rows that are finished."""
         steps = self.read(input_ids)
         if self.gate is None:
-            self.gate = OnlineGate(self.score, self.threshold, len(input_ids), self.others)
+            self.gate = OnlineGate(self.score, self.threshold, len(input_ids), self.others, self.leads)
             self.prompt_length = input_ids.shape[1] - len(steps)
         stopped = None if self.criteria is None else self.criteria(input_ids, scores, **options)
         for column, energies in enumerate(steps, start=-len(steps)):

@@ -27,7 +27,8 @@ def described_calibration(measured: Calibration, max_false_refusal: float, guara
     yield f"guarantee: {guarantee}"
     for group in measured.groups:
         refused = "" if group.refused is None else f"; refused in the worst wording {_percent(group.refused)}"
-        yield f"  {group.group:<16} {group.said}{refused}"
+        lead = f"; scores raised by {group.lead:.4f}" if group.lead else ""
+        yield f"  {group.group:<16} {group.said}{refused}{lead}"
     yield f"retained prompts refused: {_percent(measured.validation_false_refusal)} of those that chose the score"
     if measured.miss_rate is not None:
         folds = "cross-fitted over groups" if measured.grouped else "cross-fitted; rows taken as independent, no groups"

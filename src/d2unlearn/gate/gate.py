@@ -20,6 +20,7 @@ from d2unlearn.gate.described import described_calibration
 from d2unlearn.gate.export import carry
 from d2unlearn.gate.gate_file import checked_texts, gate_arguments, gate_content
 from d2unlearn.gate.gated import GateWarning
+from d2unlearn.gate.groups import group_of
 from d2unlearn.gate.measuring import CalibrationRows, GateReading, checked_rows, measure_rows
 from d2unlearn.gate.probe_texts import probe_prompts
 from d2unlearn.gate.probes import Probe, dtype_name, make_probes
@@ -29,7 +30,7 @@ from d2unlearn.loaded_files import BOUND, bound_hashes, check_self_contained
 from d2unlearn.models import context_length, weights_hash
 from d2unlearn.refusals import GATE_REFUSALS, refusal_index
 from d2unlearn.runtime import fingerprint, read_json, say, write_json
-from d2unlearn.schema import GATE_FILE, Example, GateSummary
+from d2unlearn.schema import GATE_FILE, Example, GateSummary, Message
 from d2unlearn.signing import remove_stale_signature
 from d2unlearn.wordings.wording import Wording
 
@@ -79,6 +80,14 @@ class EnergyGate:
     def threshold(self) -> float:
         """Refused is what scores above it."""
         return self.calibration.threshold
+
+    def lead_of(self, messages: Sequence[Message]) -> float:
+        """What is added to a request's score before it is compared with the threshold: the lead of its group.
+
+        messages: all of them, with the deployment's system message; the last may be the beginning of an answer.
+        """
+        group = group_of(messages, self.system)
+        return next((each.lead for each in self.calibration.groups if each.group == group), 0.0)
 
     @property
     def n_calibration(self) -> int:

@@ -94,13 +94,15 @@ class GatedGenerator:
         warn: bool = True,
         turns: Turns = (),
         refusals: Sequence[Sequence[int]] = (),
+        leads: Sequence[float] = (),
     ) -> Generation:
         """`model.generate(input_ids, attention_mask, **options)` behind the gate. `options` are changed.
 
         `rule` None: nothing is refused, and energies of `temperature` and `vocab_rows` are noted; with `any_way` also where
         decoding goes a way that no gate can watch, as raw answers may. `hold_back`: see `HeldBackStream`. `warn`: of answers
         that are not greedy. `turns`: what else the requests are judged by, see `turn_scores`. `refusals`: the tokens that
-        each is refused with, where they are not the gate's own. Raises `GateError` for a way of
+        each is refused with, where they are not the gate's own. `leads`: what is added to each request's score, for its group
+        (`EnergyGate.lead_of`); none where nobody knows the groups. Raises `GateError` for a way of
         decoding that cannot be watched, and for other weights than those that were calibrated.
         """
         config, any_way = effective_config(self.model, options), any_way and rule is None
@@ -132,7 +134,7 @@ class GatedGenerator:
             if mode == GenerationMode.ASSISTED_GENERATION:
                 assert input_ids is not None
                 read = AcceptedDrafts(recorder, input_ids.shape[1])
-            criterion = self._criterion(rule, mode, config, read, frozenset(ends), options, listener, others)
+            criterion = self._criterion(rule, mode, config, read, frozenset(ends), options, listener, others, leads)
             output = generate_of(self.model)(input_ids=input_ids, attention_mask=mask, **options)
         sequences: Tensor = output if isinstance(output, Tensor) else output.sequences
         decisions, traces = criterion.finish(sequences, output)
@@ -197,6 +199,7 @@ class GatedGenerator:
         options: dict[str, Any],
         listener: Listener | None,
         others: Floats | None,
+        leads: Sequence[float],
     ) -> GateCriterion | BeamCriterion:
         """The gate's criterion for this way of decoding, put into the options in the place of the caller's own."""
         score, threshold = (None, math.inf) if rule is None else (rule.score, rule.threshold)
@@ -205,12 +208,13 @@ class GatedGenerator:
             options.setdefault("tokenizer", self.tokenizer)
             criteria.append(StopStringCriteria(stop_strings=config.stop_strings, tokenizer=options["tokenizer"]))
         criterion: GateCriterion | BeamCriterion
+        led = np.array(leads) if rule is not None and len(leads) else None
         if mode in BEAM_MODES:
-            criterion = BeamCriterion(read, score, threshold, ends, config.num_beams, criteria or None, others)
+            criterion = BeamCriterion(read, score, threshold, ends, config.num_beams, criteria or None, others, led)
             options["logits_processor"] = LogitsProcessorList([*(options.get("logits_processor") or []), criterion.note_fed])
             _set(options, return_dict_in_generate=True)
         else:
-            criterion = GateCriterion(read, score, threshold, ends, criteria or None, listener, others)
+            criterion = GateCriterion(read, score, threshold, ends, criteria or None, listener, others, led)
         options["stopping_criteria"] = StoppingCriteriaList([criterion])
         return criterion
 

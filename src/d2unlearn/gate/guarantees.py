@@ -1,9 +1,11 @@
 """For which groups of requests the share of false refusals is guaranteed, by which rows (Mondrian conformal prediction). Pure.
 
-A group is what the request's messages say (`groups`), or the file that its rows come from. One threshold decides all requests,
-at or above every group's own conformal value: so each promise holds by itself, and what sees token ids alone (transformers' own
-code, an engine) decides alike. In a group that has too few questions nothing is promised; the pooled value, that of the
-legitimate rows as they stand, judges it.
+A group is what the request's messages say (`groups`), or the file that its rows come from. Each group of requests has a
+threshold of its own, at or above its conformal value and that of every file whose rows fall into it, so each promise holds by
+itself. It is kept as a lead: how far the group's threshold lies below the highest of all, which is the gate's; a request's
+score is raised by its group's lead, and one number decides. What sees token ids alone (transformers' own code, an engine) knows
+no groups, adds no lead, and refuses no more than is promised. In a group that has too few questions nothing is promised; the
+pooled value, that of the legitimate rows as they stand, judges it, or the highest score seen there, where that is higher.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ Promise = Literal["guaranteed", "too few", "unseen", "unstated"]
 class GroupGuarantee:
     """What is promised to one group. `n`: its questions; `needed`: how many a promise takes; `conformal`: the least threshold
     that keeps it, None where nothing is promised. `refused`: share of questions whose worst rendering lies above the threshold.
+    `lead`: what is added to the scores of its requests before they are compared, 0 or more; `conformal` has it in it.
     """
 
     group: str
@@ -34,6 +37,7 @@ class GroupGuarantee:
     needed: int
     conformal: float | None
     refused: Interval | None = None
+    lead: float = 0.0
 
     @property
     def said(self) -> str:

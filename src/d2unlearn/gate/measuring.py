@@ -96,6 +96,7 @@ class GateReading:
                 each.group,
                 each.family,
                 self._told(each, trace.token_ids, tokens),
+                each.request,
             )
             for (each, _), own, trace in zip(kept, turns, whole, strict=True)
         ]

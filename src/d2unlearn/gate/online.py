@@ -52,16 +52,25 @@ class OnlineGate:
     """The decisions on B answers. `score` None: notes energies, refuses nothing.
 
     `others`: the highest score of what else was looked at of each request (its turns by themselves), [B], or [b] where B / b
-    rows in turn are of one request; a row starts with it, and the highest counts. None: nothing else was.
+    rows in turn are of one request; a row starts with it, and the highest counts. None: nothing else was. `leads`: what is
+    added to a row's score before it is compared (see `guarantees`), [B] or [b] alike; None: nothing.
     `energies`: of each position so far [B], as they were taken. `refused`: [B]. `lengths`: [B], tokens of an answer up to its
     end or to the one that was chosen when it was refused; -1 while it goes on.
     """
 
-    def __init__(self, score: Score | None, threshold: float, n_rows: int, others: Floats | None = None) -> None:
+    def __init__(
+        self,
+        score: Score | None,
+        threshold: float,
+        n_rows: int,
+        others: Floats | None = None,
+        leads: Floats | None = None,
+    ) -> None:
         self.energies: list[Floats] = []
         self.refused: Bools = np.zeros(n_rows, dtype=np.bool_)
         self.lengths: Indices = np.full(n_rows, -1, dtype=np.int64)
         self._threshold = threshold
+        self._leads = np.zeros(n_rows) if leads is None else np.repeat(leads, n_rows // len(leads))
         self._lookahead = 1 if score is None else score.lookahead
         self._running = None if score is None else RunningScore(score, n_rows)
         if self._running is not None and others is not None:
@@ -71,7 +80,7 @@ class OnlineGate:
         """Take the next position's energies [B], and say which answers end with the token chosen there (None: none does)."""
         self.energies.append(energies)
         if self._running is not None:
-            above = self._running.update(energies, ended) > self._threshold
+            above = self._running.update(energies, ended) + self._leads > self._threshold
             if above.any():
                 self.refused |= above & (self.lengths < 0)
                 self._running.stop(self.refused)
@@ -82,16 +91,18 @@ class OnlineGate:
         """End the answers that still go on: they have reached the length limit."""
         going = self.lengths < 0
         if self._running is not None:
-            self.refused |= going & (self._running.finish() > self._threshold)
+            self.refused |= going & (self._running.finish() + self._leads > self._threshold)
         self.lengths[going] = len(self.energies)
 
     def refused_if_ended(self) -> Bools:
         """[B]: `refused`, if every answer that goes on ended at the position taken last. Changes nothing."""
-        return self.refused if self._running is None else self.refused | (self._running.if_ended() > self._threshold)
+        if self._running is None:
+            return self.refused
+        return np.asarray(self.refused | (self._running.if_ended() + self._leads > self._threshold))
 
     def reorder(self, rows: Indices) -> None:
         """Go on with these answers in these places, [B]: one may be left out, or go on as several (beams)."""
-        self.refused, self.lengths = self.refused[rows], self.lengths[rows]
+        self.refused, self.lengths, self._leads = self.refused[rows], self.lengths[rows], self._leads[rows]
         if self._running is not None:
             self._running.reorder(rows)
 
@@ -107,7 +118,7 @@ class OnlineGate:
     def decisions(self) -> list[Decision]:
         """One for each row, in order."""
         n_rows = len(self.refused)
-        scores = [None] * n_rows if self._running is None else self._running.best.tolist()
+        scores = [None] * n_rows if self._running is None else (self._running.best + self._leads).tolist()
         threshold = None if self._running is None else self._threshold
         lengths = (self.lengths - self.refused).tolist()
         rows = zip(self.refused.tolist(), self.energies[0].tolist(), scores, lengths, strict=True)
@@ -120,9 +131,11 @@ class OnlineGate:
         return [Trace(tuple(energies[:length]), tuple(answer[:length])) for energies, answer, length in rows]
 
 
-def decide(score: Score | None, threshold: float, energies: Sequence[float], other: float = -math.inf) -> Decision:
-    """The decision on one whole answer, from its energies position by position. other: as `others` of `OnlineGate`."""
-    gate = OnlineGate(score, threshold, 1, np.array([other]))
+def decide(
+    score: Score | None, threshold: float, energies: Sequence[float], other: float = -math.inf, lead: float = 0.0
+) -> Decision:
+    """The decision on one whole answer, from its energies position by position. other, lead: as those of `OnlineGate`."""
+    gate = OnlineGate(score, threshold, 1, np.array([other]), np.array([lead]))
     for energy in energies:
         gate.update(np.array([energy]))
     gate.finish()

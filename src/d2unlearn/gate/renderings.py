@@ -21,7 +21,8 @@ _OF_FORGOTTEN = "{forgotten_"
 @dataclass(frozen=True)
 class Rendering:
     """One question in one wording. `question`: its row's number. `beginning`: of the answer, empty for none. `target`: the text
-    that tells what was asked for, empty where nothing says what that is. `system`: the deployment's system message.
+    that tells what was asked for, empty where nothing says what that is. `system`: the deployment's system message. `request`:
+    the request's own group where `group` is the file's.
     """
 
     question: int
@@ -31,6 +32,7 @@ class Rendering:
     beginning: str
     target: str
     system: str | None = None
+    request: str | None = None
 
     @property
     def turns(self) -> list[tuple[Message, ...]]:
@@ -66,7 +68,8 @@ def renderings(
     made: list[Rendering] = []
     ours = [wording for wording in wordings if refusal is not None or _OF_FORGOTTEN not in wording.text]
     for number, row in enumerate(rows, start=first):
-        made.append(Rendering(number, PLAIN_FAMILY, group or group_of(row.prompt, system), row.prompt, "", row.answer))
+        own = group_of(row.prompt, system)
+        made.append(Rendering(number, PLAIN_FAMILY, group or own, row.prompt, "", row.answer, request=own))
         if group is None:
             made += _otherwise(row, number, ours, material, of_each, row.answer if refusal is None else refusal, seed)
     return [replace(each, messages=under_system(each.messages, system), system=system) for each in made]

@@ -16,7 +16,7 @@ from d2unlearn.data.holdout import hold_out
 from d2unlearn.data.identity import is_among
 from d2unlearn.data.records import content_hash, read_examples, source_names
 from d2unlearn.errors import GateError
-from d2unlearn.gate.asked import asked_scores
+from d2unlearn.gate.asked import asked_scores, with_leads
 from d2unlearn.gate.export import is_carried
 from d2unlearn.gate.gate import EnergyGate
 from d2unlearn.gate.gated import GateWarning
@@ -119,7 +119,8 @@ def _traffic_lines(gate: EnergyGate, answering: GateReading, traffic: Sequence[E
     if not traffic:
         return []
     asked = answering.asked(renderings(traffic, system=gate.system), "traffic", gate.score)
-    scores = asked_scores(gate.score, asked)
+    leads = {group.group: group.lead for group in gate.calibration.groups}
+    scores = with_leads(asked, asked_scores(gate.score, asked), leads)
     return list(traffic_lines(traffic, scores, gate.threshold, gate.max_false_refusal, gate.confidence))
 
 

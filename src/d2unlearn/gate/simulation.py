@@ -56,8 +56,10 @@ def _shares(
     forgotten = Scored(
         [AskedRequest(question, ()) for question in range(n_forget)], rng.normal(rng.uniform(2, 12), 2, n_forget)
     )
-    *_, threshold = set_threshold(retained, forgotten, alpha, confidence)
-    return [float((_drawn(rng, group, fresh).max(axis=1) > threshold).mean()) for group in range(len(sizes))]
+    setting = set_threshold(retained, forgotten, alpha, confidence)
+    leads = [setting.leads.get(SIMULATED_GROUPS[group], 0.0) for group in range(len(sizes))]
+    found = [_drawn(rng, group, fresh).max(axis=1) + lead for group, lead in enumerate(leads)]
+    return [float((new > setting.threshold).mean()) for new in found]
 
 
 def _drawn(rng: np.random.Generator, group: int, questions: int) -> Floats:

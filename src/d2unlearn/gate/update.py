@@ -87,7 +87,7 @@ def run_update(settings: CalibrateSettings) -> Iterator[str]:
 
 
 def _scores(gate: EnergyGate, folder: Path, rows: Sequence[Example], batch_size: int) -> Floats:
-    """Of each row's prompt, with its answer, or of one of its turns: the highest."""
+    """Of each row's prompt, with its answer, or of one of its turns: the highest, with its group's lead."""
     bare = next((row for row in rows if not row.prompt), None)
     if bare is not None:
         raise GateError(f"{bare.source}: a row of plain text has no prompt to judge; give rows with a question")
@@ -110,4 +110,5 @@ def _scores(gate: EnergyGate, folder: Path, rows: Sequence[Example], batch_size:
     tokens = RefusalTokens((), (), tuple(end_token_ids(model, tokenizer)), pad_token_id(tokenizer))
     turns = [[template.prompt_ids(turn) for turn in turns_by_themselves(messages, gate.system)] for messages in asked]
     budget = batch_size * math.ceil(sum(map(len, prompts)) / len(prompts))
-    return np.maximum(whole, GatedGenerator(model, tokens).turn_scores(gate.rule, turns, budget))
+    leads = np.array([gate.lead_of(messages) for messages in asked])
+    return np.asarray(np.maximum(whole, GatedGenerator(model, tokens).turn_scores(gate.rule, turns, budget)) + leads)

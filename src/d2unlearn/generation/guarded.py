@@ -211,9 +211,11 @@ class GuardedModel:
         batches = list(by_room([len(ids) for ids in asked], batch_size, most, context))
         with drawing_from(seed, self.model.device):
             for indices, room in progress(batches, "answers", total=len(batches)) if len(batches) > 1 else batches:
-                turns = [] if raw else [self.turns_of(prompts[i], begun=bool(begun[i])) for i in indices]
+                started = [(prompts[i], bool(begun[i])) for i in indices]
+                turns = [] if raw else [self.turns_of(prompt, begun=start) for prompt, start in started]
+                leads = [self.lead_of(prompt, begun=start) for prompt, start in started]
                 prompts_ids, rule = [asked[i] for i in indices], None if raw else self.rule
-                made = self._generated(prompts_ids, rule, turns, **options, max_new_tokens=room)
+                made = self._generated(prompts_ids, rule, turns, leads, **options, max_new_tokens=room)
                 for index, decision, trace in zip(indices, made.decisions, made.traces, strict=True):
                     refusal = self.refusal(prompts[index], asked[index]) if decision.refused else None
                     answers[index] = self.answer_of(asked[index], decision, trace.token_ids, refusal=refusal)
@@ -266,6 +268,7 @@ class GuardedModel:
             [ids],
             self.gate.rule,
             [self.turns_of(prompt)],
+            [self.lead_of(prompt)],
             max_new_tokens=self._room(ids, self.gate.max_new_tokens),
             do_sample=False,
         )
@@ -294,7 +297,7 @@ class GuardedModel:
         with ThreadPoolExecutor(1) as pool:
             told = self.gate is not None and self.refusals is not None
             refusals = [self.template.text_ids(self.refusal(prompt, asked))] if told else []
-            work = pool.submit(self._streamed, ids, mask, hold_back, options, [self.turns_of(prompt)], refusals)
+            work = pool.submit(self._streamed, ids, mask, hold_back, options, prompt, refusals)
             work.add_done_callback(lambda _: streamer.text_queue.put(streamer.stop_signal))  # also where it failed
             try:
                 yield from (piece for piece in streamer if piece)
@@ -306,25 +309,47 @@ class GuardedModel:
     def _max_new_tokens(self) -> int:
         return RAW_MAX_NEW_TOKENS if self.gate is None else self.gate.max_new_tokens
 
-    def _generated(self, prompts: Sequence[Sequence[int]], rule: GateRule | None, turns: Turns, **options: Any) -> Generation:
+    def _generated(
+        self,
+        prompts: Sequence[Sequence[int]],
+        rule: GateRule | None,
+        turns: Turns,
+        leads: Sequence[float],
+        **options: Any,
+    ) -> Generation:
         """One sequence a prompt; without a rule raw, and energies are noted."""
         ids, mask = self.batch(prompts)
         with border(ModelError, f"{type(self.model).__name__} could not generate"):
-            return self.generator.generate(rule, ids, mask, {**ONE_ANSWER, **options}, any_way=rule is None, turns=turns)
+            asked = {**ONE_ANSWER, **options}
+            return self.generator.generate(rule, ids, mask, asked, any_way=rule is None, turns=turns, leads=leads)
 
     def _streamed(
-        self, ids: Tensor, mask: Tensor, hold_back: int, options: dict[str, Any], turns: Turns, refusals: list[list[int]]
+        self, ids: Tensor, mask: Tensor, hold_back: int, options: dict[str, Any], prompt: Prompt, refusals: list[list[int]]
     ) -> None:
         if self.rule is None:
             self.generate(ids, mask, raw=True, **options)
         else:
-            self.generator.generate(self.rule, ids, mask, options, hold_back=hold_back, turns=turns, refusals=refusals)
+            self.generator.generate(
+                self.rule,
+                ids,
+                mask,
+                options,
+                hold_back=hold_back,
+                turns=[self.turns_of(prompt)],
+                refusals=refusals,
+                leads=[self.lead_of(prompt)],
+            )
 
     def turns_of(self, prompt: Prompt, *, begun: bool = False) -> list[list[int]]:
         """The prompts that a request is judged by beside its own: see `turns_by_themselves`."""
         calibrated = None if self.gate is None else self.gate.system
         turns = turns_by_themselves(self.conversation(prompt), calibrated, begun=begun)
         return [self.template.prompt_ids(turn) for turn in turns]
+
+    def lead_of(self, prompt: Prompt, *, begun: bool = False) -> float:
+        """What is added to a request's score for its group; 0 without a gate. begun: the answer has a beginning."""
+        messages = (*self.conversation(prompt), *([Message("assistant", "")] if begun else []))
+        return 0.0 if self.gate is None else self.gate.lead_of(messages)
 
     def conversation(self, prompt: Prompt) -> tuple[Message, ...]:
         """The messages of a request, under the deployment's system message where it has none of its own."""

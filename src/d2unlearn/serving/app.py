@@ -214,8 +214,9 @@ class Service:
         if self._log_prompts:
             say(f"prompt {json.dumps([list(message) for message in prompt])}")
         self._check_system(prompt, body)
-        if self.engine.guarded.gate is not None:
-            self.metrics.note_group(group_of(prompt, self.engine.guarded.system))
+        gate = self.engine.guarded.gate
+        if gate is not None:
+            self.metrics.note_group(group_of(self.engine.guarded.conversation(prompt), gate.system))
         work = self._renderer.submit(self.rendered, prompt)
         try:
             ids, *turns = await call.result_of(work, request)
@@ -230,7 +231,8 @@ class Service:
         longest = min(body.longest or limits.default_new_tokens, limits.max_new_tokens)
         guarded = self.engine.guarded
         refusal = None if guarded.gate is None else guarded.refusal(prompt, ids)
-        return GenerationRequest(tuple(ids), longest, body.stops, body.sampling, tuple(map(tuple, turns)), refusal)
+        own = tuple(map(tuple, turns))
+        return GenerationRequest(tuple(ids), longest, body.stops, body.sampling, own, refusal, guarded.lead_of(prompt))
 
     def rendered(self, prompt: tuple[Message, ...]) -> list[list[int]]:
         """The ids of a conversation, and those of the turns that it is judged by."""

@@ -39,7 +39,7 @@ class GenerationRequest:
     """One request: the prompt's ids, the longest answer in tokens, texts that end it, how it is drawn (None: greedily).
 
     `turns`: prompts that it is judged by beside its own (`GuardedModel.turns_of`). `refusal`: the words that it is refused
-    with; None: the gate's own.
+    with; None: the gate's own. `lead`: what is added to its score (`GuardedModel.lead_of`).
     """
 
     prompt_ids: tuple[int, ...]
@@ -48,6 +48,7 @@ class GenerationRequest:
     sampling: Sampling | None = None
     turns: tuple[tuple[int, ...], ...] = ()
     refusal: str | None = None
+    lead: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def generate_rows(
             any_way=raw,
             warn=False,
             turns=[request.turns for request in asked],
+            leads=[request.lead for request in asked],
         )
 
 

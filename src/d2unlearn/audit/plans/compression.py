@@ -114,6 +114,7 @@ def _gated_parts(subject: Subject, rows: AuditRows, budget: CompressionBudget, s
     given = {FORGET: rows.forget, RETAIN_ROWS: rows.retain}
     sets = {name: drawn([row for row in of_set if row.prompt], budget.gated_rows, seed) for name, of_set in given.items()}
     asked = [subject.rendered(name, of_set) for name, of_set in sets.items() if of_set]
+    leads = [[subject.guarded.lead_of(row.prompt) for row in of_set] for of_set in sets.values() if of_set]
     n = sum(len(of_set.tokens) for of_set in asked)
     for compression in (None, *budget.gated):
         setting = {"change": "none"} if compression is None else compression.setting
@@ -122,8 +123,8 @@ def _gated_parts(subject: Subject, rows: AuditRows, budget: CompressionBudget, s
             changed, size = compressed(subject.model, compression), subject.batch_size
             energies = [prompt_energy_reading(changed, of_set, setting, batch_size=size) for of_set in asked]
             return energies + [
-                refusals_without_check(subject.guarded.tokenizer, changed, rule, of_set, setting, batch_size=size)
-                for of_set in asked
+                refusals_without_check(subject.guarded.tokenizer, changed, rule, of_set, setting, leads=led, batch_size=size)
+                for of_set, led in zip(asked, leads, strict=True)
             ]
 
         about = [_hashes(*sets.values()), None if compression is None else asdict_of(compression)]
