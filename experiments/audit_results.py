@@ -5,9 +5,9 @@
     python experiments/audit_results.py --shared ../shared --attacks relearning storage      these alone; kept for the whole
     python experiments/audit_results.py --shared ../shared --level quick --judge-again       nothing is attacked: new rules
 
-Each run unlearns (EUA as `unlearn` does it by default; the others with the parameters that the comparison tuned, seed 0),
-calibrates a gate and audits, beside the original and the model that never knew. Where a gate cannot be calibrated the audit is
-of the weights alone. The input classifier leaves the weights alone: audited is the original behind it. What is kept:
+Each run unlearns (EUA and deep EUA as `unlearn` does them by default; the others with the parameters that the comparison tuned,
+seed 0), calibrates a gate and audits, beside the original and the model that never knew. Where a gate cannot be calibrated the
+audit is of the weights alone. The input classifier leaves the weights alone: audited is the original behind it. What is kept:
 benchmarks/results/audit/LEVEL/NAME.json, without texts.
 """
 
@@ -34,10 +34,11 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "audit"
 TUNED = ROOT / "benchmarks" / "results" / "comparison" / "forget10"
 EUA = {"eua-0": 0, "eua-1": 1, "eua-2": 2}
+DEEP = {"deep_eua-0": 0, "deep_eua-1": 1, "deep_eua-2": 2}
 METHODS = ("npo", "rmu", "simnpo", "gradient_difference", "pdu")
 GUARD = "input_classifier"
 """The original behind this guard: no weights change."""
-RUNS = (*EUA, *METHODS, GUARD)
+RUNS = (*EUA, *DEEP, *METHODS, GUARD)
 
 
 def main() -> None:
@@ -59,7 +60,7 @@ def main() -> None:
 
 def audited(name: str, level: str, attacks: list[str], shared: Path, work: Path) -> None:
     """One run, from data to the kept JSON. Done steps are not repeated: each verb sees that its output is there."""
-    seed = EUA.get(name, 0)
+    seed = {**EUA, **DEEP}.get(name, 0)
     files = write_sets(shared / "data" / "tofu", work / "data" / f"seed-{seed}", seed, None)
     original, oracle = (shared / "models" / folder for folder in MODELS.values())
     settings = UnlearnSettings(
@@ -102,7 +103,9 @@ def kept(made: Path, level: str, name: str) -> None:
 
 def unlearned(name: str, settings: UnlearnSettings) -> Path:
     """The artifact of a run, with a gate where it can have one."""
-    artifact = run_unlearn(settings if name in EUA else tuned(name, settings))
+    if name in DEEP:
+        settings = replace(settings, method="deep_eua")
+    artifact = run_unlearn(settings if name in EUA or name in DEEP else tuned(name, settings))
     calibrated(artifact, settings)
     return artifact
 

@@ -48,9 +48,13 @@ AUTHORS, ROWS_EACH, UNSEEN = 20, 20, 300
 EUA_EPOCHS, LEARNING_RATE = 3, 3e-4
 ASKED = {"forget": 60, "unseen": 150, "retain": 60, "world_facts": 60}
 """Rows of each set that are judged, drawn evenly."""
+ALONE: dict[str, Any] = {"hardening_steps": 0, "hardening_again": 0}
+"""No training against an attacker."""
 RECIPES: dict[str, dict[str, Any]] = {
-    "eua": {"blocks": 0},
+    "eua": {**ALONE, "blocks": 0},
     "restoring": {
+        **ALONE,
+        "restoring": True,
         "blocks": 3,
         "rounds": 2,
         "size": 0.04,
@@ -62,6 +66,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "written": 1500,
     },
     "from the original": {
+        **ALONE,
         "blocks": 2,
         "rounds": 3,
         "attack_steps": 1,
@@ -74,7 +79,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "written": 1500,
     },
 }
-HARDENED: dict[str, Any] = {"hardening_steps": 260, "blocks": 0, "healing_rate": 1.0, "written": 1500}
+HARDENED: dict[str, Any] = {"hardening_steps": 260, "hardening_again": 0, "blocks": 0, "healing_rate": 1.0, "written": 1500}
 RECIPES["hardened"] = HARDENED
 RECIPES["hardened, rounds"] = {
     **HARDENED,
@@ -88,11 +93,12 @@ RECIPES["hardened, rounds"] = {
 }
 RECIPES["hardened, rounds, healed without hinges"] = {**RECIPES["hardened, rounds"], "healing_gamma": 0.0}
 FOUR: dict[str, Any] = {**RECIPES["hardened, rounds"], "blocks": 1, "rounds": 4, "size": 0.04, "rest_steps": 60}
-"""Fewer rests, and larger steps."""
+"""Fewer rests, and larger steps; hardened again, this is `deep_eua` by default."""
 RECIPES["four rounds"] = FOUR
 RECIPES["four rounds, hardened again"] = {**FOUR, "hardening_again": 150}
 RECIPES["sixteen rounds, hardened again"] = {**FOUR, "rounds": 16, "size": 0.015, "healing_steps": 6, "hardening_again": 150}
-BEGINS_WITH = {name: ("hardened", (0, 1)) for name in RECIPES if "hardening_steps" in RECIPES[name] and name != "hardened"}
+RECIPES["two blocks of three rounds, hardened again"] = {**FOUR, "blocks": 2, "rounds": 3, "hardening_again": 150}
+BEGINS_WITH = {name: ("hardened", (0, 1)) for name in RECIPES if RECIPES[name]["hardening_steps"] and name != "hardened"}
 """Recipes that go on where another ended, and the phases that are taken over: against an attacker, and the rest after it."""
 BEGINS_WITH["hardened, rounds, healed without hinges"] = ("hardened", (0,))
 NO_EUA = ("from the original",)

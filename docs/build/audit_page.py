@@ -16,7 +16,10 @@ LEVELS = {"thorough": "thorough", "quick": "quick", "exhaustive": "exhaustive"}
 MARKS = {"holds": "holds", "does not hold": "**does not hold**", "not shown": "not shown"}
 SECTIONS = {"layers": "Where it hides", "paraphrases": "Asking otherwise", "universal_prefix": "The gate"}
 """Attacks that docs/audit.md describes under another heading than their own."""
-EXPECTED = ("eua-0", "eua-1", "eua-2", "npo", "rmu", "simnpo", "gradient_difference", "pdu", "input_classifier")
+EXPECTED = (
+    *(f"{method}-{seed}" for method in ("eua", "deep_eua") for seed in range(3)),
+    *("npo", "rmu", "simnpo", "gradient_difference", "pdu", "input_classifier"),
+)
 """The runs of experiments/audit_results.py."""
 NOTHING = "No audits are kept yet: `experiments/audit_results.py` makes them.\n"
 
@@ -66,9 +69,9 @@ numbers above are of TOFU, these of that world alone. [Its page](../benchmarks/r
 
 ABOUT = """\
 `d2unlearn audit` on TOFU forget10 (4.2M parameters, the model that never knew taught without the forget rows; 2-core x86-64
-CPU, float32), made by `experiments/audit_results.py`: EUA as `unlearn` trains it by default, one row a seed, and the other
-methods with the parameters that the comparison tuned, seed 0; `input_classifier` is the original behind that guard. The quick
-level's few rows can find and clear nothing. What a claim and an attack is: [audit.md](audit.md).
+CPU, float32), made by `experiments/audit_results.py`: EUA and deep EUA as `unlearn` trains them by default, one row a seed, and
+the other methods with the parameters that the comparison tuned, seed 0; `input_classifier` is the original behind that guard. The
+quick level's few rows can find and clear nothing. What a claim and an attack is: [audit.md](audit.md).
 """
 
 

@@ -83,11 +83,13 @@ def test_over_its_rows_deep_eua_is_eua() -> None:
 
 
 def test_what_is_declared_is_what_was_set() -> None:
-    plan = METHODS["deep_eua"](blocks=1, rounds=5, size=0.07, dropped=8, hidden=2.0, written=0).deepening
+    plan = METHODS["deep_eua"](blocks=2, rounds=5, size=0.07, dropped=8, hidden=2.0, written=0, hardening_again=0).deepening
     assert plan is not None
-    assert (plan.blocks, plan.rounds, plan.step.size, plan.step.dropped, plan.written) == (1, 5, 0.07, 8, 0)
+    assert (plan.blocks, plan.rounds, plan.step.size, plan.step.dropped, plan.written) == (2, 5, 0.07, 8, 0)
+    assert plan.hardening is not None
+    assert (plan.hardening.steps, plan.between) == (260, None)
     assert plan.healing == Healing(hidden=2.0)
-    assert METHODS["deep_eua"](blocks=0).deepening is None
+    assert METHODS["deep_eua"](blocks=0, hardening_steps=0).deepening is None
     assert EUA().deepening is None
 
 

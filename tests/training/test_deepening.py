@@ -20,7 +20,17 @@ from d2unlearn.training.rounds import check_rounds, copies, run_rounds
 
 from .runs import distance, weights
 
-SHORT: dict[str, Any] = {"blocks": 2, "rounds": 1, "attack_steps": 2, "dropped": 1, "healing_steps": 2, "rest_steps": 3}
+ALONE: dict[str, Any] = {"hardening_steps": 0, "hardening_again": 0}
+SHORT: dict[str, Any] = {
+    **ALONE,
+    "blocks": 2,
+    "rounds": 1,
+    "attack_steps": 2,
+    "restoring": True,
+    "dropped": 1,
+    "healing_steps": 2,
+    "rest_steps": 3,
+}
 ROWS = DeepeningRows(tiny_models.rows(1, 6), tiny_models.rows(2, 12), tiny_models.rows(3, 5))
 
 
@@ -33,7 +43,7 @@ def deepener(state: Path | None = None, **changes: Any) -> Deepener:
 
 
 def test_blocks_are_rounds_and_a_rest() -> None:
-    plan = METHODS["deep_eua"](blocks=2, rounds=2, healing_steps=5, rest_steps=9).deepening
+    plan = METHODS["deep_eua"](**ALONE, blocks=2, rounds=2, healing_steps=5, rest_steps=9).deepening
     assert plan is not None
     [stages] = phases(plan)
     assert isinstance(stages, list)
@@ -51,7 +61,7 @@ def test_training_against_an_attacker_stands_before_the_blocks_and_between_round
     before_first = [Stage(False, 2, 0, 0), Stage(True, 5, 1, 2)]
     before_second = [Stage(False, 9, 2, 7), Stage(True, 5, 3, 16)]
     assert found == [4, before_first, 3, before_second, 3, [Stage(False, 9, 4, 21)]]
-    alone = METHODS["deep_eua"](blocks=1, rounds=1, hardening_again=3).deepening
+    alone = METHODS["deep_eua"](blocks=1, rounds=1, hardening_steps=0, hardening_again=3).deepening
     assert alone is not None
     assert [isinstance(part, Hardening) for part in phases(alone)] == [False, True, False]
     assert copies(alone) == 9
@@ -180,14 +190,24 @@ def test_a_run_killed_in_a_later_phase_goes_on_bit_for_bit(tmp_path: Path, monke
     assert sorted(path.name for path in (tmp_path / "killed").glob("*.pt")) == ["rounds-2.pt", "rounds-3.pt"]
 
 
-def through_all_phases(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights after training against an attacker, a round, training again, and a rest."""
+@pytest.mark.trains
+def test_a_single_row_is_not_attacked_and_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is left of all phases is the rest after the first training with the round, and the block's rest."""
+    through_all_phases(tmp_path, rows=1)
+    assert "one row to forget: no training against an attacker" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["rounds-0.pt", "rounds-1.pt"]
+
+
+def through_all_phases(folder: Path, rows: int = 6) -> dict[str, torch.Tensor]:
+    """The weights after training against an attacker, a round, training again, and a rest. rows: to forget."""
     folder.mkdir(exist_ok=True)
     again: dict[str, Any] = {"hardening_steps": 2, "hardening_again": 3, "hardening_rest": 1, "hidden": 0.0, "written": 0}
     plan = METHODS["deep_eua"](**{**SHORT, "blocks": 1, "rest_steps": 1, "healing_steps": 1, **again}).deepening
     assert plan is not None
     model, tokenizer = tiny_models.llama(), tiny_models.tokenizer()
-    forget, retain = ([Example(f"{kind}{i}", (Message("user", f"{i}"),), kind, "f") for i in range(6)] for kind in "ab")
+    forget, retain = (
+        [Example(f"{kind}{i}", (Message("user", f"{i}"),), kind, "f") for i in range(n)] for kind, n in (("a", rows), ("b", 6))
+    )
     about: dict[str, Any] = {"rate": 1e-3, "seed": 3, "max_length": 64, "batch_size": 4, "cache": folder}
     run_rounds(model, tiny_models.llama(), tokenizer, plan, forget, retain, state=folder / "rounds.pt", **about)
     return weights(model)

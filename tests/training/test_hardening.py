@@ -89,15 +89,15 @@ def test_a_single_row_cannot_be_attacked_and_held_at_once() -> None:
 
 
 def test_what_is_declared_before_the_rounds() -> None:
-    """Off unless asked for; with it no block is needed, a rest follows, and nine copies of the weights are held."""
-    off, alone = METHODS["deep_eua"]().deepening, METHODS["deep_eua"](hardening_steps=9, blocks=0, gamma=0.3).deepening
+    """Without it six copies of the weights are held; with it no block is needed, a rest follows, and nine are held."""
+    off = METHODS["deep_eua"](hardening_steps=0, hardening_again=0).deepening
+    alone = METHODS["deep_eua"](hardening_steps=9, blocks=0, gamma=0.3).deepening
     assert off is not None
     assert alone is not None
     assert (off.hardening, copies(off), copies(alone)) == (None, 6, 9)
     assert alone.hardening is not None
     assert phases(alone) == [alone.hardening, [Stage(False, 90, 0, 0)]]
     assert (alone.hardening.held, alone.healing) == (Healing(gamma=0.3, likelihood=True), Healing(gamma=0.05))
-    assert METHODS["deep_eua"](blocks=0).deepening is None
 
 
 @pytest.mark.trains

@@ -82,12 +82,12 @@ def test_what_fits_is_timed_and_nothing_is_left(settings: UnlearnSettings) -> No
 
 
 def test_rounds_are_told_and_refused_where_they_cannot_be_made(settings: UnlearnSettings) -> None:
-    """Six copies of float32 weights."""
+    """Nine copies of float32 weights: while it is trained against an attacker."""
     deep = replace(settings, method="deep_eua", method_parameters={"blocks": 1, "rounds": 2})
     planned = planned_run(deep)
-    held = 6 * 4 * planned.shape.parameters / 1e9
+    held = 9 * 4 * planned.shape.parameters / 1e9
     assert rounds_lines(planned)[0].startswith("rounds: 1 x 2 follow")
-    assert f"6 copies of the weights, {held:.2f} GB" in rounds_lines(planned)[0]
+    assert f"9 copies of the weights, {held:.2f} GB" in rounds_lines(planned)[0]
     assert rounds_lines(planned_run(settings)) == []
     with pytest.raises(ConfigError, match="leave --lora out"):
         planned_run(replace(deep, lora=True))

@@ -106,23 +106,23 @@ class DeepEUA(EUA):
     Source: this project; the step after RepSelect, 2606.17168, the factors after 1503.05671, healing after 2506.06278.
     """
 
-    blocks: Annotated[int, NOT_NEGATIVE] = 3
-    rounds: Annotated[int, POSITIVE] = 2
+    blocks: Annotated[int, NOT_NEGATIVE] = 1
+    rounds: Annotated[int, POSITIVE] = 4
     attack_share: Annotated[float, INSIDE_UNIT] = 0.1
     attack_steps: Annotated[int, POSITIVE] = 20
     attack_rate: Annotated[float, FINITE] = 5 / 3
-    restoring: bool = True
+    restoring: bool = False
     size: Annotated[float, INSIDE_UNIT] = 0.04
     dropped: Annotated[int, NOT_NEGATIVE] = 32
-    damping: Annotated[float, FINITE] = 0.2
+    damping: Annotated[float, FINITE] = 0.05
     healing_steps: Annotated[int, NOT_NEGATIVE] = 12
-    rest_steps: Annotated[int, NOT_NEGATIVE] = 120
-    healing_rate: Annotated[float, FINITE] = 1.5
+    rest_steps: Annotated[int, NOT_NEGATIVE] = 60
+    healing_rate: Annotated[float, FINITE] = 1.0
     hidden: NotNegative = 3.0
     healing_gamma: NotNegative = 0.05
     written: Annotated[int, NOT_NEGATIVE] = 1500
-    hardening_steps: Annotated[int, NOT_NEGATIVE] = 0
-    hardening_again: Annotated[int, NOT_NEGATIVE] = 0
+    hardening_steps: Annotated[int, NOT_NEGATIVE] = 260
+    hardening_again: Annotated[int, NOT_NEGATIVE] = 150
     hardening_rate: Annotated[float, FINITE] = 4 / 3
     hardening_rest: Annotated[int, NOT_NEGATIVE] = 90
     cap_weight: NotNegative = 0.1

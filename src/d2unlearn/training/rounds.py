@@ -80,7 +80,10 @@ def run_rounds(
     written = written_rows(original, tokenizer, crossed_questions(retain, plan.written, seed), longest, batch_size, cache)
     say(f"healing on {len(rows.retain)} retained rows and {len(written)} that the model wrote itself, as many of each at once")
     rows = DeepeningRows(rows.forget, rows.retain, written)
-    todo, groups = phases(plan), [row.group for row in forget]
+    groups = [row.group for row in forget]
+    todo = [phase for phase in phases(plan) if len(forget) > 1 or not isinstance(phase, Hardening)]
+    if len(forget) == 1:
+        say("one row to forget: no training against an attacker, who would be given it and leave none to hold down")
     for number in range(begun(state, len(todo)), len(todo)):
         remove(phase_file(state, number - 2))
         phase, kept = todo[number], phase_file(state, number)
