@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,13 @@ from d2unlearn.runtime import (
     drawing_from,
     fingerprint,
     hash_file,
+    in_minutes,
     is_text,
     pick_device,
     progress,
     read_json,
     remove,
+    said_if_long,
     say,
     seed_everything,
     torch_dtype,
@@ -279,11 +282,27 @@ def test_progress_hands_every_item_on_and_is_silent_without_a_terminal(
 def test_long_work_without_a_terminal_says_now_and_then_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock = iter([0.0, 29.0, 31.0, 31.0, 60.0, 62.0, 62.0])
+    clock = iter([0.0, 0.0, 6.0, 35.0, 36.0])
     monkeypatch.setattr(runtime.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
     assert list(progress(["a", "b", "c", "d"], "counting")) == ["a", "b", "c", "d"]
-    assert capsys.readouterr().err == "counting: 1 of 4\ncounting: 3 of 4\n"
+    assert capsys.readouterr().err == "counting: 1 of 4, about 18 s left\ncounting: 3 of 4, about 12 s left\n"
+
+
+def test_what_cannot_be_counted_is_said_once_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with said_if_long("loading x"):
+        pass
+    monkeypatch.setattr(runtime, "PATIENCE", 0.01)
+    with said_if_long("loading y"):
+        time.sleep(0.3)
+    assert capsys.readouterr().err == "loading y ...\n"
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(41.4, "41 s"), (89.0, "89 s"), (150.0, "2 min"), (5400.0, "1.5 h")])
+def test_a_time_is_said_as_a_person_would(seconds: float, said: str) -> None:
+    assert in_minutes(seconds) == said
 
 
 def test_what_is_said_goes_to_the_standard_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,10 +14,14 @@ Marker = TypeVar("Marker")
 
 
 class Limit(NamedTuple):
-    """What a value of the right type must be besides, in words and as a test. NaN passes none of the tests."""
+    """What a value of the right type must be besides, in words and as a test. NaN passes none of the tests.
+
+    names: all values that pass, where they are few words.
+    """
 
     said: str
     holds: Callable[[Any], bool]
+    names: tuple[str, ...] = ()
 
     @property
     def or_auto(self) -> Limit:
@@ -62,7 +66,7 @@ COMMAS = Commas()
 
 def one_of(*names: str) -> Limit:
     """One of some words."""
-    return Limit(f"{', '.join(names[:-1])} or {names[-1]}", lambda value: value in names)
+    return Limit(f"{', '.join(names[:-1])} or {names[-1]}", lambda value: value in names, names)
 
 
 INCIDENTAL = Incidental()

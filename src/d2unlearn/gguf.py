@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from d2unlearn.errors import ModelError, border
-from d2unlearn.runtime import cache_dir, hash_file, say
+from d2unlearn.runtime import cache_dir, hash_file, said_if_long, say
 from d2unlearn.saving import save_model
 
 
@@ -37,8 +37,9 @@ def folder_of_gguf(source: str | Path) -> Path:
             raise ModelError(
                 f"{source} is a GGUF file, and the package that reads it is missing: pip install 'd2unlearn[demo]'"
             )
-        model, tokenizer = _dequantised(path)
-        save_model(model, tokenizer, folder)
+        with said_if_long(f"dequantising {source}"):
+            model, tokenizer = _dequantised(path)
+            save_model(model, tokenizer, folder)
         say(f"{source} is quantised: transformers made float32 weights of it, which are kept in {folder}")
     return folder
 

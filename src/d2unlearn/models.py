@@ -22,7 +22,7 @@ from d2unlearn.errors import ModelError, border
 from d2unlearn.gguf import folder_of_gguf, is_gguf
 from d2unlearn.loaded_files import check_loadable, weight_files
 from d2unlearn.quantization import base_is_held, held_alike, quantization_config
-from d2unlearn.runtime import fingerprint, hash_file, read_json
+from d2unlearn.runtime import fingerprint, hash_file, progress, read_json, said_if_long
 from d2unlearn.schema import GATE_COPY, GATE_FILE
 from d2unlearn.template_date import pinned
 
@@ -70,7 +70,8 @@ def load_model(
         return _merged(adapter, dtype, trust_remote_code) if held is None else _beside(adapter, held, dtype)
     if Path(source).is_dir():
         check_loadable(Path(source))
-    with border(ModelError, _not_loaded(source, f"a causal language model{_quantised(source)}")):
+    what = _not_loaded(source, f"a causal language model{_quantised(source)}")
+    with border(ModelError, what), said_if_long(f"loading {source}"):
         config = AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
         known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder
         if not known and not trust_remote_code:
@@ -283,9 +284,17 @@ def weights_hash(folder: str | Path) -> str:
         return fingerprint(
             [config, hash_file(adapter.folder / ADAPTER_WEIGHTS), weights_name(adapter.base), base_is_held(adapter.folder)]
         )
-    total = hashlib.sha256()
-    for tensor in sorted(_stored_tensors(Path(folder))):
-        total.update(json.dumps([tensor.name, tensor.dtype, tensor.shape]).encode())
+    total, tensors = hashlib.sha256(), sorted(_stored_tensors(Path(folder)))
+    blocks = sum(1 + -(-tensor.length // BLOCK) for tensor in tensors)
+    for block in progress(_content_of(tensors), f"reading {folder}", total=blocks):
+        total.update(block)
+    return total.hexdigest()
+
+
+def _content_of(tensors: Sequence[StoredTensor]) -> Iterator[bytes]:
+    """What tells each tensor from others, then its bytes in blocks."""
+    for tensor in tensors:
+        yield json.dumps([tensor.name, tensor.dtype, tensor.shape]).encode()
         with tensor.path.open("rb") as file:
             file.seek(tensor.start)
             left = tensor.length
@@ -293,9 +302,8 @@ def weights_hash(folder: str | Path) -> str:
                 block = file.read(min(left, BLOCK))
                 if not block:
                     raise ModelError(f"{tensor.path} is cut short: {tensor.name} lacks {left} bytes")
-                total.update(block)
+                yield block
                 left -= len(block)
-    return total.hexdigest()
 
 
 def weights_name(source: str | Path) -> str:
@@ -311,7 +319,7 @@ def weights_name(source: str | Path) -> str:
 def state_hash(model: torch.nn.Module) -> str:
     """sha256 over a model's parameters and buffers in memory: which weights a cached reference belongs to."""
     total = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in progress(sorted(model.state_dict().items()), "hashing weights"):
         total.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()

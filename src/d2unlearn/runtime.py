@@ -10,6 +10,7 @@ import platform
 import random
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager, suppress
@@ -26,6 +27,8 @@ Item = TypeVar("Item")
 _MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 """Whose process ids those in the names of staged files are: several machines may share a folder."""
 
+PATIENCE = 5.0
+"""Seconds after which a person wants to know what is being done."""
 QUIET_SECONDS = 30.0
 """Between two lines about long work where there is no terminal to draw a bar on."""
 
@@ -181,19 +184,42 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def progress(items: Iterable[Item], description: str, *, total: int | None = None) -> Iterator[Item]:
-    """Iterate with a progress bar on the standard error; without a terminal, with a line every `QUIET_SECONDS`."""
+    """Iterate with a progress bar on the standard error, and the time that is left.
+
+    Without a terminal there is a line after `PATIENCE` seconds and then every `QUIET_SECONDS`.
+    """
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     if sys.stderr.isatty():
-        yield from tqdm(items, description, total=total, leave=False)
+        yield from tqdm(items, description, total=total, leave=False, delay=1.0)
         return
     size = len(items) if total is None and isinstance(items, Sized) else total
-    last = time.monotonic()
+    started, next_line = time.monotonic(), PATIENCE
     for number, item in enumerate(items):
-        if time.monotonic() - last >= QUIET_SECONDS:
-            last = time.monotonic()
-            say(f"{description}: {number}" if size is None else f"{description}: {number} of {size}")
+        took = time.monotonic() - started
+        if number and took >= next_line:
+            next_line = took + QUIET_SECONDS
+            left = "" if size is None else f" of {size}, about {in_minutes(took * max(size - number, 0) / number)} left"
+            say(f"{description}: {number}{left}")
         yield item
+
+
+@contextmanager
+def said_if_long(what: str) -> Iterator[None]:
+    """Around what cannot be counted: says `what` is being done once it has taken `PATIENCE` seconds."""
+    timer = threading.Timer(PATIENCE, say, [f"{what} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def in_minutes(seconds: float) -> str:
+    """For a person: seconds up to a minute and a half, then minutes, then hours."""
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def say(text: str) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2unlearn.errors import ArtifactError, ConfigError
-from d2unlearn.runtime import hash_file, read_json, write_json
+from d2unlearn.runtime import hash_file, read_json, said_if_long, write_json
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -99,6 +99,11 @@ def statement(name: str, files: Mapping[str, str]) -> dict[str, Any]:
 
 def file_digests(folder: Path) -> dict[str, str]:
     """sha256 of each file below the folder but the signature, by its name in it (with `/`)."""
+    with said_if_long(f"hashing the files of {folder}"):
+        return _digests(folder)
+
+
+def _digests(folder: Path) -> dict[str, str]:
     found = {}
     for place, folders, names in os.walk(folder):
         links = [name for name in folders if (Path(place) / name).is_symlink()]

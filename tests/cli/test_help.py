@@ -69,7 +69,7 @@ def test_the_verbs_are_those_promised() -> None:
 def test_every_verb_has_help_with_an_example_of_itself(verb: str) -> None:
     ran = d2(*verb.split(), "--help")
     assert (ran.code, ran.err) == (0, "")
-    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", ran.out).split())
+    text = " ".join(re.sub(r"[│╭╮╰╯─`]", " ", ran.out).split())
     assert f"Example: d2unlearn {verb}" in text
     assert "--config" in text
 

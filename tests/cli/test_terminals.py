@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,62 @@ def test_what_a_terminal_cannot_show_is_written_as_an_escape(given: Given, tmp_p
 @pytest.mark.parametrize("command", [(), ("unlearn",), ("data",), ("data", "check")])
 def test_a_short_option_helps_too(command: tuple[str, ...]) -> None:
     assert d2(*command, "-h") == d2(*command, "--help")
+
+
+def words_of(shown: str) -> str:
+    """Help without what draws columns and boxes."""
+    return " ".join(re.sub(r"[│╭╮╰╯─`]", " ", shown).split())
+
+
+@pytest.mark.parametrize("columns", [0, 40, 80, 100])
+@pytest.mark.parametrize("command", [(), ("unlearn",), ("data",), ("data", "check"), ("serve",)])
+def test_help_says_everything_however_narrow_the_terminal(
+    command: tuple[str, ...], columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    wide = words_of(d2(*command, "--help").out)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = d2(*command, "--help").out
+    assert "…" not in shown
+    flags = re.findall(r"(?<!\S)--[a-z-]+", wide.split("Options", 1)[1])
+    assert [flag for flag in flags if flag not in words_of(shown)] == []
+    if columns == 40:
+        assert [line for line in shown.splitlines() if len(line) > 40 and "--" not in line] == []
+
+
+def test_help_below_each_other_keeps_its_headings_and_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    shown = d2("unlearn", "--help").out
+    assert "\nA recipe that measures:\n  --recipe <str>\n      size: learning rate and epochs by\n" in shown
+    shown = d2("--help").out
+    assert "\n  chat\n      Talk to a model, one question at a\n      time." in shown
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("d2unlearn eval", ["evaluate"]),
+        ("d2unlearn unlearn --keep-", ["--keep-at-least"]),
+        ("d2unlearn unlearn --long ", ["split", "cut", "refuse"]),
+        ("d2unlearn data make --top", ["--topic"]),
+        ("d2unlearn evaluate --benchmark m", ["muse"]),
+        ("d2unlearn unlearn --model m", []),  # the shell's own: files
+    ],
+)
+def test_a_shell_completes_commands_options_and_their_words(
+    typed: str, offered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = typed.split(" ")
+    for name, value in (("_D2UNLEARN_COMPLETE", "complete_bash"), ("COMP_WORDS", typed), ("COMP_CWORD", str(len(words) - 1))):
+        monkeypatch.setenv(name, value)
+    assert d2().out.split() == offered
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_has_a_script_that_asks_the_program(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_D2UNLEARN_COMPLETE", f"source_{shell}")
+    ran = d2()
+    assert (ran.code, f"_D2UNLEARN_COMPLETE=complete_{shell}" in ran.out, ran.err) == (0, True, "")
 
 
 def test_debug_shows_the_traceback_before_the_sentence_wherever_it_stands() -> None:

@@ -14,7 +14,7 @@ from d2unlearn.analysis.records import Analysis, DetectorSummary, Estimate, Mode
 from d2unlearn.analysis.significance import ROLES, pair_of, refusals_of, rivals, significance, trial_of, wordings
 from d2unlearn.report.html import run_sections, template
 from d2unlearn.report.notation import fixed, percent, readable, stated
-from d2unlearn.runtime import atomic_write
+from d2unlearn.runtime import atomic_write, said_if_long
 from d2unlearn.schema import Kind
 
 PAGE = "analysis.html"
@@ -45,7 +45,8 @@ class KeyNumber:
 def write_page(path: Path) -> Path:
     """Draw the analysis at `path` into a page beside it; the page's path."""
     page = path.with_name(PAGE)
-    atomic_write(page, build_page(read_analysis(path)))
+    with said_if_long("drawing the page"):
+        atomic_write(page, build_page(read_analysis(path)))
     return page
 
 

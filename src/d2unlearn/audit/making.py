@@ -11,10 +11,10 @@ from d2unlearn.attacks.reading import NotShownError, Reading
 from d2unlearn.audit.claims import Claim
 from d2unlearn.audit.kept import KeptParts, PlannedPart
 from d2unlearn.audit.parts import AttackPlan, AuditRows, Level, Part, Subject, SubjectName
-from d2unlearn.audit.speed import fitting_threads, in_minutes, measured_speed, with_time_left
+from d2unlearn.audit.speed import fitting_threads, measured_speed, with_time_left
 from d2unlearn.audit.summary import Readings
 from d2unlearn.errors import D2Error
-from d2unlearn.runtime import say
+from d2unlearn.runtime import in_minutes, say
 
 
 @dataclass

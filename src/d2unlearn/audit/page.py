@@ -16,7 +16,7 @@ from d2unlearn.audit.verdict import ClaimMargins
 from d2unlearn.report.figures import Panel
 from d2unlearn.report.html import VERDICT_STATES, RunSection, run_sections, template
 from d2unlearn.report.notation import NOT_SCORED, fixed, folder_name, readable
-from d2unlearn.runtime import atomic_write
+from d2unlearn.runtime import atomic_write, said_if_long
 from d2unlearn.schema import AUDIT_PAGE, ClaimResult, Verdict
 
 COUNTED: tuple[tuple[Verdict, str, str], ...] = (
@@ -94,7 +94,8 @@ class AttackSection:
 def write_audit_page(path: Path) -> Path:
     """Draw the audit at `path` into a page beside it; the page's path."""
     page = path.with_name(AUDIT_PAGE)
-    atomic_write(page, audit_page(read_audit(path)))
+    with said_if_long("drawing the page"):
+        atomic_write(page, audit_page(read_audit(path)))
     return page
 
 

@@ -17,7 +17,7 @@ from d2unlearn.audit.parts import ANSWER_TOKENS, AuditRows, Part, Subject
 from d2unlearn.data.batching import pad_tokens
 from d2unlearn.observation import observe
 from d2unlearn.quantities import Nll
-from d2unlearn.runtime import QUIET_SECONDS, say
+from d2unlearn.runtime import QUIET_SECONDS, in_minutes, say
 from d2unlearn.schema import Tokens
 from d2unlearn.teacher_forcing import score_rows
 
@@ -99,11 +99,6 @@ def with_time_left(planned: Sequence[PlannedPart], speed: Speed, what: str) -> I
             yield each
             done += cost
             bar.update(cost)
-
-
-def in_minutes(seconds: float) -> str:
-    """For a person: seconds up to a minute and a half, minutes beyond."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _train(subject: Subject, asked: Sequence[Tokens]) -> None:

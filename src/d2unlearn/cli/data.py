@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import typer
 
-from d2unlearn.cli.options import OnceEach, takes
+from d2unlearn.cli.options import OnceEach, VerbGroup, takes
 from d2unlearn.config import CheckSettings, MakeSettings
 
-data_app = typer.Typer(help="Make data sets, and look at them before using them.", no_args_is_help=True)
+data_app = typer.Typer(cls=VerbGroup, help="Make data sets, and look at them before using them.", no_args_is_help=True)
 SHOWN = 5
 
 

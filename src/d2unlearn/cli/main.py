@@ -20,7 +20,7 @@ from d2unlearn.cli.compare import compare
 from d2unlearn.cli.data import data_app
 from d2unlearn.cli.evaluate import evaluate
 from d2unlearn.cli.generate import generate
-from d2unlearn.cli.options import DEBUG, OnceEach, Told
+from d2unlearn.cli.options import DEBUG, OnceEach, Told, VerbGroup
 from d2unlearn.cli.play import play
 from d2unlearn.cli.quickstart import quickstart
 from d2unlearn.cli.report import report
@@ -38,9 +38,9 @@ TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "unexpected pos", "iostream error")
 
 app = typer.Typer(
     name="d2unlearn",
+    cls=VerbGroup,
     help="Remove knowledge from a language model, let it refuse what was removed, and prove both.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -70,10 +70,12 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what the terminal cannot show
+    if os.environ.get("COLUMNS") == "0":
+        del os.environ["COLUMNS"]  # a terminal that does not know how wide it is
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            code = app(standalone_mode=False, obj=told)
+            code = app(standalone_mode=False, prog_name="d2unlearn", obj=told)
         except KeyboardInterrupt:
             code = STOPPED
         except Exception as error:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import io
+import shutil
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import MISSING, Field, dataclass, fields
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, get_args, get_origin, get_type_hints
 
 import typer
 import yaml
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from d2unlearn.commands import with_model_folders
 from d2unlearn.config import load_settings, read_yaml
 from d2unlearn.errors import ConfigError, out_of_memory
-from d2unlearn.fields import Commas, Default, Group, Metavar, bare, flag_of, marker_of
+from d2unlearn.fields import Commas, Default, Group, Limit, Metavar, bare, flag_of, marker_of
 from d2unlearn.yaml_text import read_values
 
 Verb = Callable[[Any], None]
@@ -32,6 +35,8 @@ MEMORY: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 )
 """What saves memory, the best first: a setting, whether its value can still be lowered, and what to give instead."""
 _KNOBS = 3
+_CROPPED = "…"
+_INDENT = 2
 
 
 @dataclass
@@ -53,7 +58,45 @@ DEBUG = typer.Option(
 """The option of every command, and of the program before its command."""
 
 
-class OnceEach(TyperCommand):
+class _HelpsAnyWidth:
+    """Help of which nothing is cut off: where there is no room for columns, each name stands above what is said of it."""
+
+    rich_markup_mode: Any
+    get_params: Callable[[Any], list[Any]]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """As the class above does, unless that would crop something."""
+        with redirect_stdout(io.StringIO()) as drawn:
+            super().format_help(ctx, formatter)  # type: ignore[misc]
+        if _CROPPED in drawn.getvalue():
+            self.rich_markup_mode = None
+            formatter.width = shutil.get_terminal_size().columns
+            formatter.write_dl = partial(formatter.write_dl, col_max=_INDENT)
+        super().format_help(ctx, formatter)  # type: ignore[misc]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """All options under the headings that they have among columns, too."""
+        headed: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            record = option.get_help_record(ctx)
+            if record is not None:
+                headed.setdefault(getattr(option, "rich_help_panel", None) or "Options", []).append(record)
+        for heading, records in headed.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+class VerbGroup(_HelpsAnyWidth, TyperGroup):
+    """A command that has others below it."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """The options, then each command with its first sentence in full."""
+        super().format_options(ctx, formatter)
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.get_short_help_str(sys.maxsize)) for name, verb in self.commands.items()])
+
+
+class OnceEach(_HelpsAnyWidth, TyperCommand):
     """A command that refuses an option given twice, where only one of its values could be used."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -153,7 +196,15 @@ def _option(setting: Field[Any], hint: Any) -> Any:
         metavar=marker_of(hint, Metavar),
         rich_help_panel=marker_of(hint, Group),
         show_default=False,
+        autocompletion=_completing(hint),
     )
+
+
+def _completing(hint: Any) -> Callable[[str], list[str]] | None:
+    """What a shell offers for an option's value as far as it is typed; None: files, as for all other words."""
+    limit = marker_of(hint, Limit)
+    names = () if limit is None else limit.names
+    return (lambda incomplete: [name for name in names if name.startswith(incomplete)]) if names else None
 
 
 def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:

@@ -21,7 +21,7 @@ from d2unlearn.errors import ArtifactError, ConfigError, D2Error
 from d2unlearn.guards import GUARDS
 from d2unlearn.methods import METHODS
 from d2unlearn.outputs import kept_settings, output_place
-from d2unlearn.runtime import atomic_write, fingerprint, now, read_json, remove, say, write_json
+from d2unlearn.runtime import atomic_write, fingerprint, now, read_json, remove, said_if_long, say, write_json
 from d2unlearn.schema import MANIFEST_FILE
 from d2unlearn.version import __version__
 
@@ -55,7 +55,9 @@ def run_compare(settings: CompareSettings) -> Iterator[str]:
     )
     with ended_by_sigterm():
         failed = run_all(progress, backend)
-    yield from write_output(comparison, store)
+    with said_if_long("drawing tables and pages"):
+        written = list(write_output(comparison, store))
+    yield from written
     if failed:
         what = f"{len(failed)} run{'s' if len(failed) > 1 else ''} failed ({', '.join(failed)})"
         raise ArtifactError(f"{what}: see {store.output / 'logs'}; the same command goes on once that is mended")

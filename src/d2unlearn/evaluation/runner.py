@@ -43,7 +43,7 @@ from d2unlearn.metrics.text import rouge_l_recall
 from d2unlearn.models import context_length, load_model, weights_name
 from d2unlearn.outputs import output_place
 from d2unlearn.redaction import redacted
-from d2unlearn.runtime import fingerprint, say, torch_dtype
+from d2unlearn.runtime import fingerprint, said_if_long, say, torch_dtype
 from d2unlearn.schema import EVALUATION_FILE, EvaluatedSet, Evaluation, Example, Kind, ScoredExample
 from d2unlearn.serialization import write_evaluation
 from d2unlearn.teacher_forcing import TeacherForced, read_original, score_rows
@@ -118,7 +118,8 @@ def evaluate(
     for line in cut:
         say(line)
     scored = [_evaluated(guarded, named, original, **options) for named in sets]
-    separation = separation_of_sets(scored, settings.seed, {named.name: groups_of(named.examples) for named in sets})
+    with said_if_long("statistics"):
+        separation = separation_of_sets(scored, settings.seed, {named.name: groups_of(named.examples) for named in sets})
     record = evaluation_record(settings, guarded.gate, scored, separation)
     return replace(record, warnings=(*record.warnings, *cut))
 

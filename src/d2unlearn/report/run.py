@@ -13,7 +13,7 @@ from d2unlearn.redaction import is_redacted, redacted
 from d2unlearn.report.audited import read_audit_summary
 from d2unlearn.report.gate import read_gate_summary
 from d2unlearn.report.html import build
-from d2unlearn.runtime import atomic_write, fingerprint, hash_file, read_json, write_json
+from d2unlearn.runtime import atomic_write, fingerprint, hash_file, read_json, said_if_long, write_json
 from d2unlearn.schema import EVALUATION_FILE, GATE_FILE, MANIFEST_FILE, Evaluation, GateSummary
 from d2unlearn.serialization import read_evaluation
 from d2unlearn.version import __version__
@@ -43,7 +43,8 @@ def run_report(
     gate = None if folder is None else read_gate_summary(folder)
     _check_gate(second, gate, files["after"])
     audited = None if audit is None else read_audit_summary(audit, path, _gate_fingerprint(folder))
-    page = build(first, second, gate, {} if folder is None else _facts(folder), audited, _recipe(folder))
+    with said_if_long("drawing the page"):
+        page = build(first, second, gate, {} if folder is None else _facts(folder), audited, _recipe(folder))
     atomic_write(path, with_mark(page, mark))
     made_of = {name: {"source": str(file), "sha256": hash_file(file)} for name, file in files.items()}
     note = {

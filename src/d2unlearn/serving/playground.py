@@ -242,6 +242,7 @@ def load_original(settings: PlaySettings, made: Mapping[str, Any], guarded: Guar
         return None, ""
     if Template(load_tokenizer(source, date=guarded.template.date)).fingerprint != guarded.template.fingerprint:
         raise ModelError(f"{source} reads prompts as other tokens than {settings.model}, so their answers cannot be compared")
+    say(f"loading {source}, from which it was made")
     model = load_model(source, dtype=torch_dtype(settings.dtype))
     model.to(pick_device())  # type: ignore[arg-type]
     return model, Path(source).name
@@ -253,6 +254,7 @@ def run_play(settings: PlaySettings) -> None:
         settings.model, port=settings.port, max_new_tokens=settings.max_new_tokens, dtype=settings.dtype, stop_timeout=3.0
     )
     with listen(serving.host, serving.port) as listener:
+        say(f"loading {settings.model}")
         guarded = load(serving)
         made = (read_manifest(Path(settings.model)) or {}).get("settings", {})
         samples = read_samples(given_samples(settings, made))

@@ -75,7 +75,7 @@ def _states(names: Sequence[str], guarded: GuardedModel, *, batch_size: int = 64
     texts = [tuple(guarded.template.text_ids(_ALIKE.format(name=name))) for name in names]
     rows = [Tokens(name, ids, (False,) * len(ids)) for name, ids in zip(names, texts, strict=True)]
     found = []
-    for start in range(0, len(rows), batch_size):
+    for start in progress(range(0, len(rows), batch_size), "placing the topic"):
         cut = rows[start : start + batch_size]
         batch = pad_tokens(cut, pad_token_id(guarded.tokenizer))
         ids, mask = batch.input_ids.to(guarded.model.device), batch.attention_mask.to(guarded.model.device)

@@ -18,6 +18,7 @@ from d2unlearn.metrics.kept import Stayed, kept, knows
 from d2unlearn.metrics.level_shift import LogitShape, level_shift
 from d2unlearn.metrics.memorization import exact_memorization
 from d2unlearn.quantities import HiddenState
+from d2unlearn.runtime import in_minutes
 from d2unlearn.schema import Tokens
 from d2unlearn.stats import auroc, harmonic_mean
 from d2unlearn.teacher_forcing import LOGIT_QUANTITIES, SCORES, Original, TeacherForced, row_values, score_rows, scores_of
@@ -233,13 +234,7 @@ def _kept(before: Snapshot, retain: _Summary, near: _Summary) -> float:
 
 def how_far(epoch: float, epochs: float, seconds_left: float, *, may_end_before: bool = False) -> str:
     """`epoch 3 of 36, 4 min left`; without the time where it is not known (NaN) or over."""
-    if not seconds_left > 0:
-        left = ""
-    elif seconds_left < 90:
-        left = f"{seconds_left:.0f} s left"
-    else:
-        minutes = seconds_left / 60
-        left = f"{minutes:.0f} min left" if minutes < 90 else f"{minutes / 60:.1f} h left"
+    left = f"{in_minutes(seconds_left)} left" if seconds_left > 0 else ""
     most = "at most " if may_end_before else ""
     return f"epoch {epoch:.0f} of {most}{epochs:.0f}{', ' if left else ''}{most if left else ''}{left}"
 

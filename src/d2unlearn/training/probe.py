@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from d2unlearn.runtime import drawing_from
+from d2unlearn.runtime import drawing_from, progress
 from d2unlearn.training.monitor import Snapshot, WatchedRows
 from d2unlearn.training.targets import Targets
 from d2unlearn.training.trainer import UnlearnTrainer
@@ -87,7 +87,7 @@ def _tried(trainer: UnlearnTrainer, rate: float, rows: WatchedRows, start: Snaps
     betas = (args.adam_beta1, args.adam_beta2)
     optimizer = torch.optim.AdamW(trained, lr=rate, betas=betas, weight_decay=args.weight_decay)
     model.train()
-    for step in range(1, STEPS + 1):
+    for step in progress(range(1, STEPS + 1), f"trying learning rate {rate:g}"):
         trainer.backward_of(step - 1)
         nn.utils.clip_grad_norm_(trained, args.max_grad_norm)
         optimizer.step()
