@@ -69,8 +69,8 @@ numbers above are of TOFU, these of that world alone. [Its page](../benchmarks/r
 
 ABOUT = """\
 `d2unlearn audit` on TOFU forget10 (4.2M parameters, the model that never knew taught without the forget rows; 2-core x86-64
-CPU, float32), made by `experiments/audit_results.py`: EUA and deep EUA as `unlearn` trains them by default, a row for each seed,
-and the other methods with the parameters that the comparison tuned, seed 0; `input_classifier` is the original behind that guard.
+CPU, float32), made by `experiments/audit_results.py`: EUA and deep EUA as `unlearn` trains them by default, one row for a seed,
+the other methods with the parameters that the comparison tuned, seed 0; `input_classifier` is the original behind that guard.
 The quick level's few rows can find and clear nothing. What a claim and an attack is: [audit.md](audit.md).
 """
 
