@@ -4,11 +4,13 @@
     refusals     the same requests to a server whose threshold refuses everything
     markers      many connections at once, whole and streamed: every request has words of its own, every answer is known
     restart      SIGKILL under load, the same command again: what clients got, and when answers came again
+    bad_client   what others wait beside a client of spellings by the megabyte, slow bodies and early leaves (bad_client.py)
 
 The model is a random Llama whose answers differ from prompt to prompt. Elapsed time and the server's CPU time are both kept:
 on a machine that does other things the second tells more. Bounded: loopback, `--clients` connections, minutes.
 
     python benchmarks/serving_load.py                    # writes benchmarks/results/serving_load.{json,md}
+    python benchmarks/serving_load.py --only bad_client  # that part again; the others stay as they were
 """
 
 from __future__ import annotations
@@ -34,17 +36,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from bad_client import measured_waits
 from d2unlearn import EnergyGate, GuardedModel
-from d2unlearn.runtime import atomic_write, write_json
+from d2unlearn.runtime import atomic_write, read_json, write_json
 from d2unlearn.schema import Example, Message
 from measuring import measured_on, random_llama, spread, word_tokenizer
+from serving_load_page import page
 
 RESULTS = Path(__file__).parent / "results" / "serving_load"
 VOCABULARY = 32_000
 PROMPT_WORDS = 20
-GOAL = 0.98
-"""Guarded throughput over raw."""
 NEVER, ALWAYS = 1e30, -1e30
+OTHERS = 8
+"""Clients beside the bad one: so many answers at once are the machine's to give."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--width", type=int, default=512, help="hidden size of the random Llama")
     parser.add_argument("--output", type=Path, default=RESULTS, help="without ending: .json and .md are added")
+    parser.add_argument("--only", choices=["bad_client"], help="measure this part alone and keep the file's others")
     options = parser.parse_args()
     if not 1 <= options.clients <= 512:
         parser.error("--clients should be between 1 and 512")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        result = measure(Path(scratch), options)
+        result = measure(Path(scratch), options) if options.only is None else measure_bad_client(Path(scratch), options)
     write_json(options.output.with_suffix(".json"), result)
     atomic_write(options.output.with_suffix(".md"), page(result))
     print(page(result))
@@ -117,6 +122,8 @@ def measure(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
         refusals = cost_of_refusals(servers["refusing"], servers["guarded"], load, max(3, options.rounds // 3))
         say("markers")
         markers = marks(servers["guarded"], prompts, expected, options.new_tokens)
+        say("a bad client")
+        bad = measured_waits(servers["guarded"].port, load[:OTHERS], post, options.rounds)
     say("restart")
     restarted = restart(scratch / "guarded", prompts, expected, options)
     return {
@@ -125,7 +132,21 @@ def measure(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
         "refusals": refusals,
         "markers": markers,
         "restart": restarted,
+        "bad_client": bad,
     }
+
+
+def measure_bad_client(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What is kept, with this part measured again, on the same model and with the same settings."""
+    kept = read_json(options.output.with_suffix(".json"))
+    guarded = make_model(options.width, options.new_tokens)
+    save(guarded, NEVER, scratch / "guarded")
+    if settings(guarded, options) | {"rounds": 0} != kept["settings"] | {"rounds": 0}:
+        sys.exit("the other parts were measured with other settings; give those, or measure all parts")
+    load = [body(prompt, options.new_tokens) for prompt in marked_prompts(options.clients)][:OTHERS]
+    with serve(scratch / "guarded", options) as running:
+        asyncio.run(crowd(running.port, load))  # warm
+        return {**kept, "bad_client": measured_waits(running.port, load, post, options.rounds)}
 
 
 def settings(guarded: GuardedModel, options: argparse.Namespace) -> dict[str, Any]:
@@ -157,7 +178,10 @@ def save(guarded: GuardedModel, threshold: float, folder: Path) -> None:
     assert guarded.gate is not None
     guarded.model.save_pretrained(folder)
     guarded.tokenizer.save_pretrained(folder)
-    measured = replace(guarded.gate.calibration, threshold=threshold, conformal_threshold=min(threshold, 0.0))
+    seen = (max(threshold, *guarded.gate.calibration.calibration_scores),)  # a threshold above all scores is no gate's
+    measured = replace(
+        guarded.gate.calibration, threshold=threshold, conformal_threshold=min(threshold, 0.0), forget_scores=seen
+    )
     replace(guarded.gate, calibration=measured, weights_hash=None).save(folder)
 
 
@@ -335,51 +359,6 @@ async def _restart(
 async def _until(holds: Any) -> None:
     while not holds():
         await asyncio.sleep(0.05)
-
-
-def page(result: dict[str, Any]) -> str:
-    """The result as a person reads it."""
-    given, rate, refusals, marks_, again = (
-        result[name] for name in ("settings", "throughput", "refusals", "markers", "restart")
-    )
-
-    def shown(value: dict[str, float]) -> str:
-        return f"{value['median']:.3f} ({value['p10']:.3f} to {value['p90']:.3f})"
-
-    def answers(seen: dict[str, int]) -> str:
-        return f"{seen['own']} own, {seen['rounded']} rounded, {seen['mixed_up']} mixed up, {seen['lost']} lost"
-
-    before, after = again["before"], again["after"]
-    rows = (
-        ("guarded / raw throughput, CPU time", f"higher; aim {GOAL}", shown(rate["ratio_cpu"])),
-        ("guarded / raw throughput, elapsed", f"higher; aim {GOAL}", shown(rate["ratio_elapsed"])),
-        (
-            "requests a second, elapsed: guarded / raw",
-            "",
-            f"{rate['guarded_requests_per_second']:.2f} / {rate['raw_requests_per_second']:.2f}",
-        ),
-        ("answers in these rounds", "", answers(rate["answers"])),
-        ("CPU time of a refusal / of an answer", "lower", shown(refusals["ratio"])),
-        ("CPU ms a request: refused / answered", "", f"{refusals['refusal_cpu_ms']:.1f} / {refusals['answer_cpu_ms']:.1f}"),
-        (f"answers on {marks_['connections']} connections at once, half of them streamed", "", answers(marks_)),
-        ("killed under load, before", "", f"{answers(before)}; {before['connection_error']} connection errors"),
-        ("killed under load, after", "", f"{answers(after)}; {after['connection_error']} connection errors"),
-        ("from the kill until it listens again", "", f"{again['seconds_to_listen_again']:.1f} s, loading included"),
-    )
-    lines = "\n".join(f"| {what} | {better} | {value} |" for what, better, value in rows)
-    return f"""# `d2unlearn serve` under load
-
-Written by `benchmarks/serving_load.py`. Ratios are medians over {given["rounds"]} rounds (10th to 90th percentile).
-
-{given["hardware"]}; torch {given["torch"]}, transformers {given["transformers"]}.
-{given["model"][0].upper()}{given["model"][1:]}; {given["clients"]} clients at once, prompts of {given["prompt_words"]} words,
-answers of {given["new_tokens"]} tokens, batches of up to {given["batch_size"]}. An answer is its prompt's own when it is, word
-for word, what the model says to that prompt alone; rounded when batching changed a later token.
-
-| | better | |
-|---|---|---|
-{lines}
-"""
 
 
 def say(text: str) -> None:
