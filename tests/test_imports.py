@@ -16,7 +16,7 @@ import pytest
 import d2unlearn
 
 SOURCE = Path(d2unlearn.__file__).parent
-CORE = "energy errors head layers likelihood observation positions quantities quantization refusals schema"
+CORE = "energy errors head layers likelihood observation positions quantities quantization refusals schema sharding"
 FILES = "artifact config fields outputs runtime serialization version yaml_text"
 
 ALLOWED = {
@@ -39,9 +39,10 @@ ALLOWED = {
     "adapters": "errors",
     "compatibility": "errors",
     "quantization": "errors",
+    "sharding": "",
     "saving": "errors runtime",
     "gguf": "errors runtime saving",
-    "models": "adapters compatibility errors gguf loaded_files quantization runtime schema template_date",
+    "models": "adapters compatibility errors gguf loaded_files quantization runtime schema sharding template_date",
     "fields": "runtime",
     "yaml_text": "",
     "config": "errors fields runtime yaml_text",
@@ -51,7 +52,7 @@ ALLOWED = {
     "positions": "likelihood",
     "quantities": "energy errors",
     "head": "energy errors quantities",
-    "observation": "errors head likelihood positions quantities schema",
+    "observation": "errors head likelihood positions quantities schema sharding",
     "layers": "errors observation",
     "plugins": "errors",
     "methods": f"{CORE} plugins",

@@ -24,6 +24,7 @@ from d2unlearn.loaded_files import check_loadable, weight_files
 from d2unlearn.quantization import base_is_held, held_alike, quantization_config
 from d2unlearn.runtime import fingerprint, hash_file, progress, read_json, said_if_long
 from d2unlearn.schema import GATE_COPY, GATE_FILE
+from d2unlearn.sharding import whole
 from d2unlearn.template_date import pinned
 
 BLOCK = 2**22
@@ -321,7 +322,7 @@ def state_hash(model: torch.nn.Module) -> str:
     total = hashlib.sha256()
     for name, tensor in progress(sorted(model.state_dict().items()), "hashing weights"):
         total.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        total.update(whole(tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

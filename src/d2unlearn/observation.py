@@ -20,6 +20,7 @@ from d2unlearn.likelihood import IGNORE, next_labels
 from d2unlearn.positions import Positions, Predicting
 from d2unlearn.quantities import Correct, HiddenState, LogSumExp, Nll, Observable, Quantity
 from d2unlearn.schema import Role
+from d2unlearn.sharding import is_part, is_sharded
 
 Values = Mapping[Observable, Tensor]
 
@@ -91,7 +92,7 @@ def observe(
     `ConfigError` for a likelihood asked for where no answer token follows.
     """
     causal = causal_model(model)
-    head = head_of(causal, vocab_rows=vocab_rows)
+    head_of(causal)
     roles = list(batches)
     joined = join([batches[role] for role in roles])
     found: dict[Role, dict[Observable, Tensor]] = {role: {} for role in roles}
@@ -102,6 +103,7 @@ def observe(
     masks = _in_joined(joined.labels, list(own.values()))
 
     def tap(hidden: Tensor) -> Tensor:
+        head = _whole_head(causal, vocab_rows)  # here, where FSDP2 has gathered it
         for role, mask in zip(roles, masks, strict=True):
             stored = (reference or {}).get(role, {})
             found[role].update(_at_positions(hidden[mask], head, targets[role], wanted.get(role, ()), stored, reference_head))
@@ -111,8 +113,8 @@ def observe(
         stack.enter_context(_replaced_forward(causal.get_output_embeddings(), tap))  # type: ignore[operator]
         for name in _modules_asked_for(wanted):
             stack.enter_context(_captured(causal, name, roles, masks, wanted, found))
-        model(input_ids=joined.input_ids, attention_mask=joined.attention_mask, use_cache=False)
-    return found
+        output = model(input_ids=joined.input_ids, attention_mask=joined.attention_mask, use_cache=False)
+    return _behind(output.logits, found) if is_sharded(model) else found
 
 
 def last_hidden_states(
@@ -160,13 +162,14 @@ def check_head(model: nn.Module, *, tolerance: float | None = None) -> None:
     Catches models that post-process their logits in a way `head.logit_transform` does not know.
     """
     causal = causal_model(model)
+    run = model if is_sharded(model) else causal
     device = causal.get_input_embeddings().weight.device  # type: ignore[operator]
     ids = torch.arange(4, 8, device=device).unsqueeze(0) % int(causal.config.get_text_config().vocab_size)  # type: ignore[union-attr, operator]
     batch = Batch(ids, torch.ones_like(ids), ids)
     training = causal.training
     causal.eval()
-    ours = observe(causal, {"forget": batch}, {"forget": [LogSumExp()]})["forget"][LogSumExp()]
-    logits = causal(input_ids=ids, attention_mask=batch.attention_mask).logits[0, :-1]
+    ours = observe(run, {"forget": batch}, {"forget": [LogSumExp()]})["forget"][LogSumExp()]
+    logits = run(input_ids=ids, attention_mask=batch.attention_mask).logits[0, :-1]
     causal.train(training)
     theirs = torch.logsumexp(logits.float(), dim=-1)
     allowed = tolerance if tolerance is not None else (1e-3 if logits.dtype == torch.float32 else 0.15)
@@ -186,6 +189,26 @@ def _in_place_of_logits(hidden: Tensor, found: Mapping[Role, Values]) -> Tensor:
     zeros = hidden.new_zeros(*hidden.shape[:-1], 1)
     touched = [value.sum() for role_values in found.values() for value in role_values.values() if value.requires_grad]
     return zeros + 0 * sum(touched) if touched else zeros
+
+
+def _whole_head(causal: nn.Module, vocab_rows: int | None) -> Head:
+    """The LM head. Raises `ModelError` where this process holds a part of it: energies would be those of some tokens."""
+    head = head_of(causal, vocab_rows=vocab_rows)
+    if is_part(head.weight):
+        raise ModelError("the LM head is spread over processes and was not gathered: call the model that FSDP2 wraps")
+    return head
+
+
+def _behind(logits: Tensor, found: Mapping[Role, Values]) -> dict[Role, dict[Observable, Tensor]]:
+    """The values, with the model's output ahead of them on the way back.
+
+    FSDP2 learns from the output's gradient, before all others, that a backward begins: nothing else gathers the head again.
+    """
+    nothing = 0 * logits.sum()
+    return {
+        role: {quantity: value + nothing if value.requires_grad else value for quantity, value in values.items()}
+        for role, values in found.items()
+    }
 
 
 def _check_targets(wanted: Mapping[Role, Sequence[Observable]], positions: Mapping[Role, Positions]) -> None:

@@ -252,15 +252,30 @@ def test_logits_are_never_made(tmp_path: Path) -> None:
     assert [shape[-1] for shape in shapes] == [1]
 
 
-@pytest.mark.parametrize("sharding", ["fsdp", "FSDP", "DEEPSPEED"])
-def test_sharding_that_was_never_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharding: str) -> None:
-    """Asked for by an argument, or by `accelerate launch` through the environment."""
+@pytest.mark.parametrize(
+    ("sharding", "says"), [("FSDP", "start with torchrun, and say fsdp=True"), ("DEEPSPEED", "DeepSpeed is not supported")]
+)
+def test_sharding_by_accelerate_s_environment_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharding: str, says: str
+) -> None:
     args = config(tmp_path)
-    if sharding == "fsdp":
-        args.fsdp = True
-    else:
-        monkeypatch.setenv(f"ACCELERATE_USE_{sharding}", "true")
-    with pytest.raises(ConfigError, match=r"(FSDP|DeepSpeed) is not supported: several devices train with torchrun alone"):
+    monkeypatch.setenv(f"ACCELERATE_USE_{sharding}", "true")
+    with pytest.raises(ConfigError, match=says):
+        UnlearnTrainer(tiny_models.llama(), args, EUA, FORGET, RETAIN)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({}, "start them with torchrun"),
+        ({"cpu_offload": True}, "FSDP with cpu_offload was never run here"),
+        ({"activation_checkpointing": True}, "FSDP with activation_checkpointing was never run here"),
+        ({"state_dict_type": "FULL_STATE_DICT"}, "version 2 with checkpoints in parts"),
+    ],
+)
+def test_fsdp_otherwise_than_it_was_run_is_refused(tmp_path: Path, asked: dict[str, Any], says: str) -> None:
+    args = config(tmp_path, fsdp=True, fsdp_config=asked)
+    with pytest.raises(ConfigError, match=says):
         UnlearnTrainer(tiny_models.llama(), args, EUA, FORGET, RETAIN)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers.training_args import ParallelMode
 
 from d2unlearn.errors import ConfigError
 from d2unlearn.runtime import say
@@ -52,8 +54,12 @@ class UnlearnConfig(TrainingArguments):
         if "no" in (self.eval_strategy, self.save_strategy):
             self.load_best_model_at_end = False
         super().__post_init__()  # type: ignore[no-untyped-call]
+        if self.fsdp_plugin_args is not None and "state_dict_type" not in (self.fsdp_config or {}):
+            self.fsdp_plugin_args["state_dict_type"] = _SHARDED
 
 
+_NEVER_RUN = ("cpu_offload", "cpu_ram_efficient_loading", "activation_checkpointing", "xla")
+_SHARDED = "SHARDED_STATE_DICT"
 CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(UnlearnConfig, name))
 """The field's name: newer versions of transformers warn of the older one."""
 
@@ -65,18 +71,37 @@ def warmup_steps_of(args: UnlearnConfig, steps_per_epoch: int) -> int:
 
 
 def check_parallelism(args: UnlearnConfig) -> None:
-    """Raises `ConfigError` for FSDP and DeepSpeed, which were not run yet: energies would be read off a part of the head.
+    """Raises `ConfigError` for DeepSpeed, and for FSDP otherwise than by `fsdp=True`: version 2 with its checkpoints sharded.
 
     Several accelerators in one process: transformers would use DataParallel, which cuts up batches that this package put
     together; one is used, and the person is told.
     """
-    wanted = {"FSDP": args.fsdp, "DeepSpeed": args.deepspeed}
-    asked = [name for name, value in wanted.items() if value or os.environ.get(f"ACCELERATE_USE_{name.upper()}") == "true"]
-    if asked:
-        raise ConfigError([f"{asked[0]} is not supported: several devices train with torchrun alone (DDP)"])
+    if args.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise ConfigError(
+            ["DeepSpeed is not supported: several devices train with torchrun alone (DDP), or with fsdp=True (FSDP2)"]
+        )
+    if not args.fsdp and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise ConfigError(["FSDP is asked for by accelerate's environment: start with torchrun, and say fsdp=True"])
+    _check_fsdp(args)
     if args.n_gpu > 1:
         say(f"{args.n_gpu} devices are here and one is used: start with torchrun to use them all")
         args._n_gpu = 1
+
+
+def _check_fsdp(args: UnlearnConfig) -> None:
+    """Raises `ConfigError` for what of FSDP was never run here."""
+    if not args.fsdp:
+        return
+    asked: Any = args.fsdp_config or {}
+    unknown = [name for name in _NEVER_RUN if asked.get(name)]
+    if unknown:
+        raise ConfigError([f"FSDP with {unknown[0]} was never run here: leave it out of fsdp_config"])
+    if int(asked.get("version", 2)) != 2 or asked.get("state_dict_type", _SHARDED) != _SHARDED:
+        raise ConfigError(
+            ["FSDP is version 2 with checkpoints in parts here: leave version and state_dict_type out of fsdp_config"]
+        )
+    if args.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise ConfigError(["fsdp spreads a model over several processes: start them with torchrun"])
 
 
 def vocabulary_rows(args: UnlearnConfig, tokenizer: PreTrainedTokenizerBase | None) -> int | None:

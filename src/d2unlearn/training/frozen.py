@@ -16,12 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from d2unlearn.data.batching import by_length, pad_tokens
+from d2unlearn.errors import ConfigError
+from d2unlearn.head import Head, head_of
 from d2unlearn.methods import Method, reference_batch_values
 from d2unlearn.models import state_hash
 from d2unlearn.observation import Values, causal_model
 from d2unlearn.positions import Positions, Predicting
+from d2unlearn.quantities import HiddenState, Observable, Quantity
 from d2unlearn.runtime import atomic_path, fingerprint, progress
 from d2unlearn.schema import Role, Tokens
+from d2unlearn.sharding import whole
 
 _FORMAT = 2
 SILENT = (
@@ -75,6 +79,27 @@ def frozen_values(
         with atomic_path(path) as staged:
             save_file({f"{r}/{q!r}": torch.cat([row[q] for row in values[r]]) for r in wanted for q in wanted[r]}, staged)
     return values
+
+
+def frozen_head(model: nn.Module, method: Method, vocab_rows: int | None) -> Head | None:
+    """A copy of the reference's LM head, for methods that read its logits; None for all others."""
+    reading = [needs for needs in method.needs.values() if any(_reads_logits(quantity) for quantity in needs.policy)]
+    if not reading:
+        return None
+    if any(HiddenState() not in needs.reference for needs in reading):
+        raise ConfigError(["a method that reads the reference's logits has to ask for its HiddenState() too"])
+    return copied_head(model, vocab_rows)
+
+
+def copied_head(model: nn.Module, vocab_rows: int | None) -> Head:
+    """The LM head as it is now, whatever training does to it; gathered where it is spread over processes."""
+    head = head_of(causal_model(model), vocab_rows=vocab_rows)
+    bias = None if head.bias is None else whole(head.bias).clone()
+    return Head(whole(head.weight).clone(), bias, head.transform, head.vocab_rows)
+
+
+def _reads_logits(quantity: Observable) -> bool:
+    return isinstance(quantity, Quantity) and quantity.reads_reference_logits
 
 
 def cache_key(model: nn.Module, method: Method, rows: Mapping[Role, Sequence[Tokens]], vocab_rows: int | None) -> str:

@@ -23,6 +23,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from d2unlearn.errors import ConfigError
 from d2unlearn.runtime import say
 from d2unlearn.schema import Tokens
+from d2unlearn.sharding import is_sharded
 from d2unlearn.teacher_forcing import score_rows
 from d2unlearn.training.arguments import UnlearnConfig
 from d2unlearn.training.monitor import TO_FORGET
@@ -78,6 +79,8 @@ def measure(
     retain_model: one that never knew the rows; its answer probability is then the bound. learning_rate, epochs, free_weights
     (the method's weights that may be raised): what is given is not measured. Raises `ConfigError` for targets that cannot be.
     """
+    if is_sharded(_model(trainer)):
+        raise ConfigError(["the measured recipe puts whole weights back after its probe: leave fsdp out"])
     if not 0 < keep_at_least < 1:
         raise ConfigError([f"keep_at_least should be above 0 and below 1, not {keep_at_least}"])
     bound, why = (forget_below, "as given") if forget_below is not None else forget_bound(trainer, retain_model)

@@ -139,7 +139,7 @@ def plan_unlearn(settings: UnlearnSettings) -> str:
         asked = replace(planned.setup, devices=devices)
         step = planned.step(on_host=False)
         parts["elsewhere"] = peak_memory(planned.shape, step, asked)
-        if devices > 1:
+        if devices > 1 and settings.quantization is None:
             parts["FSDP2"] = peak_memory(planned.shape, step, replace(asked, sharded=True))
     fits = parts["here"].peak + (program if here.on_host else 0) <= here.free
     timed = timed_steps(planned) if fits else None
@@ -338,6 +338,10 @@ def _verdicts(
             for name, parts in columns.items()
             if name != "here"
         ]
+    if "FSDP2" in columns:
+        lines.append(
+            "FSDP2 is UnlearnConfig(..., fsdp=True) in Python, started with torchrun; this command trains each with all of it"
+        )
     last = list(columns)[-1]
     if columns[last].peak > limit:
         setup = planned.setup if last == "here" else replace(planned.setup, devices=planned.settings.devices or 1)

@@ -18,25 +18,26 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from d2unlearn.artifact import check_no_artifact
 from d2unlearn.data.batching import pad_tokens
 from d2unlearn.errors import ConfigError
-from d2unlearn.head import Head, head_of
+from d2unlearn.head import head_of
 from d2unlearn.methods import AdaptiveMethod, Method, seen_by
 from d2unlearn.metrics.level_shift import level_warning
 from d2unlearn.observation import Batch, Observed, causal_model, check_head
-from d2unlearn.quantities import HiddenState, Observable, Quantity
 from d2unlearn.quantization import is_quantised
 from d2unlearn.runtime import say, seed_everything
 from d2unlearn.schema import Kind, Role
+from d2unlearn.sharding import is_sharded, reshard
 from d2unlearn.teacher_forcing import Original
 from d2unlearn.training.adaptation import Adaptation
 from d2unlearn.training.adapter import adapted, train_only_named
 from d2unlearn.training.alternates import RowsOfKind, alternate_rows
 from d2unlearn.training.arguments import UnlearnConfig, check_parallelism, vocabulary_rows, warmup_steps_of
 from d2unlearn.training.checkpoints import COMPLETE, CompleteCheckpoints, last_complete_checkpoint
-from d2unlearn.training.frozen import frozen_values
+from d2unlearn.training.frozen import copied_head, frozen_head, frozen_values
 from d2unlearn.training.monitor import Snapshot, WatchedRows, epoch_lines, first_look, how_far, take_snapshot, warning_of
 from d2unlearn.training.rows import Rows, Watched, monitor_rows, training_rows
 from d2unlearn.training.sampling import EpochSampler, Pair, PairPlan
 from d2unlearn.training.self_written import Writer
+from d2unlearn.training.sharded import check_shardable, save_gathered, sharded_model, spread_over_cpus
 from d2unlearn.training.steering import Steering, standing_metrics
 
 
@@ -74,6 +75,9 @@ class UnlearnTrainer(Trainer):
         retain_alternate_dataset: Rows | None = None,
     ) -> None:
         check_parallelism(args)
+        sharded = bool(args.fsdp)
+        if sharded:
+            check_shardable(model, method, args, peft_config)
         checkpoints = CompleteCheckpoints(args.save_total_limit)
         args = copy(args)
         args.save_total_limit = None  # older ones are deleted by `checkpoints`
@@ -82,24 +86,16 @@ class UnlearnTrainer(Trainer):
         self._rows = training_rows(forget, retain, processing_class, args.max_length)
         watched = monitor_rows(eval_dataset, self._rows, processing_class, args.max_length, args.eval_rows)
         self._vocab_rows = vocabulary_rows(args, processing_class)
-        if not is_quantised(model):
-            model.to(args.device)  # type: ignore[arg-type]
-        check_head(model)
         asked: dict[Kind, RowsOfKind] = {
             "forget": RowsOfKind(forget, self._rows["forget"], alternate_dataset),
             "retain": RowsOfKind(retain, self._rows["retain"], retain_alternate_dataset),
         }
-        with args.main_process_first(desc="reference pass"):
-            self._read_frozen(model, args, asked, processing_class)
-        self._frozen_head = _frozen_head(model, self.method, self._vocab_rows)
-        head = (
-            _copied_head(model, self._vocab_rows)
-            if peft_config is None
-            else head_of(causal_model(model), vocab_rows=self._vocab_rows)
-        )
-        look = first_look(model, watched, head, batch_size=args.per_device_eval_batch_size, vocab_rows=self._vocab_rows)
-        self.before: Snapshot = look.before
-        self.original, self.watched = look.original, look.rows
+        if not sharded:
+            if not is_quantised(model):
+                model.to(args.device)  # type: ignore[arg-type]
+            with args.main_process_first(desc="reference pass"):
+                self._read_frozen(model, args, asked, processing_class)
+            self._look_first(model, args, watched, own_head=peft_config is not None)
         self._level_told = False
         self.evaluation_seconds = 0.0
         self._began = time.monotonic(), 0
@@ -129,6 +125,12 @@ class UnlearnTrainer(Trainer):
             callbacks=[_EpochSetter(self._sampler), checkpoints, *(callbacks or [])],
         )
         config.use_cache = use_cache  # transformers switches it off, and saves it so
+        if sharded:
+            whole_model: Any = self.model
+            self.model = self.model_wrapped = spread = sharded_model(self.accelerator, whole_model)
+            self._read_frozen(spread, args, asked, processing_class)
+            self._look_first(spread, args, watched, own_head=False)
+            reshard(spread)
         self._adaptation: Adaptation | None = None
         if isinstance(self.method, AdaptiveMethod):
             self._adaptation = Adaptation(self, steps_per_epoch)
@@ -141,6 +143,7 @@ class UnlearnTrainer(Trainer):
         self, model: nn.Module, args: UnlearnConfig, asked: Mapping[Kind, RowsOfKind], tokenizer: PreTrainedTokenizerBase | None
     ) -> None:
         """What the model writes and says before it is trained: the rows of other answers, and the reference's values."""
+        check_head(model)
         cache = None if args.reference_cache is None else Path(args.reference_cache)
         batch_size, how = args.per_device_eval_batch_size, self.method.self_written
         writer = None if how is None else Writer(model, tokenizer, how, batch_size, args.seed, cache)
@@ -148,6 +151,21 @@ class UnlearnTrainer(Trainer):
         self._frozen = frozen_values(
             model, self.method, self._rows, cache=cache, batch_size=batch_size, vocab_rows=self._vocab_rows
         )
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As in transformers, and FSDP on CPUs too."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp:
+            spread_over_cpus(self)
+
+    def _look_first(self, model: nn.Module, args: UnlearnConfig, watched: WatchedRows, *, own_head: bool) -> None:
+        """Look at the model before it is trained. own_head: its LM head stays as it is, and needs no copy."""
+        self._frozen_head = frozen_head(model, self.method, self._vocab_rows)
+        copied = not own_head
+        head = copied_head(model, self._vocab_rows) if copied else head_of(causal_model(model), vocab_rows=self._vocab_rows)
+        look = first_look(model, watched, head, batch_size=args.per_device_eval_batch_size, vocab_rows=self._vocab_rows)
+        self.before: Snapshot = look.before
+        self.original, self.watched = look.original, look.rows
 
     @property
     def mean_pair_length(self) -> float:
@@ -307,7 +325,7 @@ class UnlearnTrainer(Trainer):
         assert self.model is not None
         args: Any = self.args
         with self._precision():
-            return take_snapshot(
+            seen = take_snapshot(
                 self.model,
                 rows,
                 batch_size=args.per_device_eval_batch_size,
@@ -315,6 +333,8 @@ class UnlearnTrainer(Trainer):
                 vocab_rows=self._vocab_rows,
                 original=original,
             )
+        reshard(self.model)
+        return seen
 
     def _tell(self, now: Snapshot, monitored: Mapping[str, float]) -> None:
         assert self.model is not None
@@ -371,7 +391,14 @@ class UnlearnTrainer(Trainer):
         """As transformers does. Raises `ArtifactError` for an artifact's folder, whose manifest and gate would be wrong."""
         if output_dir is not None:
             check_no_artifact(Path(output_dir))
-        super().save_model(output_dir, _internal_call)
+        assert self.model is not None
+        folder = Path(output_dir or str(self.args.output_dir))
+        if not is_sharded(self.model):
+            super().save_model(output_dir, _internal_call)
+        elif _internal_call:
+            folder.mkdir(parents=True, exist_ok=True)  # transformers asks next whether it is there, and writes weights later
+        else:
+            save_gathered(self, folder)
 
 
 class _EpochSetter(TrainerCallback):
@@ -396,24 +423,3 @@ class TrainingBar(ProgressCallback):
 def _steps_done(checkpoint: str | bool | None) -> int:
     """As a checkpoint's name says; 0 for none."""
     return int(Path(checkpoint).name.rsplit("-", 1)[-1]) if isinstance(checkpoint, str) else 0
-
-
-def _frozen_head(model: nn.Module, method: Method, vocab_rows: int | None) -> Head | None:
-    """A copy of the reference's LM head, for methods that read its logits; None for all others."""
-    reading = [needs for needs in method.needs.values() if any(_reads_logits(quantity) for quantity in needs.policy)]
-    if not reading:
-        return None
-    if any(HiddenState() not in needs.reference for needs in reading):
-        raise ConfigError(["a method that reads the reference's logits has to ask for its HiddenState() too"])
-    return _copied_head(model, vocab_rows)
-
-
-def _copied_head(model: nn.Module, vocab_rows: int | None) -> Head:
-    """The LM head as it is now, whatever training does to it."""
-    head = head_of(causal_model(model), vocab_rows=vocab_rows)
-    bias = None if head.bias is None else head.bias.detach().clone()
-    return Head(head.weight.detach().clone(), bias, head.transform, head.vocab_rows)
-
-
-def _reads_logits(quantity: Observable) -> bool:
-    return isinstance(quantity, Quantity) and quantity.reads_reference_logits
