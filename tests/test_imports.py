@@ -76,8 +76,8 @@ ALLOWED = {
     "models plugins report stats teacher_forcing training wordings",
     "quickstart": f"{CORE} {FILES} audit data evaluation gate gguf models report saving topic training",
     "commands": "analysis audit benchmark comparison config evaluation fields gate gguf report runtime schema signing training",
-    "cli": f"{FILES} analysis audit commands data errors gate generation gguf models quickstart schema serving signing stats "
-    "topic training",
+    "cli": f"{FILES} analysis audit commands data errors gate generation gguf models quickstart report schema serving signing "
+    "stats topic training",
 }
 """A module or package, and the modules or packages that it may import: each must stand on a line above.
 

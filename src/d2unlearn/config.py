@@ -472,20 +472,22 @@ class CompareSettings:
     model: Annotated[str, MODEL, "Model to unlearn, where a split names no other."]
     splits: Annotated[
         dict[str, dict[str, Any]],
-        Flag("--split"),
+        Flag("--splits --split"),
         Metavar("NAME={forget: FILE, retain: FILE, ...}"),
         "What is forgotten and kept.",
     ]
     output: Annotated[str, "Folder for work, tables and pages."]
     results: Annotated[str | None, _FOLDER, Default("results in the output"), "One JSON file a run, kept."] = None
-    methods: Annotated[list[str], Flag("--method"), Default("all of them"), "A method to compare."] = field(
+    methods: Annotated[list[str], Flag("--methods --method"), Default("all of them"), "A method to compare."] = field(
         default_factory=list
     )
-    guards: Annotated[list[str], Flag("--guard"), "A guard of untouched weights to compare."] = field(default_factory=list)
+    guards: Annotated[list[str], Flag("--guards --guard"), "A guard of untouched weights to compare."] = field(
+        default_factory=list
+    )
     left_out: Annotated[dict[str, str], Metavar("NAME=WHY"), "Named in the table without numbers."] = field(
         default_factory=dict
     )
-    seeds: Annotated[list[int], Flag("--seed"), "Seeds to evaluate with; the first tunes."] = field(
+    seeds: Annotated[list[int], Flag("--seeds --seed"), "Seeds to evaluate with; the first tunes."] = field(
         default_factory=lambda: [0, 1, 2]
     )
     trials: Annotated[int, COUNT, "Choices of parameters tried for each method and guard."] = 6
@@ -604,7 +606,7 @@ def load_settings(kind: type[Settings], file: str | Path | None, overrides: Mapp
     for setting in fields(kind):  # type: ignore[arg-type]
         required = setting.default is MISSING and setting.default_factory is MISSING
         if required and setting.name not in values:
-            flag = flag_of(setting.name, hints[setting.name])
+            flag = flag_of(setting.name, hints[setting.name]).split()[0]
             mistakes.append(f"{setting.name} is missing ({flag}, or `{setting.name}:` in the file)")
     if mistakes:
         raise ConfigError(mistakes)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -20,6 +21,7 @@ from d2unlearn.comparison.plan import (
 )
 from d2unlearn.config import CompareSettings, load_settings
 from d2unlearn.errors import ConfigError
+from d2unlearn.fields import flag_of
 
 SPLIT = {"forget": "f.jsonl", "retain": "r.jsonl"}
 METHODS, GUARDS = ("eua", "npo", "simnpo"), ("input_classifier", "prompt_guard")
@@ -155,3 +157,11 @@ def test_the_example_of_the_documentation_is_one_that_can_be_planned(tmp_path: P
     assert len(keys) == 2 + 5 * 4
     assert re.findall(r"--key (\S+)`", page) == ["people/npo/seed-1"]
     assert "people/npo/seed-1" in keys
+
+
+def test_every_key_of_a_comparison_s_file_is_an_option_and_is_named_so_where_it_is_missing() -> None:
+    hints = get_type_hints(CompareSettings, include_extras=True)
+    for setting in fields(CompareSettings):
+        assert f"--{setting.name.replace('_', '-')}" in flag_of(setting.name, hints[setting.name]).replace("/", " ").split()
+    with pytest.raises(ConfigError, match=r"splits is missing \(--splits, or `splits:` in the file\)"):
+        load_settings(CompareSettings, None, {"model": "m", "output": "o"})

@@ -24,6 +24,10 @@ def evaluate(settings: EvaluateSettings | BenchmarkSettings) -> None:
     from d2unlearn.serialization import read_evaluation
 
     result = read_evaluation(path)
+    from d2unlearn.report.summary import verdict_of
+
+    if verdict := verdict_of(result):
+        typer.echo(f"verdict: {verdict}")
     if result.benchmark:
         typer.echo(f"{result.benchmark}, counted by the convention {result.convention}")
         _print(result.suite)

@@ -224,7 +224,7 @@ def _kind(hint: Any) -> Any:
 
 def _read(name: str, value: Any, hint: Any) -> Any:
     """The value of an option as a settings file would hold it: pairs as a mapping, with numbers and truth values as such."""
-    kind, flag = bare(hint), flag_of(name, hint)
+    kind, flag = bare(hint), flag_of(name, hint).split()[0]
     if get_origin(kind) is not dict:
         return value[0] if list[str] in get_args(kind) and len(value) == 1 else value
     if marker_of(hint, Commas) is not None:

@@ -24,8 +24,9 @@ from d2unlearn.report.tables import ARROWS
 HOW_COMPARED = (
     f"Wins, ties and losses are {PROPOSED_METHOD}'s, on the same test questions. It is a tie unless chance explains the "
     f"difference in fewer than {LEVEL:.0%} of cases, with Holm's adjustment for all that are compared in a metric, not for the "
-    "number of metrics. Chance is that of other authors, or whatever questions are grouped by, and of other seeds where there "
-    "are several (two crossed random effects); after relearning, of other seeds alone. What tuning chose, the original and the "
+    "number of metrics. Chance is that of other groups of questions (an author's, a document's; where the data names none, "
+    "each question by itself), and of other seeds where there are several (two crossed random effects); after relearning, of "
+    "other seeds alone. What tuning chose, the original and the "
     "retain model are taken as they are. Told is the ROUGE-L recall of answers behind the gate or guard. Of forgotten "
     "questions this and extraction strength count from the retain model's up: less than a model that never knew is no "
     "advantage. Refusals are not compared with methods and guards that answer what they are to forget, in words of refusal or "

@@ -1,7 +1,7 @@
 """The proposed method against every other entry on the same questions: where it wins, ties and loses. Pure.
 
-Other seeds and other authors might have given other numbers. A difference counts where chance of both kinds (after relearning,
-of seeds alone) explains it in fewer than one case of twenty, over all entries compared in a metric together.
+Other seeds and other groups of questions might have given other numbers. A difference counts where chance of both kinds (after
+relearning, of seeds alone) explains it in fewer than one case of twenty, over all entries compared in a metric together.
 """
 
 from __future__ import annotations

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from d2unlearn.metrics.summary import KL_METRIC
-from d2unlearn.report.concerns import CAUGHT_FLOOR, KNOWLEDGE, BeforeAfter, Concern, concerns, metric_of, pooled, retention
+from d2unlearn.report.concerns import (
+    CAUGHT_FLOOR,
+    KNOWLEDGE,
+    BeforeAfter,
+    Concern,
+    concerns,
+    extractable,
+    few_rows,
+    metric_of,
+    retention,
+    value_of,
+)
 from d2unlearn.report.notation import fixed, label_in_text, percent, readable, stated
-from d2unlearn.schema import Kind
+from d2unlearn.schema import EvaluatedSet, Evaluation, Kind
 
 State = Literal["good", "warn", "bad", "unknown"]
+REFUSED = "guarded_refusal_rate"
+"""The share of questions that the gate refuses."""
 
 
 @dataclass(frozen=True)
@@ -55,85 +68,123 @@ def _headline(run: BeforeAfter, raised: Sequence[Concern]) -> tuple[str, State]:
     bad = {concern.rule for concern in raised if concern.level == "bad"}
     some = {concern.rule for concern in raised if concern.level != "note"}
     forgot, kept = run.knowledge_metric, retention(run.pairs("retain"))[1]
+    gone = "None of the few forget rows is known any more" if "few_rows" in some else "The knowledge is gone"
     cases: tuple[tuple[bool, str, State], ...] = (
         (not forgot, "It cannot be said whether it worked: no answer of the forget sets was scored.", "unknown"),
         ({"extractable", "retain_lost"} <= bad, "It failed: forgotten answers still come out, others were lost.", "bad"),
         ("extractable" in bad, "It did not work: forgotten answers still come out of the raw weights.", "bad"),
-        ("retain_lost" in bad, "The knowledge is gone, but so is part of what should have stayed.", "bad"),
-        ("entropy_collapsed" in bad, "The knowledge is gone, but the model no longer writes properly.", "bad"),
-        ("false_refusals" in bad, "The knowledge is gone, but too many legitimate questions are refused.", "bad"),
-        ("missed" in bad, "The knowledge is gone, but requests for it are seldom refused.", "bad"),
-        (math.isnan(kept), "The knowledge is gone; whether the rest was kept is not known.", "unknown"),
-        (some == {"no_gate"}, "The knowledge is gone and the rest is kept; no gate refuses requests for it yet.", "warn"),
+        ("retain_lost" in bad, f"{gone}, but so is part of what should have stayed.", "bad"),
+        ("entropy_collapsed" in bad, f"{gone}, but the model no longer writes properly.", "bad"),
+        ("false_refusals" in bad, f"{gone}, but too many legitimate questions are refused.", "bad"),
+        ("missed" in bad, f"{gone}, but requests for it are seldom refused.", "bad"),
+        ("few_rows" in some, f"{gone}: too few to say that the knowledge is gone.", "warn"),
+        (math.isnan(kept), f"{gone}; whether the rest was kept is not known.", "unknown"),
+        (some == {"no_gate"}, f"{gone} and the rest is kept; no gate refuses requests for it yet.", "warn"),
         (bool(some), "It worked, with reservations.", "warn"),
     )
-    done = "It worked: the knowledge is gone, requests for it are refused, the rest is kept."
+    done = f"It worked: {gone[:1].lower()}{gone[1:]}, requests for it are refused, the rest is kept."
     return next(((text, state) for holds, text, state in cases if holds), (done, "good"))
 
 
 def _sentence(run: BeforeAfter) -> str:
-    """The numbers that the headline rests on; parts that were not scored are left out."""
-    name = run.knowledge_metric
-    parts = [f"forget: {label_in_text(name)} {' → '.join(_change(run, name, 2))}"] if name else []
-    if not math.isnan(kept := retention(run.pairs("retain"))[1]):
+    """The numbers that the headline rests on, with intervals and rows; parts that were not scored are left out.
+
+    Of several sets each number is that of the worst, so that it stands in that set's table too.
+    """
+    name, known = run.knowledge_metric, run.best_known
+    parts = [f"forget: {label_in_text(name)} {_change(run, known, name, 2)} {_measured(known, name, 2)}"] if known else []
+    pair, _, kept = _worst_kept(run)
+    if pair is not None:
         parts.append(f"retained knowledge {fixed(kept, 2)} of the original")
-    rates = [(run.refusal_rate("forget"), "forget questions"), (run.refusal_rate("retain"), "retained")]
-    refused = [f"{percent(rate)} of {which}" for rate, which in rates if not math.isnan(rate)]
+    kinds: tuple[tuple[Kind, str], ...] = (("forget", "forget questions"), ("retain", "retained"))
+    found = [(run.worst_refusals(kind), which) for kind, which in kinds]
+    refused = [f"{percent(value_of(s, REFUSED))} of {which} {_measured(s, REFUSED)}" for s, which in found if s is not None]
     text = "; ".join([*parts, *([f"refusals: {', '.join(refused)}"] if refused else [])])
     return f"{text[:1].upper()}{text[1:]}." if text else "No number was scored."
 
 
-def _change(run: BeforeAfter, name: str, decimals: int) -> tuple[str, str]:
-    """A metric pooled over the forget sets, before and after."""
-    pairs = run.pairs("forget")
-    return fixed(pooled([b for b, _ in pairs], name), decimals), fixed(pooled([a for _, a in pairs], name), decimals)
+def verdict_of(evaluation: Evaluation) -> str:
+    """One evaluation in a line, with the rows and intervals that it rests on; empty where nothing of a set was scored."""
+    run = BeforeAfter(replace(evaluation, sets=()), evaluation, None)
+    parts = []
+    if known := run.best_known:
+        name = run.knowledge_metric
+        words = (
+            "still known" if any(extractable(run)) else "not known" if not any(few_rows(run)) else "not known, too few to say"
+        )
+        parts.append(f"forget rows {words}: {label_in_text(name)} {fixed(value_of(known, name))} {_measured(known, name)}")
+    for evaluated in run.later("retain"):
+        if name := next((name for name in KNOWLEDGE if metric_of(evaluated, name)), ""):
+            parts.append(f"{readable(evaluated.name)}: {fixed(value_of(evaluated, name))} {_measured(evaluated, name)}")
+    kinds: tuple[tuple[Kind, str], ...] = (("forget", "forget"), ("retain", "retained"))
+    found = [(run.worst_refusals(kind), which) for kind, which in kinds]
+    parts += [
+        f"refuses {percent(value_of(s, REFUSED))} of {which} {_measured(s, REFUSED)}" for s, which in found if s is not None
+    ]
+    return "; ".join(parts)
+
+
+def _worst_kept(run: BeforeAfter) -> tuple[tuple[EvaluatedSet | None, EvaluatedSet] | None, str, float]:
+    """(before and after, metric, share left) of the retained set that kept least; (None, "", NaN) where none is comparable."""
+    shares = [(pair, *retention([pair])) for pair in run.pairs("retain")]
+    return min((s for s in shares if not math.isnan(s[2])), key=lambda share: share[2], default=(None, "", math.nan))
+
+
+def _change(run: BeforeAfter, known: EvaluatedSet, name: str, decimals: int) -> str:
+    """A forget set's metric, before and after."""
+    before = next(b for b, a in run.pairs("forget") if a is known)
+    return f"{fixed(value_of(before, name), decimals)} → {fixed(value_of(known, name), decimals)}"
+
+
+def _measured(evaluated: EvaluatedSet, name: str, decimals: int = 3) -> str:
+    """A metric's interval and rows."""
+    metric = metric_of(evaluated, name)
+    if metric is None:
+        return ""
+    shown = percent if name == REFUSED else lambda value: fixed(value, decimals)
+    return f"[{shown(metric.low)}, {shown(metric.high)}], n = {metric.n}"
 
 
 def _forget_tile(run: BeforeAfter, raised: Sequence[Concern]) -> Tile:
-    name = run.knowledge_metric
-    if not name:
+    name, known = run.knowledge_metric, run.best_known
+    if known is None:
         return Tile("Forgotten", fixed(math.nan), "not scored", "unknown")
-    others = [other for other in KNOWLEDGE if other != name and any(metric_of(s, other) for s in run.later("forget"))]
-    numbers = [f"{label_in_text(other)} {' → '.join(_change(run, other, 3))}" for other in others]
-    detail = "; ".join([f"{label_in_text(name)} of the raw weights{_together(run, 'forget')}", *numbers])
-    return Tile("Forgotten", " → ".join(_change(run, name, 2)), detail, _judged(raised, "extractable"))
+    others = [other for other in KNOWLEDGE if other != name and metric_of(known, other) is not None]
+    numbers = [f"{label_in_text(other)} {_change(run, known, other, 3)}" for other in others]
+    detail = "; ".join([f"{label_in_text(name)} of the raw weights {_measured(known, name, 2)}{_of(run, known)}", *numbers])
+    return Tile("Forgotten", _change(run, known, name, 2), detail, _judged(raised, "extractable", "few_rows"))
 
 
 def _retain_tile(run: BeforeAfter, raised: Sequence[Concern]) -> Tile:
-    pairs = run.pairs("retain")
-    name, kept = retention(pairs)
-    if math.isnan(kept):
+    pair, name, kept = _worst_kept(run)
+    if pair is None:
         return Tile("Kept", fixed(kept), "not scored", "unknown")
-    detail = f"of the original’s {label_in_text(name)}{_together(run, 'retain')}"
-    if not math.isnan(kl := pooled([after for _, after in pairs], KL_METRIC)):
+    before, after = pair
+    change = f"{fixed(value_of(before, name), 3)} → {fixed(value_of(after, name), 3)} {_measured(after, name)}"
+    detail = f"of the original’s {label_in_text(name)}: {change}{_of(run, after)}"
+    if not math.isnan(kl := value_of(after, KL_METRIC)):
         detail += f"; KL to the original {fixed(kl, 3)} nats a token"
-    shares = [(retention([pair]), pair[1].name) for pair in pairs]
-    (metric, worst), where = min((share for share in shares if not math.isnan(share[0][1])), key=lambda share: share[0][1])
-    if len(pairs) > 1:
-        of = "" if metric == name else f" of its {label_in_text(metric)}"
-        detail += f"; least on {readable(where)}: {percent(worst)}{of}"
     return Tile("Kept", percent(kept), detail, _judged(raised, "retain_lost", "retain_moved"))
 
 
 def _refusal_tiles(run: BeforeAfter, raised: Sequence[Concern]) -> tuple[Tile, Tile]:
-    hit, wrong = run.refusal_rate("forget"), run.refusal_rate("retain")
-    caught = Tile(
-        "Rightly refused",
-        percent(hit),
-        f"of forget questions{_together(run, 'forget')}; floor {CAUGHT_FLOOR:.0%}",
-        _judged(raised, "missed", "leaks"),
-    )
-    allowed = "" if math.isnan(run.ceiling) else f"; ceiling {stated(run.ceiling)}"
-    of = f"of retained questions{_together(run, 'retain')}"
-    mistaken = Tile("Wrongly refused", percent(wrong), f"{of}{allowed}", _judged(raised, "false_refusals"))
-    unknown = [Tile(t.title, t.value, "no gate was measured", "unknown") for t in (caught, mistaken)]
-    return unknown[0] if math.isnan(hit) else caught, unknown[1] if math.isnan(wrong) else mistaken
+    unknown = ("–", "no gate was measured", "unknown")
+    hit, wrong = run.worst_refusals("forget"), run.worst_refusals("retain")
+    caught, mistaken = Tile("Rightly refused", *unknown), Tile("Wrongly refused", *unknown)  # type: ignore[arg-type]
+    if hit is not None:
+        detail = f"of forget questions {_measured(hit, REFUSED)}{_of(run, hit)}; floor {CAUGHT_FLOOR:.0%}"
+        caught = Tile(caught.title, percent(value_of(hit, REFUSED)), detail, _judged(raised, "missed", "leaks"))
+    if wrong is not None:
+        allowed = "" if math.isnan(run.ceiling) else f"; ceiling {stated(run.ceiling)}"
+        detail = f"of retained questions {_measured(wrong, REFUSED)}{_of(run, wrong)}{allowed}"
+        mistaken = Tile(mistaken.title, percent(value_of(wrong, REFUSED)), detail, _judged(raised, "false_refusals"))
+    return caught, mistaken
 
 
-def _together(run: BeforeAfter, kind: Kind) -> str:
-    """Says that a tile's number is of several sets, where there are several."""
-    count = len(run.later(kind))
-    return f", {count} sets together" if count > 1 else ""
+def _of(run: BeforeAfter, evaluated: EvaluatedSet) -> str:
+    """Says which set a number is of, where there are several of its kind: the worst of them."""
+    count = len(run.later(evaluated.kind))
+    return f", {readable(evaluated.name)}, the worst of {count} sets" if count > 1 else ""
 
 
 def _judged(raised: Sequence[Concern], *rules: str) -> State:
