@@ -94,7 +94,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one() -> None:
         "unknown key max_false_refusals; did you mean max_false_refusal?"
     ]
     (far,) = mistakes(QuickstartSettings, zzz=1)
-    assert far == "unknown key zzz; known: output, size, real, topic, seed"
+    assert far == "unknown key zzz; known: output, size, real, topic, seed, force"
 
 
 def test_all_mistakes_are_told_together(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_parameters_are_typed_by_hints() -> None:
 )
 def test_a_result_s_identity_leaves_out_what_does_not_change_it(kind: type[Any], incidental: tuple[str, ...]) -> None:
     settings = kind(**{f.name: "x" for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING})
-    assert identity(settings) == {key: value for key, value in asdict(settings).items() if key not in incidental}
+    assert identity(settings) == {key: value for key, value in asdict(settings).items() if key not in (*incidental, "force")}
 
 
 def test_what_came_later_counts_for_identity_where_it_is_not_at_its_default() -> None:
