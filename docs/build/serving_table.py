@@ -161,6 +161,7 @@ def serving_blocks(results: Path) -> dict[str, str]:
         "serving-ways": table(head, rows, "lllll") + f"\n{note}",
         "serving-load": load_table(results),
         "conversations": conversation_table(results),
+        "other-wordings": wordings_table(results),
         "drift": drift_table(results),
     }
 
@@ -185,6 +186,36 @@ def conversation_table(results: Path) -> str:
     )
     asked = f"Refused, n = {found['n']} each ({found['model']}; score {found['score']})."
     return table(head, rows, "lrrrr") + f"\n{asked} CPU time with every turn over without: {cost}.\n"
+
+
+def wordings_table(results: Path) -> str:
+    """What `experiments/gate_results.py` wrote, a file a world and set of wordings: a gate as it was beside one made anew."""
+    rows = []
+    for path in sorted((results / "gate" / "wordings").glob("*.json")):
+        found = read_json(path)
+        for when, each in found["all"].items():
+            forget, *legitimate = (each[name] for name in ("forget", "unseen", "unrelated"))
+            rows.append(
+                [
+                    f"{path.stem.replace('_', ', ')}; {when}, {found['score'][when]}",
+                    f"{100 * forget['mean_over_wordings']:.0f}%",
+                    f"{share(forget['refused'])} of {forget['requests']}",
+                    f"{forget['leaked_all']} of {forget['asked_all']}",
+                    *(
+                        f"{100 * kept['refused'][0]:.1f}% of {kept['requests']}, at most {100 * kept['highest']:.0f}%"
+                        for kept in legitimate
+                    ),
+                ]
+            )
+    head = [
+        "world, wordings; gate, score",
+        "mean over wordings",
+        "requests",
+        "told through it",
+        "unseen rows refused",
+        "unrelated rows refused",
+    ]
+    return table(head, rows, "lrrrrr")
 
 
 def drift_table(results: Path) -> str:

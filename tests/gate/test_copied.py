@@ -82,6 +82,8 @@ VALUES = [
     ("probes.0.token_ids", [5, -1], "are no ids"),
     ("measured.rank", 0, "rank 0 is not of 39 calibration scores"),
     ("measured.rank", 40, "rank 40 is not of 39"),
+    ("measured.groups.0.lead", float("nan"), "lead is nan, not a finite number"),
+    ("measured.groups.0.lead", -1.0, "is -1.0, not a finite number of at least 0"),
     ("measured.conformal_threshold", float("-inf"), "not a finite number"),
 ]
 

@@ -22,7 +22,7 @@ from d2unlearn.gate.traces import collect_traces
 from d2unlearn.loaded_files import bound_hashes
 from d2unlearn.models import weights_hash
 from d2unlearn.refusals import GATE_REFUSALS
-from d2unlearn.schema import GATE_FILE, Example
+from d2unlearn.schema import GATE_FILE, Example, Message
 
 from . import tiny
 
@@ -41,6 +41,16 @@ def test_round_trip(folder: Path, gate: EnergyGate) -> None:
     assert loaded.weights_hash == weights_hash(folder)
     assert loaded.bound == bound_hashes(folder)
     assert loaded.fingerprint != replace(loaded, seed=1).fingerprint
+
+
+def test_the_leads_of_groups_come_back_from_the_file(folder: Path, gate: EnergyGate) -> None:
+    groups = tuple(replace(group, lead=float(place)) for place, group in enumerate(gate.calibration.groups, start=1))
+    replace(gate, calibration=replace(gate.calibration, groups=groups)).save(folder)
+    loaded = EnergyGate.from_pretrained(folder)
+    assert loaded.calibration.groups == groups
+    asked = (Message("user", "w1"),)
+    talks = (asked, (Message("system", "w2"), *asked), (*asked, Message("assistant", "w3"), *asked))
+    assert [loaded.lead_of(talk) for talk in talks] == [1.0, 2.0, 3.0]
 
 
 def test_the_file_holds_the_summary_on_top(folder: Path, gate: EnergyGate) -> None:

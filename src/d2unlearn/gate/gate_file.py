@@ -84,13 +84,17 @@ def gate_arguments(content: Mapping[str, Any], names: Sequence[str]) -> dict[str
 
 
 def _check_measured(calibration: Calibration) -> None:
-    """Raises `GateError` for a rank that is none of the calibration scores', and a threshold that no request could exceed.
+    """Raises `GateError` for a rank that is none of the calibration scores', leads that are none, and a threshold that no
+    request could exceed.
 
     By so much lies a threshold above all scores as they are apart: what was calibrated lies among them or next to them.
     """
     scores = (*calibration.calibration_scores, *calibration.forget_scores)
     if not 1 <= calibration.rank <= len(calibration.calibration_scores):
         raise GateError(f"rank {calibration.rank} is not of {len(calibration.calibration_scores)} calibration scores")
+    wrong = next((group for group in calibration.groups if not 0 <= group.lead < math.inf), None)
+    if wrong is not None:
+        raise GateError(f"the lead of the group {wrong.group} is {wrong.lead}, not a finite number of at least 0")
     highest, lowest = max(scores), min(scores)
     if calibration.threshold > highest + max(highest - lowest, 1.0):
         raise GateError(
@@ -142,7 +146,8 @@ def _candidate(row: Mapping[str, Any]) -> Candidate:
 
 def _group(row: Mapping[str, Any]) -> GroupGuarantee:
     conformal, refused = _unless_none(float, row["conformal"]), _unless_none(_interval, row["refused"])
-    return GroupGuarantee(str(row["group"]), int(row["n"]), int(row["needed"]), conformal, refused)
+    lead = float(row.get("lead", 0.0))  # gates of before have none
+    return GroupGuarantee(str(row["group"]), int(row["n"]), int(row["needed"]), conformal, refused, lead)
 
 
 def _family(row: Mapping[str, Any]) -> FamilyRates:
