@@ -75,7 +75,8 @@ ALLOWED = {
     "comparison": f"{CORE} {FILES} attacks audit benchmark data evaluation gate generation gguf guards methods metrics "
     "models plugins report stats teacher_forcing training wordings",
     "quickstart": f"{CORE} {FILES} audit data evaluation gate gguf models report saving topic training",
-    "commands": "analysis audit benchmark comparison config evaluation fields gate gguf report runtime schema signing training",
+    "commands": "analysis artifact audit benchmark comparison config evaluation fields gate gguf report runtime schema "
+    "signing training",
     "cli": f"{FILES} analysis audit commands data errors gate generation gguf models quickstart report schema serving signing "
     "stats topic training",
 }

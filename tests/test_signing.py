@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
+from d2unlearn import commands
+from d2unlearn.config import UnlearnSettings
 from d2unlearn.errors import ArtifactError, ConfigError
 from d2unlearn.signing import SIGNATURE_FILE, check_signature, pre_authentication, remove_stale_signature, sign, statement
 
@@ -166,3 +169,22 @@ def test_what_is_no_key_is_one_sentence(folder: Path, tmp_path: Path, keys: tupl
     ):
         with pytest.raises(ConfigError, match=rf"^--trust-key .*{file} {said}"):
             check_signature(folder, tmp_path / file)
+
+
+def test_unlearn_signs_what_it_made(folder: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    private, public = keys
+    (folder / SIGNATURE_FILE).unlink(missing_ok=True)
+    told: list[UnlearnSettings] = []
+
+    def made(settings: UnlearnSettings) -> Path:
+        told.append(settings)
+        return folder
+
+    monkeypatch.setattr("d2unlearn.training.unlearn.run_unlearn", made)
+    settings = UnlearnSettings("model", "forget.jsonl", "retain.jsonl", str(folder), sign_key=str(private))
+    assert commands.unlearn(settings) == folder
+    check_signature(folder, public)
+    assert told == [replace(settings, sign_key=None)]
+    with pytest.raises(ConfigError, match="is no private key"):
+        commands.unlearn(replace(settings, sign_key=str(public)))
+    assert len(told) == 1

@@ -19,6 +19,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar, get_type_hints
 
+from d2unlearn.artifact import first_rank
 from d2unlearn.config import (
     AnalyzeSettings,
     AuditSettings,
@@ -58,12 +59,19 @@ Given = TypeVar("Given")
 def unlearn(settings: UnlearnSettings) -> Path:
     """Remove knowledge from a model. Returns the artifact's folder: a model folder with `d2_manifest.json` in it.
 
-    An interrupted run goes on from its last complete checkpoint.
+    An interrupted run goes on from its last complete checkpoint. With `sign_key`, the artifact is signed in the end; what is
+    written to it later, a gate for one, takes the signature away.
     """
     settings = checked_settings(settings)
+    from d2unlearn.signing import private_key, sign
     from d2unlearn.training.unlearn import run_unlearn
 
-    return run_unlearn(settings)
+    if settings.sign_key is not None:
+        private_key(settings.sign_key)  # that it is one is better said now
+    artifact = run_unlearn(replace(settings, sign_key=None))
+    if settings.sign_key is not None and first_rank():
+        sign(artifact, settings.sign_key)
+    return artifact
 
 
 def calibrate(settings: CalibrateSettings, tell: Callable[[str], None] = say) -> Path:

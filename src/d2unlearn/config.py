@@ -80,6 +80,9 @@ Epochs = Annotated[float | str, ABOVE_ZERO.or_auto, "Passes over the forget rows
 Accumulation = Annotated[int | str, COUNT.or_auto, "Batches that make one update, or auto: 1 to 4 by size."]
 MaxLength = Annotated[int, AT_LEAST_TWO, "Tokens of the longest row that is read whole, or the model's context."]
 Force = Annotated[bool, INCIDENTAL, Flag("--force"), "Replace what other inputs or settings made at the output."]
+SignKey = Annotated[
+    str | None, INCIDENTAL, _FILE, "Ed25519 private key (PEM): sign the artifact with it once everything is in it."
+]
 Lora = Annotated[bool, Flag("--lora/--full"), "Train a low-rank adapter; its merged weights are written too."]
 Bf16 = Annotated[bool, Flag("--bf16/--no-bf16"), "Mixed precision."]
 Checkpointing = Annotated[bool, Flag("--gradient-checkpointing/--no-gradient-checkpointing"), "Less memory, more time."]
@@ -176,6 +179,7 @@ class UnlearnSettings:
     strict: Annotated[bool, INCIDENTAL, TARGETS, Flag("--strict"), "Exit with code 3 where a target is missed."] = False
     group_size: GroupSize = None
     columns: Columns = field(default_factory=dict)
+    sign_key: SignKey = None
     force: Force = False
 
 
@@ -216,9 +220,7 @@ class CalibrateSettings:
     unseen: Annotated[
         bool, INCIDENTAL, Flag("--unseen"), "You vouch that no row of --retain was trained on; the gate says that you do."
     ] = False
-    sign_key: Annotated[
-        str | None, INCIDENTAL, _FILE, "Ed25519 private key (PEM): sign the artifact with it when the gate is in it."
-    ] = None
+    sign_key: SignKey = None
     system: SystemMessage = None
     update: Annotated[
         bool, INCIDENTAL, Flag("--update"), "Add these rows to the gate that is there: its score and rate, a new threshold."
