@@ -282,6 +282,7 @@ def test_progress_hands_every_item_on_and_is_silent_without_a_terminal(
 def test_long_work_without_a_terminal_says_now_and_then_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(runtime, "PATIENCE", 5.0)
     clock = iter([0.0, 0.0, 6.0, 35.0, 36.0])
     monkeypatch.setattr(runtime.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)

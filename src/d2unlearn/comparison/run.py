@@ -14,7 +14,7 @@ from d2unlearn.comparison.evaluating import evaluate_run
 from d2unlearn.comparison.output import known_runs, tuning_scores, write_output
 from d2unlearn.comparison.plan import Comparison, awaited, comparison_of, find_run, needs_of
 from d2unlearn.comparison.scheduler import Progress, backend_of, ended_by_sigterm, run_all
-from d2unlearn.comparison.store import LOCKS, OTHERS, Store
+from d2unlearn.comparison.store import OTHERS, Store, is_comparison
 from d2unlearn.comparison.tuning import tune
 from d2unlearn.config import CompareSettings
 from d2unlearn.errors import ArtifactError, ConfigError, D2Error
@@ -92,7 +92,7 @@ def _claim_folder(store: Store, *, force: bool) -> None:
         raise ArtifactError(f"{output} exists and is not a folder; choose another --output")
     if note.is_file() and read_json(note).get("command") == COMMAND:
         return
-    if not force and output.is_dir() and any(output.iterdir()) and not (output / LOCKS).is_dir():
+    if not force and output.is_dir() and any(output.iterdir()) and not is_comparison(output):
         raise ArtifactError(f"{output} is not empty, and no comparison made it; give --force to write there, or choose another")
     write_json(note, {"command": COMMAND, "made": now(), "version": __version__})
 

@@ -81,6 +81,12 @@ class Store:
             return True
 
 
+def is_comparison(output: Path) -> bool:
+    """Whether a folder has what a comparison leaves; those of earlier versions have no manifest."""
+    runs = (path for name in ("results", "answers", "work") for path in output.glob(f"{name}/*/*/*"))
+    return (output / LOCKS).is_dir() or next(runs, None) is not None
+
+
 def read_results(results: Path) -> tuple[list[RunResult], list[TuningResult]]:
     """Every kept result. Raises `DataError` for a file that holds something else."""
     runs = [_read(path, RunResult) for path in sorted(results.glob("*/*/seed-*.json"))]
