@@ -220,7 +220,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Setting:
+class GroupedThreshold:
     """One threshold and the leads in `groups`, which decide. `pooled`: rows' conformal value as they stand, with leads."""
 
     pooled: float
@@ -239,7 +239,7 @@ class Setting:
 
 def set_threshold(
     retained: Scored, forget: Scored, max_false_refusal: float, confidence: float | None, *, part: float = 1.0
-) -> Setting:
+) -> GroupedThreshold:
     """Each group of requests by itself, then all on one scale. part: of what is needed is enough."""
     rates = max_false_refusal, confidence
     pooled = conformal_value(retained.plain_scores, *rates, or_highest=part < 1)
@@ -255,7 +255,7 @@ def set_threshold(
     together = conformal_value(moved.plain_scores, *rates, or_highest=part < 1)
     again = group_guarantees(moved.asked, moved.scores, *rates, part)
     led = tuple(replace(group, lead=leads.get(group.group, 0.0)) for group in again)
-    return Setting(together, max(highest, together), led)
+    return GroupedThreshold(together, max(highest, together), led)
 
 
 def _own_threshold(group: str, groups: Sequence[GroupGuarantee], retained: Scored, forget: Scored, pooled: float) -> float:

@@ -24,7 +24,7 @@ from d2unlearn.report.notation import fixed, label_in_text, percent, readable, s
 from d2unlearn.schema import EvaluatedSet, Evaluation, Kind
 
 State = Literal["good", "warn", "bad", "unknown"]
-REFUSED = "guarded_refusal_rate"
+_REFUSED = "guarded_refusal_rate"
 """The share of questions that the gate refuses."""
 
 
@@ -98,7 +98,7 @@ def _sentence(run: BeforeAfter) -> str:
         parts.append(f"retained knowledge {fixed(kept, 2)} of the original")
     kinds: tuple[tuple[Kind, str], ...] = (("forget", "forget questions"), ("retain", "retained"))
     found = [(run.worst_refusals(kind), which) for kind, which in kinds]
-    refused = [f"{percent(value_of(s, REFUSED))} of {which} {_measured(s, REFUSED)}" for s, which in found if s is not None]
+    refused = [f"{percent(value_of(s, _REFUSED))} of {which} {_measured(s, _REFUSED)}" for s, which in found if s is not None]
     text = "; ".join([*parts, *([f"refusals: {', '.join(refused)}"] if refused else [])])
     return f"{text[:1].upper()}{text[1:]}." if text else "No number was scored."
 
@@ -119,7 +119,7 @@ def verdict_of(evaluation: Evaluation) -> str:
     kinds: tuple[tuple[Kind, str], ...] = (("forget", "forget"), ("retain", "retained"))
     found = [(run.worst_refusals(kind), which) for kind, which in kinds]
     parts += [
-        f"refuses {percent(value_of(s, REFUSED))} of {which} {_measured(s, REFUSED)}" for s, which in found if s is not None
+        f"refuses {percent(value_of(s, _REFUSED))} of {which} {_measured(s, _REFUSED)}" for s, which in found if s is not None
     ]
     return "; ".join(parts)
 
@@ -141,7 +141,7 @@ def _measured(evaluated: EvaluatedSet, name: str, decimals: int = 3) -> str:
     metric = metric_of(evaluated, name)
     if metric is None:
         return ""
-    shown = percent if name == REFUSED else lambda value: fixed(value, decimals)
+    shown = percent if name == _REFUSED else lambda value: fixed(value, decimals)
     return f"[{shown(metric.low)}, {shown(metric.high)}], n = {metric.n}"
 
 
@@ -172,12 +172,12 @@ def _refusal_tiles(run: BeforeAfter, raised: Sequence[Concern]) -> tuple[Tile, T
     hit, wrong = run.worst_refusals("forget"), run.worst_refusals("retain")
     caught, mistaken = Tile("Rightly refused", *unknown), Tile("Wrongly refused", *unknown)  # type: ignore[arg-type]
     if hit is not None:
-        detail = f"of forget questions {_measured(hit, REFUSED)}{_of(run, hit)}; floor {CAUGHT_FLOOR:.0%}"
-        caught = Tile(caught.title, percent(value_of(hit, REFUSED)), detail, _judged(raised, "missed", "leaks"))
+        detail = f"of forget questions {_measured(hit, _REFUSED)}{_of(run, hit)}; floor {CAUGHT_FLOOR:.0%}"
+        caught = Tile(caught.title, percent(value_of(hit, _REFUSED)), detail, _judged(raised, "missed", "leaks"))
     if wrong is not None:
         allowed = "" if math.isnan(run.ceiling) else f"; ceiling {stated(run.ceiling)}"
-        detail = f"of retained questions {_measured(wrong, REFUSED)}{_of(run, wrong)}{allowed}"
-        mistaken = Tile(mistaken.title, percent(value_of(wrong, REFUSED)), detail, _judged(raised, "false_refusals"))
+        detail = f"of retained questions {_measured(wrong, _REFUSED)}{_of(run, wrong)}{allowed}"
+        mistaken = Tile(mistaken.title, percent(value_of(wrong, _REFUSED)), detail, _judged(raised, "false_refusals"))
     return caught, mistaken
 
 
