@@ -154,8 +154,9 @@ def test_a_guard_decides_on_the_conversation_once_and_what_it_lets_in_is_answere
     said = attacked_model(guarded, raw=False, batch_size=size, admission=admission)(asked, 6)
     assert said == [refused if index in (1, 3) else reply for index, reply in enumerate(raw)]
     assert "no room" in said[-1].reason
-    drawn = sampled_model(guarded, raw=False, samples=3, temperature=1.0, seed=0, admission=admission)(BEGUN, 4)
-    assert [len(replies) for replies in drawn] == [3, 1, 3, 1, 3]
+    drawn = sampled_model(guarded, raw=False, samples=3, temperature=1.0, seed=0, admission=admission)([*BEGUN, too_long], 4)
+    assert [len(replies) for replies in drawn] == [3, 3, 3, 3, 3, 1]
+    assert [index for index, replies in enumerate(drawn) if list(replies) == [refused] * 3] == [1, 3]
     beams = beam_model(guarded, raw=False, beams=2, admission=admission)(BEGUN, 4)
     plain = beam_model(guarded, raw=True, beams=2)(BEGUN, 4)
     assert beams == [[refused] if index in (1, 3) else replies for index, replies in enumerate(plain)]

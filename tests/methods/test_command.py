@@ -78,6 +78,7 @@ def test_rounds_follow_the_pass_are_looked_at_like_an_epoch_and_go_on_where_they
 ) -> None:
     """One round, killed when it is done: the next run passes no row again; its last look is another; adapters are refused."""
     short = ["blocks=1", "rounds=1", "attack_steps=1", "dropped=1", "healing_steps=1", "rest_steps=1", "written=2"]
+    short += ["hardening_steps=0", "hardening_again=0"]
     further = [word for each in short for word in ("--set", each)]
     keep = Deepener._keep
 
@@ -91,7 +92,7 @@ def test_rounds_follow_the_pass_are_looked_at_like_an_epoch_and_go_on_where_they
     result = invoke(data, tmp_path / "artifact", "deep_eua", *further)
     assert result.exit_code == 0, result.output
     assert "going on from stage 2 of the rounds, 0 healing steps done" in result.stderr
-    assert "round 1 of 2" not in result.stderr
+    assert "stage 1: stepped" not in result.stderr
     history = manifest(tmp_path / "artifact")["training"]["history"]
     assert [log["step"] for log in history] == [1, 2, 3, 3]
     assert history[3]["eval_forget_energy"] != history[2]["eval_forget_energy"]

@@ -51,7 +51,10 @@ def sampled_model(
     batch_size: int = 32,
     admission: Admission | None = None,
 ) -> AttackedOften:
-    """So many answers to each request, drawn at that temperature from all tokens (no top-k, no top-p)."""
+    """So many answers to each request, drawn at that temperature from all tokens (no top-k, no top-p).
+
+    What a guard shuts out is refused as often; what cannot be asked has its reason once.
+    """
 
     def answer(asked: Sequence[AttackRequest], max_new_tokens: int) -> list[list[AttackReply]]:
         said, begun = _checked(guarded, asked, max_new_tokens, admission)
@@ -69,7 +72,7 @@ def sampled_model(
                 batch_size=batch_size,
                 raw=raw,
             )
-        replies = [[reply] for reply in said]
+        replies = [[reply] * (1 if reply.reason else samples) for reply in said]
         for place, index in enumerate(begun):
             replies[index] = [_reply(made) for made in answers[place * samples : (place + 1) * samples]]
         return replies
