@@ -1,7 +1,7 @@
 """The pipeline on TOFU forget10, judged against the model that never knew: the runs behind docs/results.md.
 
     python experiments/tofu_results.py --shared ../shared --seeds 0 1 2        resumable; about ten minutes a seed on one core
-    python experiments/tofu_results.py --shared ../shared --variant lora       or qwen2: a second family, trained first
+    python experiments/tofu_results.py --shared ../shared --variant lora       or deep_eua, or qwen2 (a second family)
     make docs                                                              rewrites docs/results.md
 
 Each run is the command line's own verbs, timed: `unlearn`, `calibrate`, `evaluate`. 400 retained rows, drawn by the seed, are
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "tofu"
 TEST_ROWS = 400
 SECOND_FAMILY = "qwen2"
-VARIANTS = {"full": [], "lora": ["--lora"], SECOND_FAMILY: []}
+VARIANTS = {"full": [], "deep_eua": ["--method", "deep_eua"], "lora": ["--lora"], SECOND_FAMILY: []}
 MODELS = {"original": "tofu-4m-full", "oracle": "tofu-4m-retain90"}
 ANSWERS = {"real_authors": "real_authors_perturbed", "world_facts": "world_facts_perturbed"}
 

@@ -110,7 +110,7 @@ def _attacks(records: Mapping[str, Audit]) -> str:
             [
                 f"{first.title}{way}: {CLAIMS[first.claim].title.lower()}",  # type: ignore[index]
                 f"{in_words(decided.setting)}{rows_asked}: {decided.measure.replace('_', ' ')}",  # type: ignore[arg-type]
-                *map(_cell, of_runs),
+                *map(decided_cell, of_runs),
             ]
         )
     return table(["attack: claim", "setting: measure", *records], rows, "ll" + "r" * len(records))
@@ -120,7 +120,8 @@ def _found(attacks: Sequence[AttackResult], key: tuple[str, str, bool]) -> Attac
     return next((each for each in attacks if (each.name, each.claim, each.guarded) == key and each.deciding is not None), None)
 
 
-def _cell(attack: AttackResult | None) -> str:
+def decided_cell(attack: AttackResult | None) -> str:
+    """The number that decides an attack, on the artifact (on what it is held against)."""
     if attack is None:
         return "–"
     values = attack.settings[attack.deciding or 0].values

@@ -3,8 +3,8 @@
 docs/cli.md (the commands' own help), docs/results.md (from benchmarks/results), the table in README.md
 between the `results` marks, the tables in docs/method.md, docs/methods.md, docs/evaluation.md, docs/serving.md,
 docs/comparison.md, docs/recipe.md,
-docs/audit.md and benchmarks/README.md between theirs, and figures. Ends with exit code 1 and the names of stale pages, and with
-what the API reference, which is not kept, lacks (reference.py).
+docs/audit.md, docs/claims.md and benchmarks/README.md between theirs, and figures. Ends with exit code 1 and the names of stale
+pages, and with what the API reference, which is not kept, lacks (reference.py).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from audit_page import audit_blocks, audit_section
 from benchmark_page import benchmark_blocks
+from claims_page import claim_blocks
 from comparison_page import comparison_blocks, comparison_figures, comparison_section
 from d2unlearn.cli.main import app
 from energy_figures import energy_figures
@@ -87,6 +88,7 @@ def pages() -> dict[Path, str]:
         **energy_figures(KEPT),
         **filled(ROOT / "docs" / "evaluation.md", evaluation_blocks(SUITE)),
         **filled(ROOT / "docs" / "audit.md", audit_blocks()),
+        **filled(ROOT / "docs" / "claims.md", claim_blocks(KEPT)),
         **filled(ROOT / "docs" / "large_models.md", growth_blocks(KEPT)),
         **growth_figure(KEPT),
         **filled(ROOT / "docs" / "recipe.md", recipe_blocks(KEPT)),
