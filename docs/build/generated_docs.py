@@ -1,10 +1,10 @@
 """The pages that are made from the code and from results: written with --write, otherwise checked for being up to date.
 
-docs/cli.md (the commands' own help), docs/results.md (from benchmarks/results), the table in README.md
-between the `results` marks, the tables in docs/method.md, docs/methods.md, docs/evaluation.md, docs/serving.md,
-docs/comparison.md, docs/recipe.md,
-docs/audit.md, docs/claims.md and benchmarks/README.md between theirs, and figures. Ends with exit code 1 and the names of stale
-pages, and with what the API reference, which is not kept, lacks (reference.py).
+docs/cli.md (the commands' own help), docs/results.md (from benchmarks/results), the table in README.md between the `results`
+marks, the tables in docs/method.md, docs/methods.md, docs/evaluation.md, docs/serving.md, docs/comparison.md, docs/recipe.md,
+docs/audit.md, docs/claims.md, docs/erasure.md, docs/large_models.md, docs/energy.md and benchmarks/README.md between theirs,
+and figures. Ends with exit code 1 and the names of stale pages, and with what the API reference, which is not kept, lacks
+(reference.py).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from comparison_page import comparison_blocks, comparison_figures, comparison_se
 from d2unlearn.cli.main import app
 from energy_figures import energy_figures
 from energy_page import energy_blocks
+from erasure_page import erasure_blocks, erasure_figure
 from growth_page import growth_blocks, growth_figure
 from method_figures import figure_files
 from method_numbers import number_blocks
@@ -89,6 +90,8 @@ def pages() -> dict[Path, str]:
         **filled(ROOT / "docs" / "evaluation.md", evaluation_blocks(SUITE)),
         **filled(ROOT / "docs" / "audit.md", audit_blocks()),
         **filled(ROOT / "docs" / "claims.md", claim_blocks(KEPT)),
+        **filled(ROOT / "docs" / "erasure.md", erasure_blocks(KEPT)),
+        **erasure_figure(KEPT),
         **filled(ROOT / "docs" / "large_models.md", growth_blocks(KEPT)),
         **growth_figure(KEPT),
         **filled(ROOT / "docs" / "recipe.md", recipe_blocks(KEPT)),
