@@ -276,6 +276,26 @@ def test_original_and_oracle_are_attacked_once_for_all_artifacts(
     assert {name.split(", ")[1] for name in planted.made} == {"artifact"}
 
 
+def test_what_is_kept_from_before_changes_neither_the_readings_nor_their_order(
+    planted: Planted, settings: AuditSettings, tmp_path: Path
+) -> None:
+    """Of the oracle parts are kept, of the original some, of the artifact none: as after a kill in another output."""
+
+    def read(name: str) -> dict[str, bytes]:
+        asked = replace(settings, output=str(tmp_path / name), redact=True, label="same")
+        run_audit(asked)
+        return {file.name: file.read_bytes() for file in (tmp_path / name / "attacks").iterdir()}
+
+    whole = read("whole")
+    kept = sorted((tmp_path / "cache" / "audit").iterdir())
+    for number, file in enumerate(kept):
+        if number % 3 or json.loads(file.read_text())["subject"] == "artifact":
+            file.unlink()
+    planted.made.clear()
+    assert read("again") == whole
+    assert 0 < len(planted.made) < len(kept)
+
+
 def test_readings_are_written_by_attack_without_texts(planted: Planted, settings: AuditSettings) -> None:
     run_audit(settings)
     content = json.loads((Path(settings.output) / "attacks" / "first.json").read_text())["readings"]

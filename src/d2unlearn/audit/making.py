@@ -40,19 +40,20 @@ class Making:
         return done + [combined for plan in self.plans for combined in _combined(plan, done)]
 
     def _made(self, what: str, parts_of: Callable[[AttackPlan, Subject], Iterable[Part]]) -> list[Readings]:
-        """The readings of these parts: kept ones first, then the others, with how long that will take."""
+        """The readings of these parts in their order, kept or made now, with how long that will take."""
         planned = self._listed(parts_of)
-        kept = [(each, self.kept.read(each)) for each in planned]
-        done = [readings for _, readings in kept if readings is not None]
-        to_do = [each for each, readings in kept if readings is None]
-        if to_do:
-            with fitting_threads(self.subjects["artifact"], self.rows) as threads:
-                speed = measured_speed(self.subjects["artifact"], self.rows)
-                seconds = sum(speed.seconds(each.part) for each in to_do)
-                kept_ones = f"{len(planned)} parts, {len(done)} of them kept from before"
-                say(f"{what}: {kept_ones}; about {in_minutes(seconds)} to go, with {threads} thread{'s' * (threads != 1)}")
-                done += self._read(with_time_left(to_do, speed, what))
-        return done
+        kept = [self.kept.read(each) for each in planned]
+        to_do = [each for each, readings in zip(planned, kept, strict=True) if readings is None]
+        if not to_do:
+            return [readings for readings in kept if readings is not None]
+        with fitting_threads(self.subjects["artifact"], self.rows) as threads:
+            speed = measured_speed(self.subjects["artifact"], self.rows)
+            seconds = sum(speed.seconds(each.part) for each in to_do)
+            kept_ones = f"{len(planned)} parts, {len(planned) - len(to_do)} of them kept from before"
+            say(f"{what}: {kept_ones}; about {in_minutes(seconds)} to go, with {threads} thread{'s' * (threads != 1)}")
+            made = self._read(with_time_left(to_do, speed, what))
+            found = [next(made) if readings is None else readings for readings in kept]
+        return [readings for readings in found if readings is not None]
 
     def _listed(self, parts_of: Callable[[AttackPlan, Subject], Iterable[Part]]) -> list[PlannedPart]:
         listed = []
@@ -65,12 +66,14 @@ class Making:
                         self._leave_out(plan, subject, reason)
         return listed
 
-    def _read(self, to_do: Iterable[PlannedPart]) -> Iterator[Readings]:
+    def _read(self, to_do: Iterable[PlannedPart]) -> Iterator[Readings | None]:
+        """Of each part in turn; None where it could not be made."""
         for planned in to_do:
             try:
                 readings = planned.part.run()
             except (NotShownError, D2Error, torch.OutOfMemoryError, torch.linalg.LinAlgError) as reason:  # type: ignore[attr-defined]
                 self._leave_out(planned.plan, planned.subject, reason)
+                yield None
             else:
                 yield self.kept.keep(planned, readings)
 
