@@ -69,27 +69,60 @@ def bootstrap_bounds(
     Each draw takes whole groups of each set (`groups`: a label an example), the same examples in all columns of that set.
     NaN values stay where they are: the statistic deals with them. NaN when no draw gives a number.
     """
+    (bounds,) = several_bounds([statistic], columns, groups, confidence=confidence, n_boot=n_boot, seed=seed)
+    return bounds
+
+
+def several_bounds(
+    statistics: Sequence[Callable[[Sequence[Floats]], float]],
+    columns: Sequence[tuple[str, ArrayLike]],
+    groups: Mapping[str, Sequence[Hashable]],
+    *,
+    confidence: float = 0.95,
+    n_boot: int = 300,
+    seed: int = 0,
+) -> list[tuple[float, float]]:
+    """`bootstrap_bounds` of each statistic, all of the same draws."""
     rng = np.random.default_rng(seed)
-    members = {name: _members(groups[name]) for name, _ in columns}
+    members = {name: _Members.of(groups[name]) for name, _ in columns if len(groups[name])}
     arrays = [(name, np.asarray(values, dtype=np.float64)) for name, values in columns]
-    drawn = []
-    for _ in range(n_boot):
-        taken = {name: rng.integers(0, len(indices), len(indices)) for name, indices in members.items() if indices}
-        chosen = {name: np.concatenate([members[name][group] for group in which]) for name, which in taken.items()}
-        drawn.append(statistic([values[chosen[name]] if name in chosen else values for name, values in arrays]))
-    scored = finite(drawn)
-    if not len(scored):
+    drawn = np.empty((len(statistics), n_boot))
+    for number in range(n_boot):
+        chosen = {name: each.drawn(rng) for name, each in members.items()}
+        taken = [values[chosen[name]] if name in chosen else values for name, values in arrays]
+        drawn[:, number] = [statistic(taken) for statistic in statistics]
+    return [_percentiles(finite(of_statistic), confidence) for of_statistic in drawn]
+
+
+def _percentiles(values: Floats, confidence: float) -> tuple[float, float]:
+    if not len(values):
         return math.nan, math.nan
-    low, high = np.quantile(scored, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
-def _members(labels: Sequence[Hashable]) -> list[NDArray[np.intp]]:
-    """The indices of each group's examples."""
-    found: dict[Hashable, list[int]] = {}
-    for index, label in enumerate(labels):
-        found.setdefault(label, []).append(index)
-    return [np.array(indices, dtype=np.intp) for indices in found.values()]
+class _Members(NamedTuple):
+    """The indices of all groups' examples, one group behind the other; where each group starts in them, and its size."""
+
+    indices: NDArray[np.intp]
+    starts: NDArray[np.intp]
+    sizes: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, labels: Sequence[Hashable]) -> _Members:
+        found: dict[Hashable, list[int]] = {}
+        for index, label in enumerate(labels):
+            found.setdefault(label, []).append(index)
+        sizes = np.array([len(indices) for indices in found.values()], dtype=np.intp)
+        return cls(np.concatenate([np.array(each, dtype=np.intp) for each in found.values()]), sizes.cumsum() - sizes, sizes)
+
+    def drawn(self, rng: np.random.Generator) -> NDArray[np.intp]:
+        """The examples of as many groups as there are, drawn with replacement."""
+        which = rng.integers(0, len(self.sizes), len(self.sizes))
+        sizes = self.sizes[which]
+        before = sizes.cumsum() - sizes
+        found: NDArray[np.intp] = self.indices[np.repeat(self.starts[which] - before, sizes) + np.arange(sizes.sum())]
+        return found
 
 
 class MeanTest(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,19 @@ from d2unlearn.serialization import read_evaluation
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install d2unlearn[eval])")
 
 QUESTIONS = 6
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_tasks() -> Iterator[None]:
+    """Of lm-eval's thousands of tasks, whose index takes a quarter of a minute, those of WMDP alone."""
+    from lm_eval.tasks import TaskManager
+
+    from d2unlearn.benchmark import lm_tasks
+
+    manager = TaskManager(include_path=str(Path(lm_eval.__file__).parent / "tasks" / "wmdp"), include_defaults=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm_tasks, "_manager", lambda: manager)
+        yield
 
 
 @pytest.fixture(scope="module")

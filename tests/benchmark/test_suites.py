@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import tiny_models
 from benchmark.conftest import World, put_threshold_in_the_middle
+from d2unlearn.benchmark import results as benchmark_results
 from d2unlearn.benchmark import scoring
 from d2unlearn.benchmark.conventions import OPEN_UNLEARNING, OURS, Convention
 from d2unlearn.benchmark.loglikelihood import AnswerScores
@@ -46,6 +47,7 @@ from d2unlearn.data.records import read_examples
 from d2unlearn.data.tofu import read_tofu
 from d2unlearn.errors import ArtifactError, DataError
 from d2unlearn.generation.guarded import GuardedModel
+from d2unlearn.metrics import separation
 from d2unlearn.metrics.text import Rouge, refuses, repetition, rouge
 from d2unlearn.models import load_model, load_tokenizer
 from d2unlearn.schema import EvaluatedSet, Evaluation, Example, Message, MetricResult
@@ -56,6 +58,15 @@ def settings(world: World, output: Path, **given: Any) -> BenchmarkSettings:
     return BenchmarkSettings(
         **{"model": str(world.knows), "benchmark": "tofu", "output": str(output), "data": str(world.data), **given}
     )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_draws() -> Iterator[None]:
+    """Enough for intervals to be intervals."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (separation, benchmark_results):
+            patch.setattr(module, "N_BOOT", 20)
+        yield
 
 
 @pytest.fixture(scope="module")

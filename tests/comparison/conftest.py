@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from d2unlearn.benchmark import results
 from d2unlearn.comparison import evaluating
 from d2unlearn.comparison.run import run_compare
 from d2unlearn.config import CompareSettings
+from d2unlearn.metrics import separation
 
 from .tiny import settings_in
 
@@ -37,8 +40,18 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> CompareSettings:
     return settings_in(tmp_path_factory.mktemp("given"))
 
 
+@contextmanager
+def few_draws() -> Iterator[None]:
+    """Enough for intervals to be intervals."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (separation, results):
+            patch.setattr(module, "N_BOOT", 20)
+        yield
+
+
 @pytest.fixture(scope="session")
 def compared(given: CompareSettings) -> Compared:
     """Two methods and a guard, tuned and evaluated."""
-    said = list(run_compare(given))
+    with few_draws():
+        said = list(run_compare(given))
     return Compared(given, Path(given.output), said)

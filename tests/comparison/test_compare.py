@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from d2unlearn.serialization import read_evaluation
 from d2unlearn.teacher_forcing import score_rows
 from d2unlearn.training.unlearn import run_unlearn
 
-from .conftest import Compared
+from .conftest import Compared, few_draws
 from .tiny import write
 
 pytestmark = pytest.mark.trains
@@ -49,6 +49,12 @@ KEYS = (
     *("original/seed-0", "oracle/seed-0", "eua/tune", "eua/seed-0"),
     *("gradient_difference/tune", "gradient_difference/seed-0", "input_classifier/tune", "input_classifier/seed-0"),
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def as_many_draws_as_in_what_was_compared() -> Iterator[None]:
+    with few_draws():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -493,6 +499,7 @@ def test_a_run_s_command_finds_the_splits_in_their_order(copied: CompareSettings
         list(run_compare(given))
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_run_and_write_what_one_would(
     copied: CompareSettings, file_of: Callable[[CompareSettings], Path], results: dict[str, Any]
 ) -> None:
@@ -507,6 +514,7 @@ def test_two_processes_share_a_run_and_write_what_one_would(
         assert ours.measured == pytest.approx(theirs.measured, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_accelerate_starts_a_run(copied: CompareSettings, file_of: Callable[[CompareSettings], Path]) -> None:
     accelerate = f"{sys.executable} -m accelerate.commands.launch --cpu --num_machines 1 --mixed_precision no"
     launcher = f"{accelerate} --num_processes 1 --dynamo_backend no"

@@ -94,16 +94,16 @@ def test_a_few_steps_lower_the_loss(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", QUIET)
-def test_eight_by_one_equals_two_by_four_equals_one_by_eight(tmp_path: Path, family: str) -> None:
+def test_eight_by_one_equals_two_by_four_and_one_by_eight(tmp_path: Path, family: str) -> None:
     """Rows differ in length, so that a mean of means would show, and one by eight has no padding among forget rows.
 
     In float64 for GPT-2: its key biases have no gradient but rounding, which AdamW makes as large as any other.
     """
     runs = []
-    for size, accumulation in CUTS:
+    for size, accumulation in CUTS if family == "llama" else CUTS[::2]:
         model = QUIET[family]().double() if family == "gpt2" else QUIET[family]()
         cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
-        runs.append(trained(tmp_path, model, num_train_epochs=3, **cut))
+        runs.append(trained(tmp_path, model, num_train_epochs=2, **cut))
     assert max(distance(runs[0], other) for other in runs[1:]) < 1e-5
     assert distance(runs[0], weights(QUIET[family]())) > 1e-3
 

@@ -10,12 +10,14 @@ from itertools import product
 import numpy as np
 from numpy.typing import ArrayLike
 
-from d2unlearn.schema import Better, EvaluatedSet, Interval, MetricResult
-from d2unlearn.stats import Floats, auroc, bootstrap_bounds, fpr_at_tpr, ks_distance
+from d2unlearn.schema import Better, EvaluatedSet, MetricResult
+from d2unlearn.stats import Floats, auroc, fpr_at_tpr, ks_distance, several_bounds
 
 Groups = Sequence[str] | None
 """Each example's group (an author, a document), None where each stands for itself."""
 
+N_BOOT = 500
+"""Draws for an interval."""
 _STATISTICS: dict[str, tuple[Callable[[ArrayLike, ArrayLike], float], Better]] = {
     "auroc": (auroc, "higher"),
     "fpr_at_95_tpr": (fpr_at_tpr, "lower"),
@@ -52,15 +54,15 @@ def separation(
     (low, low_groups), (high, high_groups) = _scored(retain, groups[0]), _scored(forget, groups[1])
     n = len(low) + len(high)
     unscored = np.size(retain) + np.size(forget) - n
-    metrics = []
-    for statistic, (function, better) in _STATISTICS.items():
-        interval = Interval(function(low, high), math.nan, math.nan, n if len(low) and len(high) else 0)
-        if interval.n:
-            columns, labels = (("retain", low), ("forget", high)), {"retain": low_groups, "forget": high_groups}
-            bounds = bootstrap_bounds(partial(_of_drawn, function), columns, labels, n_boot=500, seed=seed)
-            interval = Interval(interval.value, *bounds, n)
-        metrics.append(MetricResult(f"{statistic}_{name}", *interval, unscored, better))
-    return metrics
+    counted, bounds = 0, [(math.nan, math.nan)] * len(_STATISTICS)
+    if len(low) and len(high):
+        functions = [partial(_of_drawn, function) for function, _ in _STATISTICS.values()]
+        columns, labels = (("retain", low), ("forget", high)), {"retain": low_groups, "forget": high_groups}
+        counted, bounds = n, several_bounds(functions, columns, labels, n_boot=N_BOOT, seed=seed)
+    return [
+        MetricResult(f"{statistic}_{name}", function(low, high), *interval, counted, unscored, better)
+        for (statistic, (function, better)), interval in zip(_STATISTICS.items(), bounds, strict=True)
+    ]
 
 
 def _of_drawn(function: Callable[[ArrayLike, ArrayLike], float], drawn: Sequence[Floats]) -> float:
