@@ -64,8 +64,8 @@ def settings(world: World, output: Path, **given: Any) -> BenchmarkSettings:
 def few_draws() -> Iterator[None]:
     """Enough for intervals to be intervals."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (separation, benchmark_results):
-            patch.setattr(module, "N_BOOT", 20)
+        patch.setattr(separation, "SEPARATION_DRAWS", 20)
+        patch.setattr(benchmark_results, "SUITE_DRAWS", 20)
         yield
 
 

@@ -44,8 +44,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> CompareSettings:
 def few_draws() -> Iterator[None]:
     """Enough for intervals to be intervals."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (separation, results):
-            patch.setattr(module, "N_BOOT", 20)
+        patch.setattr(separation, "SEPARATION_DRAWS", 20)
+        patch.setattr(results, "SUITE_DRAWS", 20)
         yield
 
 

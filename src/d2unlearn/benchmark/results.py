@@ -19,7 +19,7 @@ from d2unlearn.metrics.text import refuses, repetition
 from d2unlearn.schema import GUARDED_PREFIX, EvaluatedSet, Evaluation, MetricResult, ScoredExample
 from d2unlearn.stats import bootstrap_bounds
 
-N_BOOT = 300
+SUITE_DRAWS = 300
 """Draws for an interval."""
 IN_WORDS = ("repetition", "refusal_rate")
 """Metrics of generated answers that a benchmark has beside those of `evaluate`."""
@@ -130,4 +130,4 @@ def _bounds(value: MetricValue, inputs: MetricInputs, seed: int) -> tuple[float,
         examples = inputs.sets[name].examples
         groups[name] = groups_of(examples) or [str(index) for index in range(len(examples))]
     columns = [(column.set_name, column.values) for column in value.columns]
-    return bootstrap_bounds(statistic, columns, groups, n_boot=N_BOOT, seed=seed)
+    return bootstrap_bounds(statistic, columns, groups, n_boot=SUITE_DRAWS, seed=seed)

@@ -16,7 +16,7 @@ from d2unlearn.stats import Floats, auroc, fpr_at_tpr, ks_distance, several_boun
 Groups = Sequence[str] | None
 """Each example's group (an author, a document), None where each stands for itself."""
 
-N_BOOT = 500
+SEPARATION_DRAWS = 500
 """Draws for an interval."""
 _STATISTICS: dict[str, tuple[Callable[[ArrayLike, ArrayLike], float], Better]] = {
     "auroc": (auroc, "higher"),
@@ -58,7 +58,7 @@ def separation(
     if len(low) and len(high):
         functions = [partial(_of_drawn, function) for function, _ in _STATISTICS.values()]
         columns, labels = (("retain", low), ("forget", high)), {"retain": low_groups, "forget": high_groups}
-        counted, bounds = n, several_bounds(functions, columns, labels, n_boot=N_BOOT, seed=seed)
+        counted, bounds = n, several_bounds(functions, columns, labels, n_boot=SEPARATION_DRAWS, seed=seed)
     return [
         MetricResult(f"{statistic}_{name}", function(low, high), *interval, counted, unscored, better)
         for (statistic, (function, better)), interval in zip(_STATISTICS.items(), bounds, strict=True)
