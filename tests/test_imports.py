@@ -41,8 +41,10 @@ ALLOWED = {
     "quantization": "errors",
     "sharding": "",
     "saving": "errors runtime",
+    "stored_tensors": "errors loaded_files",
     "gguf": "errors runtime saving",
-    "models": "adapters compatibility errors gguf loaded_files quantization runtime schema sharding template_date",
+    "models": "adapters compatibility errors gguf loaded_files quantization runtime schema sharding "
+    "stored_tensors template_date",
     "fields": "runtime",
     "yaml_text": "",
     "config": "errors fields runtime yaml_text",
@@ -59,7 +61,8 @@ ALLOWED = {
     "data": f"{CORE} runtime template_date",
     "teacher_forcing": f"{CORE} data runtime",
     "fine_tuning": f"{CORE} data runtime",
-    "training": f"{CORE} {FILES} data fine_tuning loaded_files methods metrics models plugins stats teacher_forcing wordings",
+    "training": f"{CORE} {FILES} data fine_tuning loaded_files methods metrics models plugins stats stored_tensors "
+    "teacher_forcing wordings",
     "gate": f"{CORE} {FILES} compatibility data loaded_files metrics models signing stats wordings",
     "generation": f"{CORE} {FILES} compatibility data gate loaded_files models",
     "topic": f"{CORE} {FILES} data generation models wordings",

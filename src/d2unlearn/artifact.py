@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from d2unlearn.errors import ArtifactError
 from d2unlearn.outputs import FORCE_IT, check_replaceable, kept_settings, move_aside
-from d2unlearn.runtime import atomic_path, now, read_json, remove, say, write_json
+from d2unlearn.runtime import atomic_path, first_rank, now, read_json, remove, say, write_json
 from d2unlearn.schema import GATE_FILE, MANIFEST_FILE
 from d2unlearn.version import __version__
 
@@ -163,11 +163,6 @@ def _workspace(output: Path) -> Path:
 
 def _has_checkpoint(workspace: Path) -> bool:
     return any((workspace / CHECKPOINTS).glob("checkpoint-*"))
-
-
-def first_rank() -> bool:
-    """Whether this is the first of several processes, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar, get_type_hints
 
-from d2unlearn.artifact import first_rank
 from d2unlearn.config import (
     AnalyzeSettings,
     AuditSettings,
@@ -32,7 +31,7 @@ from d2unlearn.config import (
     load_settings,
 )
 from d2unlearn.fields import NamesModel, marker_of
-from d2unlearn.runtime import say
+from d2unlearn.runtime import first_rank, say
 from d2unlearn.schema import GATE_FILE
 
 __all__ = [

@@ -139,6 +139,12 @@ class UnlearnSettings:
     dtype: Dtype = "auto"
     bf16: Bf16 = False
     gradient_checkpointing: Checkpointing = False
+    fsdp: Annotated[
+        bool,
+        LATER,
+        Flag("--fsdp"),
+        "Spread the model over the processes that torchrun started (FSDP2); none holds all of it.",
+    ] = False
     exclude_padded_rows: Annotated[
         bool, Flag("--exclude-padded-rows/--all-rows"), "Leave vocabulary rows the tokenizer lacks out of energies."
     ] = False

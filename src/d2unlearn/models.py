@@ -9,22 +9,32 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from accelerate import init_empty_weights
+from huggingface_hub import snapshot_download
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from d2unlearn.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, adapter_of
 from d2unlearn.compatibility import check_rows, plain_config
 from d2unlearn.errors import ModelError, border
 from d2unlearn.gguf import folder_of_gguf, is_gguf
-from d2unlearn.loaded_files import check_loadable, weight_files
+from d2unlearn.loaded_files import GENERATION_CONFIG_FILE, check_loadable
 from d2unlearn.quantization import base_is_held, held_alike, quantization_config
 from d2unlearn.runtime import fingerprint, hash_file, progress, read_json, said_if_long
 from d2unlearn.schema import GATE_COPY, GATE_FILE
-from d2unlearn.sharding import whole
+from d2unlearn.sharding import names_of_weights, whole
+from d2unlearn.stored_tensors import StoredTensor, stored_tensors
 from d2unlearn.template_date import pinned
 
 BLOCK = 2**22
@@ -34,17 +44,6 @@ ONE_ANSWER = {
     **{"max_time": None, "prompt_lookup_num_tokens": None, "stop_strings": None},
 }
 """Options of `generate` for one sequence of ids a prompt, whatever the model's own generation configuration says."""
-
-
-class StoredTensor(NamedTuple):
-    """A tensor in a safetensors file: where its bytes lie."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    path: Path
-    start: int
-    length: int
 
 
 def load_model(
@@ -73,10 +72,7 @@ def load_model(
         check_loadable(Path(source))
     what = _not_loaded(source, f"a causal language model{_quantised(source)}")
     with border(ModelError, what), said_if_long(f"loading {source}"):
-        config = AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
-        known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder
-        if not known and not trust_remote_code:
-            raise ModelError(f"{source} is a {config.model_type} model, which has no causal language-model head")
+        config = _causal_config(source, trust_remote_code=trust_remote_code)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(source),
             dtype=dtype or "auto",
@@ -95,11 +91,58 @@ def load_model(
     vars(model.config).pop(GATE_COPY, None)
     held_alike(model)
     model.eval()  # type: ignore[no-untyped-call]
+    check_causal(model, source)
+    return model
+
+
+def _causal_config(source: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """A model's configuration. Raises `ModelError` for a model without a causal head."""
+    config = AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.is_encoder_decoder
+    if not known and not trust_remote_code:
+        raise ModelError(f"{source} is a {config.model_type} model, which has no causal language-model head")
+    return config
+
+
+def check_causal(model: torch.nn.Module, source: str | Path) -> None:
+    """Raises `ModelError` for a model that cannot be run, and for one that sees later tokens. Of a sharded one all call it."""
     with border(ModelError, f"{source} was loaded and cannot be run"):
         sees_ahead = _sees_ahead(model)
     if sees_ahead:
         raise ModelError(f"{source} is no causal model: what it predicts depends on the tokens that come later")
+
+
+def unread_model(source: str | Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel | None:
+    """A causal model in evaluation mode of which no weight is read: they lie on the meta device, its buffers on the CPU.
+
+    FSDP2 spreads it, and each process then reads its own part (`d2unlearn.training.sharded`). None where files cannot be read
+    so: those of an adapter, of quantised weights, and those that name their weights otherwise than the model does.
+    """
+    source = model_folder(source)
+    if adapter_of(source) is not None or "quantization_config" in plain_config(source):
+        return None
+    with border(ModelError, _not_loaded(source, "a causal language model")):
+        folder, config = weights_folder(source), _causal_config(source)
+        kept = dtype or config.dtype
+        with init_empty_weights(include_buffers=False):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=kept)  # type: ignore[no-untyped-call]
+        if (folder / GENERATION_CONFIG_FILE).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(str(folder))
+    stored = {tensor.name for tensor in stored_tensors(folder)}
+    if kept is None or any(stored.isdisjoint(names) for names in names_of_weights(model).values()):
+        return None
+    vars(model.config).pop(GATE_COPY, None)
+    model.eval()  # type: ignore[no-untyped-call]
     return model
+
+
+def weights_folder(source: str | Path) -> Path:
+    """Where a model's files lie: the folder itself, or the hub's snapshot in the cache, downloaded where it is not there."""
+    source = model_folder(source)
+    if Path(source).is_dir():
+        check_loadable(Path(source))
+        return Path(source)
+    return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
 
 
 def _quantized(quantization: str | None, dtype: torch.dtype | None) -> dict[str, Any]:
@@ -285,7 +328,7 @@ def weights_hash(folder: str | Path) -> str:
         return fingerprint(
             [config, hash_file(adapter.folder / ADAPTER_WEIGHTS), weights_name(adapter.base), base_is_held(adapter.folder)]
         )
-    total, tensors = hashlib.sha256(), sorted(_stored_tensors(Path(folder)))
+    total, tensors = hashlib.sha256(), sorted(stored_tensors(Path(folder)))
     blocks = sum(1 + -(-tensor.length // BLOCK) for tensor in tensors)
     for block in progress(_content_of(tensors), f"reading {folder}", total=blocks):
         total.update(block)
@@ -326,23 +369,6 @@ def state_hash(model: torch.nn.Module) -> str:
     return total.hexdigest()
 
 
-def _stored_tensors(folder: Path) -> Iterator[StoredTensor]:
-    files = weight_files(folder)
-    if not files:
-        raise ModelError(f"{folder} holds no safetensors weights")
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                header_length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(header_length))
-        except (OSError, ValueError, OverflowError, MemoryError) as error:
-            raise ModelError(f"{path} is missing, no safetensors file, or cut short: copy or download it again") from error
-        for name, entry in header.items():
-            if name != "__metadata__":
-                start, end = entry["data_offsets"]
-                yield StoredTensor(name, entry["dtype"], tuple(entry["shape"]), path, 8 + header_length + start, end - start)
-
-
 def model_folder(source: str | Path) -> str | Path:
     """Where transformers finds a model: the folder of a GGUF file's weights, made on the first call; else `source` itself.
 
@@ -365,9 +391,10 @@ def _not_loaded(source: str | Path, what: str) -> str:
 
 
 @torch.no_grad()
-def _sees_ahead(model: PreTrainedModel) -> bool:
+def _sees_ahead(model: torch.nn.Module) -> bool:
     """Whether another last token changes what is predicted before it, as it does in an encoder."""
-    first, second = model(input_ids=torch.tensor([[0, 1, 0], [0, 1, 1]], device=model.device)).logits[:, :2].float()
+    device = next(model.parameters()).device
+    first, second = model(input_ids=torch.tensor([[0, 1, 0], [0, 1, 1]], device=device)).logits[:, :2].float()
     return bool((first - second).abs().max() > 0.01 * (first.max() - first.min()))
 
 

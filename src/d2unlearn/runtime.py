@@ -222,8 +222,18 @@ def in_minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
+def first_rank() -> bool:
+    """Whether this is the first of several processes, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
-    """One line for the person at the terminal, above a bar if there is one, on the standard error: results go to the other."""
+    """One line for the person at the terminal, above a bar if there is one, on the standard error: results go to the other.
+
+    Of several processes the first says it.
+    """
+    if not first_rank():
+        return
     from tqdm import tqdm
 
     tqdm.write(text, file=sys.stderr)

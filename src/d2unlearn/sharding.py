@@ -33,3 +33,35 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def names_of_weights(model: nn.Module) -> dict[int, list[str]]:
+    """The names in its state of each weight and buffer, several where it is tied, as in a model without adapters; by its `id`.
+
+    What adapters add is left out.
+    """
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if ".lora_" not in name:
+            names.setdefault(id(tensor), []).append(name.replace(".base_layer.", "."))
+    return names
+
+
+def own_rows(tensor: Tensor) -> slice:
+    """Which rows of a tensor that is spread by its first dimension this process holds; all of one that is whole.
+
+    As `torch.chunk` cuts: equal parts, and less or nothing for the last.
+    """
+    if not is_part(tensor) or not tensor.shape:
+        return slice(0, tensor.shape[0] if tensor.shape else None)
+    mesh = tensor.device_mesh  # type: ignore[attr-defined]
+    total = int(tensor.shape[0])
+    each = -(-total // int(mesh.size()))
+    start = min(int(mesh.get_local_rank()) * each, total)
+    return slice(start, min(start + each, total))
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, as it lies in memory."""
+    local: Tensor = tensor.to_local() if is_part(tensor) else tensor  # type: ignore[attr-defined]
+    return local

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import tiny_models
+from d2unlearn.config import UnlearnSettings
 from d2unlearn.methods import METHODS
+from d2unlearn.training import gathered, run_input
 from d2unlearn.training.trainer import UnlearnTrainer
+from d2unlearn.training.unlearn import run_unlearn
 from training import runs
 
 IMPORTED = ["d2unlearn.training.unlearn", "transformers.models.llama.modeling_llama", "peft", "torch.distributed.checkpoint"]
@@ -79,8 +84,35 @@ def trained(folder: Path, kind: str, processes: int, resumed: Path | None = None
         (folder / kind / "log.json").write_text(json.dumps(trainer.state.log_history))
 
 
-def all_trained(folder: Path, processes: int) -> None:
+def all_trained(folder: Path, processes: int, settings: UnlearnSettings) -> None:
     for kind in KINDS:
         trained(folder, kind, processes)
+    commanded(folder / "adapter-artifact", processes, dataclasses.replace(settings, lora=True, dtype="bfloat16", epochs=1))
+    if processes == 1:
+        commanded(folder / "artifact", processes, settings)
+    if processes == 2:
+        interrupted(folder / "artifact", processes, settings)
+
+
+def commanded(output: Path, processes: int, settings: UnlearnSettings) -> None:
+    """`unlearn` with twelve pairs a step; of several processes none may load the whole model."""
+    size, accumulation = CUT[processes]
     if processes > 1:
-        trained(folder / "best", "full", processes, eval_strategy="steps", eval_steps=SAVED)
+        run_input.load_model = None  # type: ignore[assignment]
+        gathered.FILE_BYTES = 20_000
+    cut = {"batch_size": size, "accumulation": accumulation, "fsdp": processes > 1}
+    run_unlearn(dataclasses.replace(settings, output=str(output), **cut))
+
+
+def interrupted(output: Path, processes: int, settings: UnlearnSettings) -> None:
+    """As `commanded`, and it ends with an error at the second evaluation."""
+    evaluate = UnlearnTrainer.evaluate
+
+    def once(trainer: UnlearnTrainer, *args: Any, **given: Any) -> dict[str, float]:
+        if trainer.state.global_step > trainer.steps_per_epoch:
+            raise RuntimeError("killed")
+        return evaluate(trainer, *args, **given)
+
+    UnlearnTrainer.evaluate = once  # type: ignore[method-assign, assignment]
+    with suppress(RuntimeError):
+        commanded(output, processes, settings)

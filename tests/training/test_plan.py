@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_not_started(settings: UnlearnSettings, monkeypatch
     assert "time: not measured" in text
     assert "steps: 4 (4 epochs, 16 pairs a step on 4 devices)" in text
     assert "less: --gradient-checkpointing" in text
-    assert "FSDP2 is UnlearnConfig(..., fsdp=True) in Python" in text
+    assert "torchrun --nproc-per-node 4 --no-python d2unlearn unlearn ... --fsdp" in text
 
 
 @pytest.mark.trains

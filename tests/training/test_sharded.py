@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import tiny_models
+from d2unlearn.config import UnlearnSettings
 from d2unlearn.data.batching import pad_tokens
 from d2unlearn.errors import ConfigError, ModelError
 from d2unlearn.methods import METHODS
 from d2unlearn.models import load_model
 from d2unlearn.observation import observe
 from d2unlearn.quantities import LogSumExp
-from d2unlearn.training.sharded import check_shardable
+from d2unlearn.training.sharded import check_fsdp_run, check_shardable
 
-from .runs import EUA, config, distance, lora
-from .sharded_processes import KINDS, SAVED, STEPS, all_trained, in_processes, trained
+from .runs import EUA, config, distance, lora, unlearn_settings
+from .sharded_processes import KINDS, SAVED, all_trained, commanded, in_processes, trained
 
 pytestmark = pytest.mark.trains
 
@@ -34,15 +37,25 @@ class Compared(NamedTuple):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     folder = tmp_path_factory.mktemp("sharded")
-    all_trained(folder / "one", 1)
-    in_processes(2, all_trained, folder / "two", 2)
+    settings = asked(folder)
+    all_trained(folder / "one", 1, settings)
+    in_processes(2, all_trained, folder / "two", 2, settings)
     return Compared(folder / "one", folder / "two")
+
+
+def asked(folder: Path) -> UnlearnSettings:
+    """A run of four epochs that is best after the second."""
+    return replace(unlearn_settings(folder), epochs=4, learning_rate=3e-2)
+
+
+def whole_of(folder: Path) -> dict[str, Any]:
+    return dict(load_model(folder).state_dict())
 
 
 @pytest.fixture(scope="module")
 def four(two: Compared) -> Compared:
     folder = two.one.parent / "four"
-    in_processes(4, all_trained, folder, 4)
+    in_processes(4, all_trained, folder, 4, asked(two.one.parent))
     return Compared(two.one, folder)
 
 
@@ -98,19 +111,27 @@ def test_a_checkpoint_is_in_parts_and_of_an_adapter_small(two: Compared) -> None
     assert sizes["adapter"] < sizes["full"]
 
 
-def test_the_best_checkpoint_may_be_the_last_and_is_what_remains(two: Compared) -> None:
-    looks = [log for log in logged(two.shared / "best", "full") if "eval_selection" in log]
-    best = max(looks[:-1], key=lambda log: log["eval_selection"])
-    assert [look["step"] for look in looks] == [SAVED, STEPS, STEPS]
-    assert looks[-1]["eval_retain_nll"] == pytest.approx(best["eval_retain_nll"], rel=1e-6)
+def test_the_command_makes_the_artifact_of_one_process_though_three_finish_what_two_began(two: Compared) -> None:
+    """Of the epoch that was best, written in several files, from a model of which none had the whole."""
+    artifact = two.shared / "artifact"
+    assert not artifact.exists()
+    in_processes(3, commanded, artifact, 3, asked(two.one.parent))
+    assert distance(whole_of(artifact), whole_of(two.one / "artifact")) < 1e-4
+    ours, theirs = (json.loads((folder / "d2_manifest.json").read_text()) for folder in (artifact, two.one / "artifact"))
+    assert ours["weights"]["original"] == theirs["weights"]["original"]
+    assert ours["training"]["kept_checkpoint"] == theirs["training"]["kept_checkpoint"] == "checkpoint-2"
+    assert len(list(artifact.glob("model-*.safetensors"))) > 3
+    for name in ("config.json", "generation_config.json", "tokenizer.json"):
+        assert (artifact / name).read_text() == (two.one / "artifact" / name).read_text()
 
 
-def test_three_processes_go_on_from_what_two_have_saved(two: Compared, tmp_path: Path) -> None:
-    in_processes(3, trained, tmp_path, "full", 3, two.shared / "full" / f"checkpoint-{SAVED}")
-    ours, theirs = (logged(folder, "full")[-1]["eval_forget_energy"] for folder in (tmp_path, two.one))
-    assert ours == pytest.approx(theirs, abs=1e-3)
-    kept, expected = (load_file(folder / "full" / "kept" / "model.safetensors") for folder in (tmp_path, two.one))
-    assert distance(kept, expected) < 1e-4
+def test_the_command_s_adapter_on_16_bit_weights_is_that_of_one_process(two: Compared) -> None:
+    ours, theirs = (folder / "adapter-artifact" for folder in (two.shared, two.one))
+    kept, expected = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (ours, theirs))
+    assert distance(kept, expected) < 1e-3
+    merged, plain = whole_of(ours), whole_of(theirs)
+    assert {weight.dtype for weight in merged.values()} == {torch.bfloat16}
+    assert distance(merged, plain) < 2**-7 * max(float(weight.abs().max()) for weight in plain.values())
 
 
 @pytest.mark.slow
@@ -139,6 +160,23 @@ def test_what_cannot_be_spread_is_refused_in_a_sentence(tmp_path: Path, changes:
     args = config(tmp_path, **changes.get("args", {}))
     with pytest.raises(ConfigError, match=says):
         check_shardable(tiny_models.llama(), changes.get("method", EUA), args, changes.get("peft_config"))
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "says"),
+    [
+        ("eua", {"processes": 1}, "start them with torchrun"),
+        ("eua", {"quantization": "4bit"}, "a quantised base is not spread"),
+        ("eua", {"targets": True}, "leave its targets out, or --fsdp"),
+        ("deep_eua", {}, "DeepEUA makes its rounds in one process"),
+    ],
+)
+def test_a_command_that_fsdp_cannot_serve_ends_before_anything_is_loaded(
+    method: str, changes: dict[str, Any], says: str
+) -> None:
+    given: dict[str, Any] = {"processes": 2, "quantization": None, "targets": False}
+    with pytest.raises(ConfigError, match=says):
+        check_fsdp_run(METHODS[method](), **{**given, **changes})
 
 
 def test_a_part_of_the_head_gives_no_energies(monkeypatch: pytest.MonkeyPatch) -> None:

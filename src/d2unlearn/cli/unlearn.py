@@ -7,6 +7,7 @@ import typer
 from d2unlearn import commands
 from d2unlearn.cli.options import takes
 from d2unlearn.config import UnlearnSettings
+from d2unlearn.runtime import first_rank
 
 _TARGETS_MISSED = 3
 """Exit code of `--strict` for an artifact that was written and misses a target."""
@@ -24,7 +25,8 @@ def unlearn(settings: UnlearnSettings) -> None:
         typer.echo(plan_unlearn(settings))
         return
     artifact = commands.unlearn(settings)
-    typer.echo(artifact)
+    if first_rank():
+        typer.echo(artifact)
     if settings.strict:
         from d2unlearn.training.steered_run import missed_targets
 

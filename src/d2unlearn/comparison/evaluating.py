@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from d2unlearn.artifact import first_rank, read_manifest, versions
+from d2unlearn.artifact import read_manifest, versions
 from d2unlearn.attacks.reading import NotShownError, group_labels
 from d2unlearn.attacks.relearned_rows import divided, without_copies
 from d2unlearn.attacks.relearning import TWO_DECADES, Relearning, at_rates, grid_rate, relearn
@@ -27,7 +27,7 @@ from d2unlearn.data.template import Template
 from d2unlearn.errors import GateError
 from d2unlearn.evaluation.runner import evaluate, run_evaluate
 from d2unlearn.gate.run import run_calibrate
-from d2unlearn.runtime import atomic_write, read_json, remove, say, write_json
+from d2unlearn.runtime import atomic_write, first_rank, read_json, remove, say, write_json
 from d2unlearn.schema import EVALUATION_FILE, GATE_FILE, MANIFEST_FILE, EvaluatedSet, Evaluation, MetricResult, RelearningResult
 from d2unlearn.serialization import read_evaluation, record_from_json, record_to_json, write_evaluation
 from d2unlearn.training.unlearn import run_unlearn

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from d2unlearn.artifact import DONE, first_rank
+from d2unlearn.artifact import DONE
 from d2unlearn.comparison.context import RunContext
 from d2unlearn.comparison.entries import is_offered_entry
 from d2unlearn.comparison.evaluating import evaluate_run
@@ -21,7 +21,7 @@ from d2unlearn.errors import ArtifactError, ConfigError, D2Error
 from d2unlearn.guards import GUARDS
 from d2unlearn.methods import METHODS
 from d2unlearn.outputs import kept_settings, output_place
-from d2unlearn.runtime import atomic_write, fingerprint, now, read_json, remove, said_if_long, say, write_json
+from d2unlearn.runtime import atomic_write, fingerprint, first_rank, now, read_json, remove, said_if_long, say, write_json
 from d2unlearn.schema import MANIFEST_FILE
 from d2unlearn.version import __version__
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from d2unlearn.artifact import first_rank, versions
+from d2unlearn.artifact import versions
 from d2unlearn.comparison.context import RunContext
 from d2unlearn.comparison.cost import machine
 from d2unlearn.comparison.entries import base_rate, behind, defaults, load_raw, unlearn_settings
@@ -16,7 +16,7 @@ from d2unlearn.comparison.objective import Means, best_trial, guarded_rouge, kno
 from d2unlearn.comparison.records import Trial, TuningResult
 from d2unlearn.comparison.search import next_parameters, trials_of
 from d2unlearn.evaluation.runner import Answers
-from d2unlearn.runtime import read_json, remove, say, write_json
+from d2unlearn.runtime import first_rank, read_json, remove, say, write_json
 from d2unlearn.schema import Example
 from d2unlearn.serialization import record_from_json, record_to_json
 from d2unlearn.training.unlearn import DestroyedModelError, run_unlearn

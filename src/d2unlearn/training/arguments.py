@@ -78,7 +78,7 @@ def check_parallelism(args: UnlearnConfig) -> None:
     """
     if args.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise ConfigError(
-            ["DeepSpeed is not supported: several devices train with torchrun alone (DDP), or with fsdp=True (FSDP2)"]
+            ["DeepSpeed is not supported: --fsdp under torchrun (in Python fsdp=True) spreads what ZeRO-3 spreads, by FSDP2"]
         )
     if not args.fsdp and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise ConfigError(["FSDP is asked for by accelerate's environment: start with torchrun, and say fsdp=True"])

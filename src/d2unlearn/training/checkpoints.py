@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils.constants import OPTIMIZER_NAME as SHARDED_OPTIMIZER_NAME
 from transformers import TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from d2unlearn.artifact import first_rank
-from d2unlearn.runtime import remove
+from d2unlearn.runtime import first_rank, remove
 
 COMPLETE = "checkpoint_complete"
+_SHARDED_OPTIMIZER = f"{SHARDED_OPTIMIZER_NAME}_0"
+"""Where accelerate keeps FSDP's."""
 
 
 class CompleteCheckpoints(TrainerCallback):
@@ -36,6 +38,7 @@ class CompleteCheckpoints(TrainerCallback):
             for path in Path(args.output_dir).glob("checkpoint-*"):
                 if path.name != last and self._limit is not None:
                     remove(path / OPTIMIZER_NAME)
+                    remove(path / _SHARDED_OPTIMIZER)
 
 
 def last_complete_checkpoint(folder: str | Path) -> Path | None:

@@ -43,10 +43,11 @@ def told_before(run: RunInput) -> Iterator[str]:
 def announcement(run: RunInput, pace: Pace) -> str:
     """How many rows, which method and what pace, before training begins."""
     how = "chosen from the model's size" if run.settings.learning_rate == "auto" else "as given"
+    together = f" x {processes()} processes" if processes() > 1 else ""
     return (
         f"{len(run.forget)} rows to forget, {len(run.retain.train)} to keep, {len(run.retain.held_out)} retained rows "
         f"set aside; {run.method}; learning rate {pace.learning_rate:g} ({how}{', LoRA' if run.settings.lora else ''}), "
-        f"{run.settings.batch_size} x {pace.accumulation} pairs an update, {pace.epochs:g} epochs"
+        f"{run.settings.batch_size} x {pace.accumulation}{together} pairs an update, {pace.epochs:g} epochs"
     )
 
 

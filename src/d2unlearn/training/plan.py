@@ -52,6 +52,8 @@ from d2unlearn.training.recipe import Pace
 from d2unlearn.training.rounds import check_rounds, copies
 from d2unlearn.training.rows import KINDS, Rows, Watched, render
 from d2unlearn.training.run_input import build_method, loaded_model, pace_of
+from d2unlearn.training.sharded import check_fsdp_run
+from d2unlearn.training.steered_run import is_measured
 from d2unlearn.training.trainer import UnlearnTrainer
 
 GB = 1e9
@@ -152,6 +154,9 @@ def plan_unlearn(settings: UnlearnSettings) -> str:
 def planned_run(settings: UnlearnSettings) -> PlannedRun:
     """Read configuration, tokenizer and rows; no weights."""
     method = build_method(settings.method, settings.method_parameters)
+    if settings.fsdp:
+        measured = is_measured(settings)
+        check_fsdp_run(method, processes=settings.devices or 2, quantization=settings.quantization, targets=measured)
     check_rounds(settings.method, method, lora=settings.lora, processes=settings.devices or 1)
     check_quantization(settings.quantization, lora=settings.lora, merge=settings.merge)
     outline, tokenizer = model_outline(settings.model), load_tokenizer(settings.model)
@@ -231,7 +236,7 @@ def timed_steps(planned: PlannedRun) -> Timed:
     chosen = {kind: _spread(rows, needed) for kind, rows in planned.rows.items()}
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
-        model, _ = loaded_model(settings)
+        model, _ = loaded_model(replace(settings, fsdp=False))
         arguments = UnlearnConfig(
             folder,
             max_steps=TIMED_STEPS,
@@ -339,9 +344,8 @@ def _verdicts(
             if name != "here"
         ]
     if "FSDP2" in columns:
-        lines.append(
-            "FSDP2 is UnlearnConfig(..., fsdp=True) in Python, started with torchrun; this command trains each with all of it"
-        )
+        how = f"torchrun --nproc-per-node {planned.settings.devices} --no-python d2unlearn unlearn ... --fsdp"
+        lines.append(f"FSDP2: {how}; without --fsdp each device has all of it")
     last = list(columns)[-1]
     if columns[last].peak > limit:
         setup = planned.setup if last == "here" else replace(planned.setup, devices=planned.settings.devices or 1)

@@ -24,16 +24,20 @@ from d2unlearn.models import (
     load_model,
     load_tokenizer,
     state_hash,
+    unread_model,
+    weights_folder,
+    weights_hash,
 )
 from d2unlearn.plugins import plugin_origin
 from d2unlearn.quantization import check_quantization
-from d2unlearn.runtime import fingerprint, torch_dtype
+from d2unlearn.runtime import fingerprint, say, torch_dtype
 from d2unlearn.schema import Example, Kind, Role
 from d2unlearn.training.alternates import read_alternates
 from d2unlearn.training.frozen import model_settings
 from d2unlearn.training.lineage import parent_of
 from d2unlearn.training.recipe import Pace, automatic_accumulation, automatic_epochs, automatic_learning_rate
 from d2unlearn.training.rounds import check_rounds
+from d2unlearn.training.sharded import check_fsdp_run, is_unread
 from d2unlearn.training.steered_run import is_measured, loaded_retain_model
 from d2unlearn.version import __version__
 
@@ -61,15 +65,25 @@ class RunInput:
     def key(self) -> str:
         """What the result depends on: settings without the places of things, content of model and data, processes, version.
 
-        The effective batch grows with the number of processes, so a run is not taken up, or called done, by another number.
+        The effective batch grows with the number of processes, so a run is not taken up, or called done, by another number; one
+        with FSDP2 is where a step has as many pairs.
         """
         rows = [self.forget, self.retain.train, self.retain.held_out, *self.alternates.values()]
         rows += [] if self.near is None else [self.near]
         hashes = [rows_hash(part) for part in rows]
-        model = [state_hash(self.model), model_settings(self.model)]
+        model = [self.model_hash, model_settings(self.model)]
         model += [] if self.retain_model is None else [state_hash(self.retain_model)]
         origin = [self.origin] if self.origin else []
-        return fingerprint([__version__, identity(self.settings), model, hashes, processes(), *origin])
+        told, how_many = identity(self.settings), processes()
+        if self.settings.fsdp:
+            how_many *= told.pop("batch_size") * run_pace(self).accumulation
+            told.pop("accumulation")
+        return fingerprint([__version__, told, model, hashes, how_many, *origin])
+
+    @property
+    def model_hash(self) -> str:
+        """sha256 of the weights: as they were loaded, or of the files that they are still to be read from."""
+        return weights_hash(weights_folder(self.settings.model)) if is_unread(self.model) else state_hash(self.model)
 
     @property
     def origin(self) -> dict[str, str]:
@@ -86,6 +100,8 @@ def read_run(settings: UnlearnSettings) -> RunInput:
     measured = is_measured(settings)
     check_reporting(settings.report_to)
     check_quantization(settings.quantization, lora=settings.lora, merge=settings.merge)
+    if settings.fsdp:
+        check_fsdp_run(method, processes=processes(), quantization=settings.quantization, targets=measured)
     check_rounds(settings.method, method, lora=settings.lora, processes=processes())
     forget = _read_rows(settings, settings.forget)
     retain = hold_out(_read_rows(settings, settings.retain), seed=settings.seed)
@@ -122,8 +138,15 @@ def read_run(settings: UnlearnSettings) -> RunInput:
 
 
 def loaded_model(settings: UnlearnSettings) -> tuple[PreTrainedModel, torch.dtype]:
-    """The model as it is trained, and the dtype that it is saved in. Raises `ConfigError` where a quantised one is to be."""
-    model = load_model(settings.model, dtype=torch_dtype(settings.dtype), quantization=settings.quantization)
+    """The model as it is trained, and the dtype that it is saved in; with FSDP2 its weights are not read yet, if that can be.
+
+    Raises `ConfigError` where a quantised one is to be trained.
+    """
+    dtype = torch_dtype(settings.dtype)
+    unread = unread_model(settings.model, dtype=dtype) if settings.fsdp else None
+    if settings.fsdp and unread is None:
+        say(f"every process reads the whole of {settings.model} first: its files cannot be read in parts")
+    model = unread or load_model(settings.model, dtype=dtype, quantization=settings.quantization)
     saved_dtype = model.dtype
     if getattr(model, "is_quantized", False) and not settings.lora:
         raise ConfigError([f"{settings.model} is quantised, and such weights cannot be trained: train an adapter, --lora"])

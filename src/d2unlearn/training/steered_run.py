@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from d2unlearn.artifact import first_rank, read_manifest
+from d2unlearn.artifact import read_manifest
 from d2unlearn.config import UnlearnSettings
 from d2unlearn.errors import ConfigError
 from d2unlearn.models import load_model, load_tokenizer
-from d2unlearn.runtime import read_json, say, torch_dtype, write_json
+from d2unlearn.runtime import first_rank, read_json, say, torch_dtype, write_json
 from d2unlearn.training.measured import MEASURED_METHODS, MeasuredChoices, account, choices_of, config_with, measure, tell
 from d2unlearn.training.steering import STEERED, path_of, start_of
 from d2unlearn.training.targets import Standing, Targets, is_met, nearest_two, verdict

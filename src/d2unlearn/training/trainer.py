@@ -33,11 +33,12 @@ from d2unlearn.training.alternates import RowsOfKind, alternate_rows
 from d2unlearn.training.arguments import UnlearnConfig, check_parallelism, vocabulary_rows, warmup_steps_of
 from d2unlearn.training.checkpoints import COMPLETE, CompleteCheckpoints, last_complete_checkpoint
 from d2unlearn.training.frozen import copied_head, frozen_head, frozen_values
+from d2unlearn.training.gathered import save_gathered
 from d2unlearn.training.monitor import Snapshot, WatchedRows, epoch_lines, first_look, how_far, take_snapshot, warning_of
 from d2unlearn.training.rows import Rows, Watched, monitor_rows, training_rows
 from d2unlearn.training.sampling import EpochSampler, Pair, PairPlan
 from d2unlearn.training.self_written import Writer
-from d2unlearn.training.sharded import check_shardable, save_gathered, sharded_model, spread_over_cpus
+from d2unlearn.training.sharded import check_shardable, sharded_model, spread_over_cpus
 from d2unlearn.training.steering import Steering, standing_metrics
 
 
@@ -127,7 +128,7 @@ class UnlearnTrainer(Trainer):
         config.use_cache = use_cache  # transformers switches it off, and saves it so
         if sharded:
             whole_model: Any = self.model
-            self.model = self.model_wrapped = spread = sharded_model(self.accelerator, whole_model)
+            self.model = self.model_wrapped = spread = sharded_model(self.accelerator, whole_model, seed=args.seed)
             self._read_frozen(spread, args, asked, processing_class)
             self._look_first(spread, args, watched, own_head=False)
             reshard(spread)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from d2unlearn.artifact import CHECKPOINTS, STAGED, clear, is_done, publish, workspace_of
@@ -18,15 +19,16 @@ from d2unlearn.models import (
     load_model,
     low_rank_config,
     merged_adapter,
-    state_hash,
     weights_hash,
 )
 from d2unlearn.observation import causal_model
 from d2unlearn.outputs import output_place
 from d2unlearn.runtime import pick_device, remove, say, seed_everything, write_json
 from d2unlearn.schema import MANIFEST_FILE
+from d2unlearn.sharding import is_sharded, own_part
 from d2unlearn.training.arguments import CHECKPOINTING, UnlearnConfig, vocabulary_rows
 from d2unlearn.training.checkpoints import last_complete_checkpoint
+from d2unlearn.training.gathered import save_merged, save_state
 from d2unlearn.training.measured import STEERING_ROWS, MeasuredChoices
 from d2unlearn.training.outcome import announcement, neighbours_told, outcome_lines, run_manifest, told_before
 from d2unlearn.training.recipe import Pace
@@ -104,17 +106,22 @@ def _train_and_publish(run: RunInput, pace: Pace, key: str, workspace: Path, out
         raise DestroyedModelError(
             [f"learning_rate {pace.learning_rate:g} destroys the model: nothing that is left gives numbers; choose a lower one"]
         )
+    recipe: dict[str, Any] = {}
     if trainer.is_world_process_zero():
         recipe = {} if choices is None else ended(trainer, choices)
         for line in outcome_lines(trainer, settings, run.parent):
             say(line)
-        staged = workspace / STAGED
-        remove(staged)
-        _save(trainer.model, run, staged)
-        weights = {"original": original, "artifact": weights_hash(staged)}
-        write_json(staged / MANIFEST_FILE, {**run_manifest(run, pace, key, trainer, seconds, recipe), "weights": weights})
-        publish(staged, output, force=settings.force)
+        remove(workspace / STAGED)
+    _save(trainer, run, workspace / STAGED)
+    if trainer.is_world_process_zero():
+        _publish(run, workspace / STAGED, output, run_manifest(run, pace, key, trainer, seconds, recipe), original)
     trainer.accelerator.wait_for_everyone()
+
+
+def _publish(run: RunInput, staged: Path, output: Path, manifest: dict[str, Any], original: str) -> None:
+    weights = {"original": original, "artifact": weights_hash(staged)}
+    write_json(staged / MANIFEST_FILE, {**manifest, "weights": weights})
+    publish(staged, output, force=run.settings.force)
 
 
 def _make_rounds(run: RunInput, pace: Pace, trainer: UnlearnTrainer, workspace: Path) -> None:
@@ -147,7 +154,7 @@ def _make_rounds(run: RunInput, pace: Pace, trainer: UnlearnTrainer, workspace: 
 def _original_hash(run: RunInput) -> str:
     """sha256 of the original's weights: of its files where it is a folder of its own weights, else as they were loaded."""
     folder = Path(run.settings.model)
-    return weights_hash(folder) if folder.is_dir() and weight_files(folder) else state_hash(run.model)
+    return weights_hash(folder) if folder.is_dir() and weight_files(folder) else run.model_hash
 
 
 def _is_a_model(trainer: UnlearnTrainer, settings: UnlearnSettings) -> bool:
@@ -155,12 +162,13 @@ def _is_a_model(trainer: UnlearnTrainer, settings: UnlearnSettings) -> bool:
     if settings.keep == "best":
         return trainer.state.best_model_checkpoint is not None
     assert trainer.model is not None
-    return all(bool(weights.isfinite().all()) for weights in trainer.model.parameters())
+    broken = sum((~own_part(weights.detach()).isfinite()).sum() for weights in trainer.model.parameters())
+    return int(trainer.accelerator.reduce(torch.as_tensor(broken, device=trainer.args.device), "sum")) == 0
 
 
 def _arguments(run: RunInput, workspace: Path, pace: Pace) -> UnlearnConfig:
     settings = run.settings
-    checkpointing: dict[str, Any] = {CHECKPOINTING: settings.gradient_checkpointing}
+    sharing: dict[str, Any] = {CHECKPOINTING: settings.gradient_checkpointing, "fsdp": settings.fsdp}
     return UnlearnConfig(
         output_dir=str(workspace / CHECKPOINTS),
         reference_cache=str(workspace / "reference"),
@@ -172,7 +180,7 @@ def _arguments(run: RunInput, workspace: Path, pace: Pace) -> UnlearnConfig:
         seed=settings.seed,
         bf16=settings.bf16,
         use_cpu=pick_device().type == "cpu",
-        **checkpointing,
+        **sharing,
         exclude_padded_rows=settings.exclude_padded_rows,
         eval_strategy="epoch" if settings.keep == "best" else "no",
         report_to=settings.report_to,
@@ -181,8 +189,25 @@ def _arguments(run: RunInput, workspace: Path, pace: Pace) -> UnlearnConfig:
     )
 
 
-def _save(model: Any, run: RunInput, folder: Path) -> None:
+def _save(trainer: UnlearnTrainer, run: RunInput, folder: Path) -> None:
     """A plain model folder; a trained adapter is merged into the weights and kept beside them in `adapter/`.
+
+    Every process calls it, since what is spread is gathered together; the first writes.
+    """
+    first, model = trainer.is_world_process_zero(), trainer.model
+    assert model is not None
+    if is_sharded(model):
+        if run.settings.lora:
+            save_state(model, folder / "adapter", first=first)
+        save_merged(model, folder, dtype=run.saved_dtype, first=first)
+        if first:
+            run.tokenizer.save_pretrained(folder)
+    elif first:
+        _save_whole(model, run, folder)
+
+
+def _save_whole(model: Any, run: RunInput, folder: Path) -> None:
+    """As one process has it.
 
     Of a quantised base the adapter alone is kept, with the configuration that says how the base is held, unless it is to be
     merged.
