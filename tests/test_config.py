@@ -245,7 +245,7 @@ def test_parameters_are_typed_by_hints() -> None:
             (
                 *("model", "forget", "retain", "near", "alternate", "output", "report_to", "columns"),
                 *("plan", "devices", "memory", "long", "retain_model", "strict"),
-                *("quantization", "merge", "recipe", "forget_below", "keep_at_least", "sign_key"),
+                *("quantization", "merge", "fsdp", "recipe", "forget_below", "keep_at_least", "sign_key"),
             ),
         ),
         (config.BenchmarkSettings, ("model", "output", "data", "retain_logs", "reference_model")),
