@@ -63,7 +63,7 @@ ALLOWED = {
     "fine_tuning": f"{CORE} data runtime",
     "training": f"{CORE} {FILES} data fine_tuning loaded_files methods metrics models plugins stats stored_tensors "
     "teacher_forcing wordings",
-    "gate": f"{CORE} {FILES} compatibility data loaded_files metrics models signing stats wordings",
+    "gate": f"{CORE} {FILES} compatibility data loaded_files metrics models signing stats template_date wordings",
     "generation": f"{CORE} {FILES} compatibility data gate loaded_files models",
     "topic": f"{CORE} {FILES} data generation models wordings",
     "guards": f"{CORE} data fields gate generation models plugins runtime stats",
@@ -78,8 +78,8 @@ ALLOWED = {
     "comparison": f"{CORE} {FILES} attacks audit benchmark data evaluation gate generation gguf guards methods metrics "
     "models plugins report stats teacher_forcing training wordings",
     "quickstart": f"{CORE} {FILES} audit data evaluation gate gguf models report saving topic training",
-    "commands": "analysis artifact audit benchmark comparison config evaluation fields gate gguf report runtime schema "
-    "signing training",
+    "commands": "analysis artifact audit benchmark comparison config data errors evaluation fields gate generation gguf models "
+    "quickstart report runtime schema serving signing topic training",
     "cli": f"{FILES} analysis audit commands data errors gate generation gguf models quickstart report schema serving signing "
     "stats topic training",
 }

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from d2unlearn.errors import ArtifactError
-from d2unlearn.outputs import FORCE_IT, check_replaceable, kept_settings, move_aside
+from d2unlearn.outputs import FORCE_IT, check_replaceable, kept_settings, replace_folder
 from d2unlearn.runtime import atomic_path, first_rank, now, read_json, remove, say, write_json
 from d2unlearn.schema import GATE_FILE, MANIFEST_FILE
 from d2unlearn.version import __version__
@@ -55,14 +55,10 @@ def new_result(output: Path, command: str, key: str, settings: Any, plugins: Map
 
     plugins: {distribution: version} of other packages whose code made the result.
     """
-    aside = None
     further = {"plugins": plugins} if plugins else {}
-    with atomic_path(output) as staged:
+    with atomic_path(output, put=replace_folder if _forced(settings) else None) as staged:
         yield staged
         write_json(staged / MANIFEST_FILE, manifest(command, key, settings=kept_settings(settings), **further))
-        aside = move_aside(output) if _forced(settings) else None
-    if aside is not None:
-        remove(aside)
 
 
 def holds_result(output: Path, key: str, settings: Mapping[str, Any] | None = None, *, force: bool = False) -> bool:
@@ -139,15 +135,12 @@ def publish(staged: Path, output: Path, *, force: bool = False) -> None:
     mode = (staged / MANIFEST_FILE).stat().st_mode
     for weights in staged.rglob("*.safetensors"):
         weights.chmod(mode)  # written readable by their owner alone, unlike everything beside them
-    aside = None
-    if output.is_dir():
-        if force:
-            aside = move_aside(output)
-        else:
+    if force:
+        replace_folder(staged, output)
+    else:
+        if output.is_dir():
             output.rmdir()  # empty: `holds_result` has looked
-    os.replace(staged, output)
-    if aside is not None:
-        remove(aside)
+        os.replace(staged, output)
     clear(output)
 
 

@@ -8,8 +8,8 @@ Settings are the command's options with `_` for `-`; `--set KEY=VALUE` is `metho
 line's are, and a mistake in them, or in a file that they name, is a `d2unlearn.errors.D2Error` that says what to do. What the
 commands show on the way is shown here too, on the standard error. A command that did exactly this before does nothing anew.
 
-There is no function for what has a class of its own: `d2unlearn.GuardedModel` answers behind a gate, `d2unlearn.UnlearnTrainer`
-trains step by step.
+What has a class of its own: `d2unlearn.GuardedModel` answers and chats behind a gate, `d2unlearn.UnlearnTrainer` trains step
+by step.
 """
 
 from __future__ import annotations
@@ -17,38 +17,60 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TypeVar, get_type_hints
+from typing import TYPE_CHECKING, TypeVar, get_type_hints
 
 from d2unlearn.config import (
     AnalyzeSettings,
     AuditSettings,
     BenchmarkSettings,
     CalibrateSettings,
+    CheckSettings,
     CompareSettings,
     EvaluateSettings,
+    GenerateSettings,
+    MakeSettings,
+    PlaySettings,
+    QuickstartSettings,
     ReportSettings,
+    ServeSettings,
     UnlearnSettings,
     load_settings,
 )
+from d2unlearn.errors import needs_extra
 from d2unlearn.fields import NamesModel, marker_of
 from d2unlearn.runtime import first_rank, say
 from d2unlearn.schema import GATE_FILE
+
+if TYPE_CHECKING:
+    from d2unlearn.data.check import DataSummary
 
 __all__ = [
     "AnalyzeSettings",
     "AuditSettings",
     "BenchmarkSettings",
     "CalibrateSettings",
+    "CheckSettings",
     "CompareSettings",
     "EvaluateSettings",
+    "GenerateSettings",
+    "MakeSettings",
+    "PlaySettings",
+    "QuickstartSettings",
     "ReportSettings",
+    "ServeSettings",
     "UnlearnSettings",
     "analyze",
     "audit",
     "calibrate",
+    "check_data",
     "compare",
     "evaluate",
+    "generate",
+    "make_data",
+    "play",
+    "quickstart",
     "report",
+    "serve",
     "unlearn",
 ]
 
@@ -62,14 +84,13 @@ def unlearn(settings: UnlearnSettings) -> Path:
     written to it later, a gate for one, takes the signature away.
     """
     settings = checked_settings(settings)
-    from d2unlearn.signing import private_key, sign
+    from d2unlearn.signing import signer
     from d2unlearn.training.unlearn import run_unlearn
 
-    if settings.sign_key is not None:
-        private_key(settings.sign_key)  # that it is one is better said now
+    sign_artifact = signer(settings.sign_key)
     artifact = run_unlearn(replace(settings, sign_key=None))
-    if settings.sign_key is not None and first_rank():
-        sign(artifact, settings.sign_key)
+    if first_rank():
+        sign_artifact(artifact)
     return artifact
 
 
@@ -82,16 +103,49 @@ def calibrate(settings: CalibrateSettings, tell: Callable[[str], None] = say) ->
     settings = checked_settings(settings)
     from d2unlearn.gate.run import run_calibrate
     from d2unlearn.gate.update import run_update
-    from d2unlearn.signing import private_key, sign
+    from d2unlearn.signing import signer
 
-    if settings.sign_key is not None:
-        private_key(settings.sign_key)  # that it is one is better said now
+    sign_artifact = signer(settings.sign_key)
     run = run_update if settings.update else run_calibrate
     for line in run(replace(settings, sign_key=None)):
         tell(line)
-    if settings.sign_key is not None:
-        tell(str(sign(Path(settings.model), settings.sign_key)))
+    signature = sign_artifact(Path(settings.model))
+    if signature is not None:
+        tell(str(signature))
     return Path(settings.model) / GATE_FILE
+
+
+def generate(settings: GenerateSettings, tell: Callable[[str], None] = say) -> str | Path:
+    """Answer `prompt`, or the rows of the file `input`, behind the artifact's gate.
+
+    Returns the answer to the prompt; of a file the path of `output`, which has a line for each row. tell: gets how many answers
+    were written and how many of them are refusals.
+    """
+    settings = checked_settings(settings)
+    from d2unlearn.generation.run import run_generate
+
+    lines = run_generate(settings)
+    if settings.prompt is not None:
+        return next(lines)
+    for line in lines:
+        tell(line)
+    return Path(str(settings.output))
+
+
+def serve(settings: ServeSettings) -> None:
+    """Serve the guarded model with OpenAI's HTTP interface, until SIGINT or SIGTERM. Needs `pip install 'd2unlearn[serve]'`."""
+    settings = checked_settings(settings)
+    with needs_extra("serve"):
+        from d2unlearn.serving.run import run_serve
+    run_serve(settings)
+
+
+def play(settings: PlaySettings) -> None:
+    """Serve a page that shows the gate at work, until SIGINT or SIGTERM. Needs `pip install 'd2unlearn[serve]'`."""
+    settings = checked_settings(settings)
+    with needs_extra("serve"):
+        from d2unlearn.serving.playground import run_play
+    run_play(settings)
 
 
 def evaluate(settings: EvaluateSettings | BenchmarkSettings) -> Path:
@@ -160,11 +214,53 @@ def compare(settings: CompareSettings, tell: Callable[[str], None] = say) -> Pat
     tell: gets the table's lines. Needs `pip install 'd2unlearn[compare]'`.
     """
     settings = checked_settings(settings)
-    from d2unlearn.comparison.run import run_compare
+    with needs_extra("compare"):
+        from d2unlearn.comparison.run import run_compare
 
     for line in run_compare(settings):
         tell(line)
     return Path(settings.output)
+
+
+def make_data(settings: MakeSettings, tell: Callable[[str], None] = say) -> Path:
+    """Make all files from the name of a topic, by asking the model. Returns their folder. tell: gets what was made."""
+    settings = checked_settings(settings)
+    from d2unlearn.topic.run import run_make
+
+    for line in run_make(settings):
+        tell(line)
+    return Path(settings.output)
+
+
+def check_data(settings: CheckSettings, tell: Callable[[str], None] = say) -> dict[str, DataSummary]:
+    """Look at data sets before they are used. Returns what was found of each, by its name.
+
+    tell: gets a rendered row of each set, duplicates, what two sets have in common, and what each command will lack. With
+    `model`, its tokenizer and chat template count tokens; it is not loaded itself.
+    """
+    settings = checked_settings(settings)
+    from d2unlearn.data.check import described_sets, inspect, read_sets_of
+
+    sets, template, context = read_sets_of(settings), None, None
+    if settings.model is not None:
+        from d2unlearn.data.template import Template
+        from d2unlearn.models import context_of, load_tokenizer
+
+        template, context = Template(load_tokenizer(settings.model)), context_of(settings.model)
+    facts = {name: inspect(examples, template) for name, examples in sets.items()}
+    length, folder = settings.max_length, settings.data
+    for line in described_sets(sets, facts, template, max_length=length, context=context, folder=folder):
+        tell(line)
+    return facts
+
+
+def quickstart(settings: QuickstartSettings) -> Path:
+    """The whole way on a made-up world, or with `real` on a topic of a pretrained model. Returns the report's path."""
+    settings = checked_settings(settings)
+    from d2unlearn.quickstart.real import run_real
+    from d2unlearn.quickstart.run import run_quickstart
+
+    return run_real(settings) if settings.real else run_quickstart(settings)
 
 
 def checked_settings(settings: Given) -> Given:

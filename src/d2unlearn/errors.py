@@ -54,6 +54,18 @@ def border(kind: type[D2Error], failed: str) -> Iterator[None]:
         raise kind(f"{failed}: {reason_of(error)}") from error
 
 
+@contextmanager
+def needs_extra(name: str) -> Iterator[None]:
+    """Around the import of what only `pip install d2unlearn[NAME]` brings. Raises `ConfigError` where it is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("d2unlearn"):
+            raise
+        missing = f"{error.name} is not installed; this command needs it: pip install 'd2unlearn[{name}]'"
+        raise ConfigError([missing]) from None
+
+
 def reason_of(error: BaseException) -> str:
     """The first line of what an error says, after its type where that alone tells what is meant."""
     said = next((line.strip().rstrip(":") for line in str(error).splitlines() if line.strip()), "")

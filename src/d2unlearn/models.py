@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from d2unlearn.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, adapter_of
 from d2unlearn.compatibility import check_rows, plain_config
-from d2unlearn.errors import ModelError, border
+from d2unlearn.errors import ArtifactError, ModelError, border
 from d2unlearn.gguf import folder_of_gguf, is_gguf
 from d2unlearn.loaded_files import GENERATION_CONFIG_FILE, check_loadable
 from d2unlearn.quantization import base_is_held, held_alike, quantization_config
@@ -204,7 +204,7 @@ def _merged(adapter: Adapter, dtype: torch.dtype | None, trust_remote_code: bool
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False, date: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, hub name, GGUF file, or adapter (its own, else its base's).
 
-    A chat template that writes the date is pinned: to `date`, else to the folder's gate's, else to today. Raises `ModelError`
+    Chat templates that write the date are pinned: to `date`, else to the folder's gate's, else to today. Raises `ModelError`
     when there is no tokenizer, and for one that may write ids that the model's embedding has no rows for.
     """
     source = model_folder(source)
@@ -214,14 +214,20 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False, date:
     with border(ModelError, _not_loaded(source, "a tokenizer")):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(source), trust_remote_code=trust_remote_code)
     check_rows(tokenizer, source if adapter is None else adapter.base)
-    if isinstance(tokenizer.chat_template, str):
-        tokenizer.chat_template = pinned(tokenizer.chat_template, date or _date_of_gate(Path(source)))
+    own, fixed = tokenizer.chat_template, date or _date_of_gate(Path(source))
+    if isinstance(own, str):
+        tokenizer.chat_template = pinned(own, fixed)
+    elif isinstance(own, dict):
+        tokenizer.chat_template = {name: pinned(each, fixed) for name, each in own.items()}
     return tokenizer
 
 
 def _date_of_gate(folder: Path) -> str | None:
-    path = folder / GATE_FILE
-    date = read_json(path).get("date") if path.is_file() else None
+    """What the gate's file says; None for a gate of a template without a date, and for one that cannot be read."""
+    try:
+        date = read_json(folder / GATE_FILE).get("date")
+    except ArtifactError:
+        return None
     return date if isinstance(date, str) else None
 
 

@@ -118,13 +118,19 @@ def check_replaceable(output: Path, command: object, settings: Mapping[str, Any]
             raise ArtifactError(f"{output} holds the input {given}, and --force would remove it; {ANOTHER}")
 
 
-def move_aside(output: Path) -> Path:
-    """Make room for what replaces a folder; the place where the folder is until then (`remove` it)."""
+def replace_folder(made: Path, output: Path) -> None:
+    """Put a folder in the place of another, which is removed; one that is moved back where that fails."""
     aside = output.with_name(f".{output.name}.{os.getpid()}.replaced")
     if output.is_dir():
         remove(aside)
         os.replace(output, aside)
-    return aside
+    try:
+        os.replace(made, output)
+    except OSError:
+        if aside.is_dir():
+            os.replace(aside, output)
+        raise
+    remove(aside)
 
 
 def _paths(values: Iterable[Any]) -> list[str]:

@@ -12,7 +12,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,9 +115,10 @@ def atomic_write(path: Path, text: str) -> None:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, put: Callable[[Path, Path], None] | None = None) -> Iterator[Path]:
     """A sibling path to write to; it takes the place of `path` when the block ends well, and is removed otherwise.
 
+    put: how it takes that place, called with both; None: in one step, with nothing but a file or an empty folder there.
     What processes of this machine have left that were killed in such a block goes first.
     """
     staged = path.with_name(f".{path.name}.{_MACHINE}.{os.getpid()}.partial")
@@ -127,7 +128,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             if left == staged or not _is_running(left.name.split(".")[-2]):
                 remove(left)
         yield staged
-        os.replace(staged, path)
+        (put or os.replace)(staged, path)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
     finally:

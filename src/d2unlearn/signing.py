@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,17 @@ def sign(folder: Path, key_file: str | Path) -> Path:
     path = folder / SIGNATURE_FILE
     write_json(path, {"mediaType": BUNDLE, "verificationMaterial": material, "dsseEnvelope": envelope})
     return path
+
+
+def signer(key_file: str | Path | None) -> Callable[[Path], Path | None]:
+    """What signs an artifact once everything is in it, as `sign` does; without a key it does nothing.
+
+    Raises `ConfigError` at once for a file that holds no key: better said now than in the end.
+    """
+    if key_file is None:
+        return lambda folder: None
+    private_key(key_file)
+    return lambda folder: sign(folder, key_file)
 
 
 def check_signature(folder: Path, key_file: str | Path) -> None:

@@ -239,12 +239,18 @@ def test_a_near_row_that_is_to_be_forgotten_is_an_error_and_the_old_gate_stays(
 
 
 def test_a_gate_of_more_forget_rows_is_replaced_only_when_asked(artifact: Path, retain: Path, forget: Path) -> None:
+    path = artifact / GATE_FILE
     list(run_calibrate(replace(settings(artifact, retain), forget=str(forget))))
-    before = (artifact / GATE_FILE).read_bytes()
+    before = path.read_bytes()
     with pytest.raises(GateError, match=r"was made with 12 forget rows, and none are given now.*--replace"):
         list(run_calibrate(settings(artifact, retain)))
-    assert (artifact / GATE_FILE).read_bytes() == before
-    list(run_calibrate(replace(settings(artifact, retain), replace=True)))
+    assert path.read_bytes() == before
+    path.write_bytes(before[: len(before) // 2])  # cut short: the manifest knows
+    with pytest.raises(GateError, match=r"was made with 12 forget rows, and none are given now.*--replace"):
+        list(run_calibrate(settings(artifact, retain)))
+    path.write_bytes(before)
+    (first, *_) = run_calibrate(replace(settings(artifact, retain), replace=True))
+    assert first == f"{path} is made anew: the gate that was there knew 12 forget rows, this one is shown 0"
     assert EnergyGate.from_pretrained(artifact).calibration.forget_scores == ()
 
 

@@ -18,9 +18,8 @@ import openai
 import pytest
 import torch
 
-from d2unlearn.cli.options import needs_extra
 from d2unlearn.config import ServeSettings
-from d2unlearn.errors import ConfigError
+from d2unlearn.errors import ConfigError, needs_extra
 from d2unlearn.gate import recorder
 from d2unlearn.generation.guarded import GuardedModel
 from d2unlearn.serving import middleware

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from d2unlearn import commands
-from d2unlearn.cli.options import needs_extra, takes
+from d2unlearn.cli.options import takes
 from d2unlearn.config import CompareSettings
 
 
@@ -17,5 +17,4 @@ def compare(settings: CompareSettings) -> None:
 
     Example: `d2unlearn compare --config comparison.yaml --jobs 2`
     """
-    with needs_extra("compare"):
-        commands.compare(settings, tell=typer.echo)
+    commands.compare(settings, tell=typer.echo)

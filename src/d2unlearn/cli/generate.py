@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from d2unlearn import commands
 from d2unlearn.cli.options import takes
 from d2unlearn.config import GenerateSettings
 
@@ -14,7 +15,6 @@ def generate(settings: GenerateSettings) -> None:
 
     Example: `d2unlearn generate --model ./artifact --prompt "Who wrote The Glass Orchard?" --show-energy`
     """
-    from d2unlearn.generation.run import run_generate
-
-    for line in run_generate(settings):
-        typer.echo(line)
+    made = commands.generate(settings, tell=typer.echo)
+    if settings.prompt is not None:
+        typer.echo(made)

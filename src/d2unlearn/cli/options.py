@@ -161,18 +161,6 @@ def shown_default(setting: Field[Any], hint: Any) -> str:
 
 
 @contextmanager
-def needs_extra(name: str) -> Iterator[None]:
-    """Around the import of what only `pip install d2unlearn[NAME]` brings. Raises `ConfigError` where it is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if str(error.name).startswith("d2unlearn"):
-            raise
-        missing = f"{error.name} is not installed; this command needs it: pip install 'd2unlearn[{name}]'"
-        raise ConfigError([missing]) from None
-
-
-@contextmanager
 def _memory_remedy(settings: Any) -> Iterator[None]:
     """Around a verb: where memory does not suffice, a `ConfigError` names those of its settings that save some."""
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from d2unlearn.cli.options import needs_extra, takes
+from d2unlearn import commands
+from d2unlearn.cli.options import takes
 from d2unlearn.config import PlaySettings
 
 
@@ -12,7 +13,4 @@ def play(settings: PlaySettings) -> None:
 
     Example: `d2unlearn play --model runs/quickstart/artifact`
     """
-    with needs_extra("serve"):
-        from d2unlearn.serving.playground import run_play
-
-    run_play(settings)
+    commands.play(settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from d2unlearn import commands
 from d2unlearn.cli.options import takes
 from d2unlearn.config import QuickstartSettings
 
@@ -16,7 +17,4 @@ def quickstart(settings: QuickstartSettings) -> None:
 
     Example: `d2unlearn quickstart --output runs/quickstart`
     """
-    from d2unlearn.quickstart.real import run_real
-    from d2unlearn.quickstart.run import run_quickstart
-
-    typer.echo(run_real(settings) if settings.real else run_quickstart(settings))
+    typer.echo(commands.quickstart(settings))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from d2unlearn.cli.options import needs_extra, takes
+from d2unlearn import commands
+from d2unlearn.cli.options import takes
 from d2unlearn.config import ServeSettings
 
 
@@ -12,7 +13,4 @@ def serve(settings: ServeSettings) -> None:
 
     Example: `d2unlearn serve --model ./artifact`, then `OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")`
     """
-    with needs_extra("serve"):
-        from d2unlearn.serving.run import run_serve
-
-    run_serve(settings)
+    commands.serve(settings)

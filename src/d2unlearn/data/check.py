@@ -113,6 +113,42 @@ def not_known(folder: str | None) -> Iterator[str]:
         yield f"not known, nothing to unlearn: {', '.join(facts[:_SHOWN])}{more} ({path})"
 
 
+def described_sets(
+    sets: Mapping[str, Sequence[Example]],
+    facts: Mapping[str, DataSummary],
+    template: Template | None,
+    *,
+    max_length: int,
+    context: int | None,
+    folder: str | None,
+) -> Iterator[str]:
+    """Lines for a person about each set (facts: what `inspect` says of it), the sets together, and later commands.
+
+    context: tokens that the model takes; folder: what `data make` wrote, if the sets come from there.
+    """
+    for name, examples in sets.items():
+        found = facts[name]
+        tokens = "" if found.longest is None else f", longest {found.longest} tokens, {found.answer_tokens} answer tokens"
+        yield f"{name}: {found.rows} rows, {found.with_prompt} with a prompt, {found.groups} groups{tokens}"
+        if template is not None:
+            yield f"  {examples[0].source}: {marked(template.tokens(examples[0]), template)}"
+            yield from (f"  {line}" for line in too_long(name, examples, template, max_length, context))
+        yield from _listed("duplicate", found.duplicates) if found.duplicates else ["  no row twice"]
+    shared = overlaps(sets)
+    for first, second, rows in shared:
+        yield from _listed(f"{first} and {second} ask the same", rows)
+    if len(sets) > 1 and not shared:
+        yield f"  {', '.join(list(sets)[:-1])} and {list(sets)[-1]} ask nothing in common"
+    yield from not_known(folder)
+    yield from needs(sets)
+
+
+def _listed(what: str, rows: Sequence[tuple[str, str]]) -> Iterator[str]:
+    yield from (f"  {what}: {first} and {second}" for first, second in rows[:_SHOWN])
+    if len(rows) > _SHOWN:
+        yield f"  and {len(rows) - _SHOWN} more"
+
+
 def needs(sets: Mapping[str, Sequence[Example]]) -> Iterator[str]:
     """A line for each later command: what it would find in these sets, and what it would lack."""
     forget, retain = sets.get("forget", ()), sets.get("retain", ())

@@ -27,10 +27,13 @@ from d2unlearn.gate.rule import GateRule, refusal_tokens, rule_to_json
 from d2unlearn.models import load_tokenizer, pad_token_id
 from d2unlearn.runtime import atomic_write, read_json, write_json
 from d2unlearn.schema import GATE_COPY, GATE_FILE
+from d2unlearn.template_date import pinned
 from d2unlearn.version import __version__
 
 FOLDER = "custom_generate"
 README = "README.md"
+_TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 BEGIN, END = "<!-- d2unlearn: gate -->", "<!-- d2unlearn: end -->"
 """Marks of the note: at the end of its first line, and on its last."""
 
@@ -85,6 +88,26 @@ def carry(folder: Path, rule: GateRule, refusal_texts: tuple[str, ...], template
     copy |= {"bound": gate.get("bound", {})}
     write_json(folder / "config.json", {**config, GATE_COPY: sealed(copy, gate["checksum"])})
     atomic_write(folder / README, _with_note(_text(folder / README), note(guarantee)))
+
+
+def pin_templates(folder: Path, date: str) -> bool:
+    """Fix the date in those of a folder's own chat templates that write one, so that whoever renders prompts with them asks
+    every day what was calibrated. Returns whether there was any that was not fixed before; `unlearn` leaves none.
+    """
+    found = False
+    for path in (path for pattern in _TEMPLATES for path in sorted(folder.glob(pattern))):
+        written = pinned(_text(path), date)
+        if written != _text(path):
+            atomic_write(path, written)
+            found = True
+    config = read_json(folder / _TOKENIZER_CONFIG) if (folder / _TOKENIZER_CONFIG).is_file() else {}
+    own = config.get("chat_template")
+    within = pinned(own, date) if isinstance(own, str) else own
+    if isinstance(own, list):
+        within = [{**each, "template": pinned(each["template"], date)} for each in own]
+    if within != own:
+        write_json(folder / _TOKENIZER_CONFIG, {**config, "chat_template": within})
+    return found or within != own
 
 
 def is_carried(folder: Path) -> bool:

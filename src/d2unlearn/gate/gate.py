@@ -17,7 +17,7 @@ from d2unlearn.data.template import Template
 from d2unlearn.errors import ArtifactError, GateError
 from d2unlearn.gate.calibrate import Calibration
 from d2unlearn.gate.described import described_calibration
-from d2unlearn.gate.export import carry
+from d2unlearn.gate.export import carry, pin_templates
 from d2unlearn.gate.gate_file import checked_texts, gate_arguments, gate_content
 from d2unlearn.gate.gated import GateWarning
 from d2unlearn.gate.groups import group_of
@@ -227,13 +227,16 @@ class EnergyGate:
     def save(self, folder: str | Path) -> Path:
         """Write `d2_gate.json` beside the weights of `folder`, and what carries the gate without this package; return its path.
 
-        A gate that was calibrated without `folder` is bound to what is found there. Raises `GateError` when the folder holds
+        A gate that was calibrated without `folder` is bound to what is found there. A chat template that writes the date is
+        changed to write the gate's `date`. Raises `GateError` when the folder holds
         other weights or another configuration than those calibrated, or a tokenizer that renders prompts otherwise.
         """
         check_self_contained(Path(folder))
         weights = weights_hash(folder)
         if self.weights_hash is not None and weights != self.weights_hash:
             raise GateError(f"{folder} holds other weights than those the gate was calibrated on; calibrate on that folder")
+        if self.date is not None and pin_templates(Path(folder), self.date):
+            say(f"the chat template of {folder} writes the date: it is fixed there to {self.date}, which was calibrated")
         bound = bound_hashes(Path(folder))
         if self.bound and bound["config"] != self.bound["config"]:
             raise GateError(f"{folder} holds another configuration than the one that was calibrated; calibrate on that folder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from d2unlearn.config import CalibrateSettings, identity, system_message
 from d2unlearn.data.holdout import hold_out
 from d2unlearn.data.identity import is_among
 from d2unlearn.data.records import content_hash, read_examples, source_names
-from d2unlearn.errors import GateError
+from d2unlearn.errors import ArtifactError, GateError
 from d2unlearn.gate.asked import asked_scores, with_leads
 from d2unlearn.gate.export import is_carried
 from d2unlearn.gate.gate import EnergyGate
@@ -25,7 +26,7 @@ from d2unlearn.gate.renderings import renderings
 from d2unlearn.gate.traffic import read_traffic, traffic_lines
 from d2unlearn.loaded_files import check_self_contained
 from d2unlearn.models import load_model, load_tokenizer, weights_hash
-from d2unlearn.runtime import check_writable, fingerprint, now, write_json
+from d2unlearn.runtime import check_writable, fingerprint, now, read_json, write_json
 from d2unlearn.schema import GATE_FILE, MANIFEST_FILE, Example
 from d2unlearn.version import __version__
 from d2unlearn.wordings.table import training_wordings
@@ -48,7 +49,7 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
             EnergyGate.from_pretrained(folder).save(folder)
         yield DONE.format(folder / GATE_FILE)
         return
-    _check_replaced(folder, len(given.rows.forget), settings)
+    yield from _replaced(folder, manifest, len(given.rows.forget), settings)
     yield given.note
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     vocab_rows = len(tokenizer) if _excludes_padded_rows(manifest) else None
@@ -76,7 +77,8 @@ def run_calibrate(settings: CalibrateSettings) -> Iterator[str]:
     answering = GateReading(model, tokenizer, gate.max_new_tokens, settings.batch_size, 1.0, vocab_rows, gate.system)
     seen = _traffic_lines(gate, answering, given.traffic)
     gate.save(folder)
-    section = {"key": key, "made": now(), "settings": asdict(settings), "version": __version__}
+    rows = {name: len(each) for name, each in given.rows._asdict().items()}
+    section = {"key": key, "made": now(), "rows": rows, "settings": asdict(settings), "version": __version__}
     write_json(folder / MANIFEST_FILE, {**(manifest or new_manifest("calibrate", key)), "calibration": section})
     yield from gate.describe()
     yield from seen
@@ -103,15 +105,29 @@ def _rows(settings: CalibrateSettings, manifest: Mapping[str, Any]) -> _Given:
     return _Given(checked_rows(CalibrationRows(retain, forget, near, unrelated)), traffic, vouched, note)
 
 
-def _check_replaced(folder: Path, n_forget: int, settings: CalibrateSettings) -> None:
-    """Raises `GateError` where a gate that was shown more forget rows would be replaced and nobody asked for it."""
-    gate = None if settings.replace else _gate_there(folder)
-    had = 0 if gate is None else len(gate.calibration.forget_scores)
-    if had > n_forget:
+def _replaced(folder: Path, manifest: Mapping[str, Any], n_forget: int, settings: CalibrateSettings) -> Iterator[str]:
+    """A line about the gate that will be replaced, if there is one, whatever its state.
+
+    Raises `GateError` where that one was shown more forget rows and nobody asked for it.
+    """
+    path = folder / GATE_FILE
+    if not path.is_file():
+        return
+    had = max(_forget_rows_of(path), int(manifest.get("calibration", {}).get("rows", {}).get("forget", 0)))
+    if had > n_forget and not settings.replace:
         raise GateError(
-            f"{folder / GATE_FILE} was made with {had} forget rows, and {n_forget or 'none'} are given now: the new gate would "
-            "not know what the others look like; give --forget all of them, or --replace it all the same"
+            f"{path} was made with {had} forget rows, and {n_forget or 'none'} are given now: the new gate would not know what "
+            "the others look like; give --forget all of them, or --replace it all the same"
         )
+    yield f"{path} is made anew: the gate that was there knew {had} forget rows, this one is shown {n_forget}"
+
+
+def _forget_rows_of(path: Path) -> int:
+    """By what a gate's file says, though it cannot be used; 0 where it says nothing."""
+    with suppress(ArtifactError):
+        scores = read_json(path).get("forget_scores")
+        return len(scores) if isinstance(scores, list) else 0
+    return 0
 
 
 def _traffic_lines(gate: EnergyGate, answering: GateReading, traffic: Sequence[Example]) -> list[str]:
