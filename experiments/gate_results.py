@@ -2,7 +2,7 @@
 
 What is compared is asked once, of the same weights. Counted are requests that the original model answers rightly: forgotten
 ones should be refused, legitimate ones (unseen rows, and rows of nothing related) not. `before` looks at the whole request
-alone, `after` at each of its turns, too, as the gate does by now.
+alone, `after` at each of its turns and sentences, too, as the gate does by now.
 
 Usage: python experiments/gate_results.py ARTIFACT DATA OUTPUT.json [--judging] [--rows N] [--group-size N]
 ARTIFACT holds the gate as it was, and is left alone. DATA: forget.jsonl, legitimate rows and the retain file, as NAMES says.
@@ -30,6 +30,7 @@ from d2unlearn.gate.gate import EnergyGate
 from d2unlearn.gate.measuring import GateReading
 from d2unlearn.gate.renderings import renderings
 from d2unlearn.gate.run import run_calibrate
+from d2unlearn.gate.score import Score
 from d2unlearn.models import load_model, load_tokenizer
 from d2unlearn.refusals import GATE_REFUSALS
 from d2unlearn.runtime import read_json, write_json
@@ -43,18 +44,18 @@ NAMES = {"tofu": ("retain_file", "retain", "world_facts"), "quickstart": ("retai
 
 
 def asked_in(
-    artifact: Path, sets: dict[str, list[Example]], wordings: Sequence[Wording], material: Material
+    artifact: Path, sets: dict[str, list[Example]], wordings: Sequence[Wording], material: Material, score: Score
 ) -> dict[tuple[str, str], list[AskedRequest]]:
-    """For each set and each wording (and the rows as they stand) what was read of the answers."""
+    """For each set and each wording (and the rows as they stand) what was read of the answers; of turns what the score needs."""
     answering = GateReading(load_model(artifact).eval(), load_tokenizer(artifact), 48, 32, 1.0, None)
     found = {}
     for name, rows in sets.items():
         refusal = GATE_REFUSALS[0] if name == "forget" else None
-        found[name, PLAIN_FAMILY] = answering.asked(renderings(rows), name)
+        found[name, PLAIN_FAMILY] = answering.asked(renderings(rows), name, score)
         for wording in wordings:
             made = [each for each in renderings(rows, [wording], material, refusal=refusal) if each.family != PLAIN_FAMILY]
             if made:
-                found[name, wording.name] = answering.asked(made, name)
+                found[name, wording.name] = answering.asked(made, name, score)
     return found
 
 
@@ -123,7 +124,8 @@ def main() -> None:
     pairs = [row for row in read["unseen"] if row not in sets["unseen"]]
     material = Material(pairs, read["forget"])
     original = Path(read_json(given.artifact / MANIFEST_FILE)["settings"]["model"])
-    found, known = (asked_in(folder, sets, wordings, material) for folder in (given.artifact, original))
+    score = gates["after"].score
+    found, known = (asked_in(folder, sets, wordings, material, score) for folder in (given.artifact, original))
     tables: dict[str, dict[str, dict[str, dict[str, Any]]]] = {"before": {}, "after": {}}
     for (name, wording), asked in found.items():
         for when, gate in gates.items():

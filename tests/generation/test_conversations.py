@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from d2unlearn.data.batching import by_tokens, pad_left
 from d2unlearn.data.template import Template
 from d2unlearn.gate import EnergyGate
-from d2unlearn.gate.gated import TURN_TOKENS
+from d2unlearn.gate.gated import TURN_TOKENS, looked_tokens
 from d2unlearn.gate.guarantees import GroupGuarantee
 from d2unlearn.gate.score import FirstTokens, Highest, request_scores
 from d2unlearn.gate.traces import collect_traces
@@ -61,6 +61,13 @@ def test_what_is_looked_at_by_itself() -> None:
     deployed, other = Message("system", "s"), Message("system", "t")
     assert turns_by_themselves([deployed, a], "s") == []
     assert turns_by_themselves([other, a], "s") == [(deployed, a)]
+    assert turns_by_themselves([said("Hi! Who is A?")]) == []
+    assert turns_by_themselves([said("Hi! Who is A?")], sentences=True) == [(said("Who is A?"),)]
+    assert turns_by_themselves([said("Who is A?")], sentences=True) == []
+    greek = said("Hello: who wαs A?")
+    plain = [said(text) for text in ("who wαs A?", "Hello: who was A?", "who was A?")]
+    assert turns_by_themselves([greek], sentences=True) == [(each,) for each in plain]
+    assert turns_by_themselves([greek], "s", sentences=True) == [(deployed, each) for each in (greek, *plain)]
     assert under_system([a], "s") == (deployed, a)
     assert under_system([other, a], "s") == (other, a)
     assert under_system([a], None) == (a,)
@@ -135,6 +142,22 @@ def test_nothing_that_a_client_writes_around_a_refused_question_frees_it(asked: 
     assert asked.guarded.answer([(*HELLO, forgotten)], raw=True)[0].refused is False
 
 
+def test_a_forgotten_sentence_is_refused_among_others_where_the_gate_was_calibrated_so(asked: Halves) -> None:
+    """Within a turn, behind a label, in look-alike letters; a gate that looks at turns alone judges the whole."""
+    gate, forgotten = asked.guarded.gate, asked.prompts[int(np.argmax(asked.scores))]
+    assert gate is not None
+    assert gate.sentences
+    turns_alone = GuardedModel(asked.guarded.model, asked.guarded.tokenizer, replace(gate, sentences=False))
+    wide = forgotten.replace("w", "\uff57")
+    for text in (f"w1 w2.\n{forgotten}", f"w3: {forgotten}", f"w1 w2 w3. {wide}"):
+        request = (said(text),)
+        alone = (said(forgotten),)
+        assert alone in turns_by_themselves(request, sentences=True)
+        assert asked.guarded.decide(request).refused
+        assert turns_alone.turns_of(request) == []
+        assert turns_alone.decide(request).score == pytest.approx(float(score_of(asked, [request])[0]), abs=1e-4)
+
+
 def test_an_answer_that_was_begun_does_not_hide_its_question(asked: Halves) -> None:
     begun = [asked.guarded.template.text_ids("w1 w2 w3")] * len(asked.prompts)
     answers = asked.guarded.answer(asked.prompts, beginnings=begun)
@@ -158,7 +181,7 @@ def test_what_looking_costs(asked: Halves) -> None:
     with counted(guarded.model) as looked:
         scores = guarded.generator.turn_scores(never, [turns, []], 4 * len(turns[0]))
     assert looked == [len(turns[0]), *[1] * (len(looked) - 1)]
-    assert 2 <= len(looked) <= TURN_TOKENS
+    assert len(looked) == 2  # the score looks at two positions
     assert scores.tolist() == [pytest.approx(asked.scores[1], abs=1e-4), -np.inf]
 
 
@@ -177,6 +200,7 @@ def test_a_turns_look_never_exceeds_its_whole_answers_score(
     gate: EnergyGate, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """So looking at turns refuses none that would pass by itself."""
+    assert [looked_tokens(score) for score in (FirstTokens(1), FirstTokens(12), Highest(2))] == [1, 12, TURN_TOKENS]
     wide = halves(gate, model, tokenizer, Highest(2))
     looked = wide.guarded.generator.turn_scores(wide.guarded.rule, [[ids] for ids in wide.ids], 100)  # type: ignore[arg-type]
     assert (looked <= wide.scores + 1e-4).all()

@@ -65,7 +65,7 @@ def test_more_turns_than_are_looked_at_are_turned_down(split: Halves, monkeypatc
     with serving(split.guarded, max_prompt_tokens=30) as small:
         many = small.send("/v1/chat/completions", {"messages": [turn("user", f"w{place}") for place in range(7)]})
         assert (many.status, many.error["code"]) == (400, "context_length_exceeded")
-        assert "the user's 7 turns, each read by itself, have 35 tokens" in many.error["message"]
+        assert "the user's 7 turns and sentences, each read by itself, have 35 tokens" in many.error["message"]
         assert small.send("/v1/chat/completions", {"messages": [turn("user", "w1")] * 7}).status == 200
 
 

@@ -50,6 +50,7 @@ class EnergyGate:
     `system`: the deployment's system message, which it was calibrated under; None for none.
     `vouched`: nothing shows that the calibration prompts are unseen but the user's word, and the guarantee says so. `date`: the
     one that the chat template writes into every prompt, as 2026-11-30; None for a template that writes none.
+    `sentences`: it looks at each sentence of a turn by itself; not so a gate that was calibrated without.
     """
 
     calibration: Calibration
@@ -70,6 +71,7 @@ class EnergyGate:
     bound: Mapping[str, str] = field(default_factory=dict)
     system: str | None = None
     date: str | None = None
+    sentences: bool = False
 
     @property
     def score(self) -> Score:
@@ -192,6 +194,7 @@ class EnergyGate:
             bound={} if folder is None else bound_hashes(Path(folder)),
             system=system,
             date=template.date,
+            sentences=True,
         )
 
     @property

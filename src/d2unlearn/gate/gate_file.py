@@ -23,9 +23,9 @@ _Read = TypeVar("_Read")
 _SINCE_03 = ("reason", "apart", "groups", "families", "left_out")
 _MEASURED = ("conformal_threshold", "rank", "candidates", "calibration_false_refusal", "grouped", *_SINCE_03)
 """Fields of a calibration that stand apart, under `measured`; the summary holds the others."""
-_VOUCHED, _DATE, _BOUND, _SYSTEM = "vouched", "date", "bound", "system"
+_VOUCHED, _DATE, _BOUND, _SYSTEM, _SENTENCES = "vouched", "date", "bound", "system", "sentences"
 """Stand in the file where they say something, and in none that an earlier version wrote."""
-_LATER = ("calibration", "probes", _VOUCHED, _DATE, _BOUND, _SYSTEM)
+_LATER = ("calibration", "probes", _VOUCHED, _DATE, _BOUND, _SYSTEM, _SENTENCES)
 
 
 def gate_content(gate: Mapping[str, Any], summary: GateSummary) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def gate_content(gate: Mapping[str, Any], summary: GateSummary) -> dict[str, Any
         **asdict(summary),
         "score": score_to_json(calibration.score),
         **{name: value for name, value in gate.items() if name not in _LATER},
-        **{name: gate[name] for name in (_VOUCHED, _DATE) if gate[name]},
+        **{name: gate[name] for name in (_VOUCHED, _DATE, _SENTENCES) if gate[name]},
         **({_BOUND: dict(gate[_BOUND])} if gate[_BOUND] else {}),
         **({_SYSTEM: gate[_SYSTEM]} if gate[_SYSTEM] is not None else {}),
         "probes": [asdict(probe) for probe in gate["probes"]],
@@ -63,7 +63,8 @@ def gate_arguments(content: Mapping[str, Any], names: Sequence[str]) -> dict[str
     try:
         check_values(content)
         gate = {name: content[name] for name in names if name not in _LATER}
-        gate |= {_VOUCHED: bool(content.get(_VOUCHED, False)), _DATE: content.get(_DATE)}
+        gate |= {name: bool(content.get(name, False)) for name in (_VOUCHED, _SENTENCES)}
+        gate[_DATE] = content.get(_DATE)
         gate[_BOUND] = {str(name): str(value) for name, value in content.get(_BOUND, {}).items()}
         gate["confidence"] = _unless_none(float, content["confidence"])
         gate |= {name: str(content[name]) for name in ("template", "dtype")}

@@ -31,7 +31,7 @@ from d2unlearn.gate.decoding import BEAM_MODES, effective_config, id_list, n_seq
 from d2unlearn.gate.online import Decision, Trace
 from d2unlearn.gate.recorder import EnergyRecorder
 from d2unlearn.gate.rule import GateRule, RefusalTokens
-from d2unlearn.gate.score import request_scores
+from d2unlearn.gate.score import Score, request_scores
 from d2unlearn.gate.streams import HeldBackStream
 from d2unlearn.gate.weights import WeightsCheck
 from d2unlearn.models import generate_of
@@ -46,6 +46,12 @@ TURN_TOKENS = 8
 """Tokens of an answer to each turn by itself that are looked at, where the score's early looks need no more. On the
 quickstart's world the first six show every forgotten question, the first two 96 % of them.
 """
+
+
+def looked_tokens(score: Score) -> int:
+    """Tokens of an answer to each turn by itself: `TURN_TOKENS` or what the early looks need, of no more than it looks at."""
+    tokens = max(score.lookahead, TURN_TOKENS)
+    return tokens if score.positions is None else min(tokens, score.positions)
 
 
 class GateWarning(UserWarning):
@@ -158,8 +164,8 @@ class GatedGenerator:
     def turn_scores(self, rule: GateRule, turns: Turns, budget: int) -> Floats:
         """[B], the highest score among each request's turns, asked by themselves; -inf where it has none.
 
-        turns: for each request the token ids of prompts. Each is answered greedily for `TURN_TOKENS` tokens, or as many as the
-        early looks need, so its score is at most that of its whole answer: what passes by itself passes here. Batches have
+        turns: for each request the token ids of prompts. Each is answered greedily for as many tokens as `looked_tokens`
+        says, so its score is at most that of its whole answer: what passes by itself passes here. Batches have
         at most `budget` tokens, those of the requests' own prompts, or one turn.
         """
         asked = [(row, prompt) for row, own in enumerate(turns) for prompt in own]
@@ -167,7 +173,7 @@ class GatedGenerator:
         for places in by_tokens([len(prompt) for _, prompt in asked], budget):
             ids, mask = (t.to(self.model.device) for t in pad_left([asked[place][1] for place in places], self.tokens.pad))
             options = {
-                "max_new_tokens": max(rule.score.lookahead, TURN_TOKENS),
+                "max_new_tokens": looked_tokens(rule.score),
                 "do_sample": False,
                 "num_beams": 1,
                 "num_return_sequences": 1,

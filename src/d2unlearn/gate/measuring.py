@@ -16,7 +16,7 @@ from d2unlearn.errors import GateError
 from d2unlearn.gate.asked import AskedRequest, answered_requests, unanswered_families
 from d2unlearn.gate.calibrate import Calibration, calibrate, choosing_questions
 from d2unlearn.gate.choice import COMBINATIONS, choose
-from d2unlearn.gate.gated import TURN_TOKENS
+from d2unlearn.gate.gated import TURN_TOKENS, looked_tokens
 from d2unlearn.gate.online import Trace
 from d2unlearn.gate.renderings import Rendering, fitting, renderings
 from d2unlearn.gate.score import Score
@@ -78,7 +78,7 @@ class GateReading:
     system: str | None = None
 
     def asked(self, made: Sequence[Rendering], kind: str, score: Score | None = None) -> list[AskedRequest]:
-        """What was read of the answers, and of each turn by itself.
+        """What was read of the answers, and of each turn and sentence by itself.
 
         score: of the turns, and of answers that nothing is held against, no more than it looks at; None: all.
         """
@@ -112,8 +112,7 @@ class GateReading:
     ) -> dict[tuple[int, ...], tuple[float, ...]]:
         """Of each prompt once: as many positions as a gate of that score looks at (see `GatedGenerator.turn_scores`)."""
         prompts = list(dict.fromkeys(turn for own in turns for turn in own))
-        tokens = TURN_TOKENS if score is None else max(score.lookahead, TURN_TOKENS)
-        tokens = tokens if score is None or score.positions is None else min(tokens, score.positions)
+        tokens = TURN_TOKENS if score is None else looked_tokens(score)
         traces = self._traces(prompts, f"turns of {kind}", tokens) if prompts else []
         return {prompt: trace.energies for prompt, trace in zip(prompts, traces, strict=True)}
 

@@ -37,7 +37,7 @@ class Rendering:
     @property
     def turns(self) -> list[tuple[Message, ...]]:
         """What a gate looks at beside the whole."""
-        return turns_by_themselves(self.messages, self.system, begun=bool(self.beginning))
+        return turns_by_themselves(self.messages, self.system, begun=bool(self.beginning), sentences=True)
 
     def prompt_ids(self, template: Template) -> list[int]:
         """Token ids up to where the model goes on. Raises `DataError` where the template does not take the roles."""

@@ -108,7 +108,10 @@ def _scores(gate: EnergyGate, folder: Path, rows: Sequence[Example], batch_size:
     )
     whole = request_scores(gate.score, [trace.energies for trace in traces])
     tokens = RefusalTokens((), (), tuple(end_token_ids(model, tokenizer)), pad_token_id(tokenizer))
-    turns = [[template.prompt_ids(turn) for turn in turns_by_themselves(messages, gate.system)] for messages in asked]
+    turns = [
+        [template.prompt_ids(turn) for turn in turns_by_themselves(messages, gate.system, sentences=gate.sentences)]
+        for messages in asked
+    ]
     budget = batch_size * math.ceil(sum(map(len, prompts)) / len(prompts))
     leads = np.array([gate.lead_of(messages) for messages in asked])
     return np.asarray(np.maximum(whole, GatedGenerator(model, tokens).turn_scores(gate.rule, turns, budget)) + leads)

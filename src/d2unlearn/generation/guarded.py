@@ -342,8 +342,10 @@ class GuardedModel:
 
     def turns_of(self, prompt: Prompt, *, begun: bool = False) -> list[list[int]]:
         """The prompts that a request is judged by beside its own: see `turns_by_themselves`."""
-        calibrated = None if self.gate is None else self.gate.system
-        turns = turns_by_themselves(self.conversation(prompt), calibrated, begun=begun)
+        if self.gate is None:
+            return []
+        own = self.conversation(prompt)
+        turns = turns_by_themselves(own, self.gate.system, begun=begun, sentences=self.gate.sentences)
         return [self.template.prompt_ids(turn) for turn in turns]
 
     def lead_of(self, prompt: Prompt, *, begun: bool = False) -> float:

@@ -41,8 +41,8 @@ from d2unlearn.serving.openai_api import (
 
 LOOK_SECONDS = 0.25
 """How often a waiting request looks whether its client is still there."""
-TURNS_TO_PROMPT = 2
-"""Turns that are read by themselves may have so many times the tokens of the longest prompt, together."""
+TURNS_TO_PROMPT = 4
+"""Turns and sentences that are read by themselves may have so many times the tokens of the longest prompt, together."""
 Event = Piece | Completion | Exception
 _T = TypeVar("_T")
 
@@ -226,7 +226,7 @@ class Service:
             said = f"the prompt has {len(ids)} tokens; at most {limits.max_prompt_tokens} are read here"
             raise ApiError(400, said, code="context_length_exceeded", param=body.asked_in)
         if (together := sum(map(len, turns))) > TURNS_TO_PROMPT * limits.max_prompt_tokens:
-            said = f"the user's {len(turns)} turns, each read by itself, have {together} tokens; send fewer of them"
+            said = f"the user's {len(turns)} turns and sentences, each read by itself, have {together} tokens; send fewer"
             raise ApiError(400, said, code="context_length_exceeded", param=body.asked_in)
         longest = min(body.longest or limits.default_new_tokens, limits.max_new_tokens)
         guarded = self.engine.guarded
