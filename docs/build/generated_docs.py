@@ -40,6 +40,7 @@ from serving_table import serving_blocks
 from tables import ROOT
 from tofu_page import readme_table, results_page
 from tofu_suite_page import evaluation_blocks, suite_section
+from wordings_figure import wordings_figure
 
 KEPT = ROOT / "benchmarks" / "results"
 RESULTS = KEPT / "tofu"
@@ -96,6 +97,7 @@ def pages() -> dict[Path, str]:
         **growth_figure(KEPT),
         **filled(ROOT / "docs" / "recipe.md", recipe_blocks(KEPT)),
         **filled(ROOT / "docs" / "serving.md", serving_blocks(KEPT)),
+        **wordings_figure(KEPT),
         **filled(ROOT / "benchmarks" / "README.md", benchmark_blocks(KEPT)),
         **filled(ROOT / "docs" / "comparison.md", comparison_blocks(KEPT / "comparison")),
         **comparison_figures(KEPT / "comparison"),

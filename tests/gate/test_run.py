@@ -98,6 +98,15 @@ def test_saying_the_seed_of_unlearn_is_the_same_as_saying_none(artifact: Path, r
     assert line.endswith("is done: same inputs, same settings")
 
 
+def test_a_gate_that_looks_at_turns_alone_is_made_anew(artifact: Path, retain: Path) -> None:
+    list(run_calibrate(settings(artifact, retain)))
+    made = EnergyGate.from_pretrained(artifact)
+    replace(made, sentences=False).save(artifact)
+    assert "sentences" not in json.loads((artifact / GATE_FILE).read_text())
+    assert list(run_calibrate(settings(artifact, retain)))[-1] == str(artifact / GATE_FILE)
+    assert EnergyGate.from_pretrained(artifact) == made
+
+
 @pytest.mark.parametrize("change", [lambda text: text[:300], lambda text: text.replace('"threshold": -', '"threshold": ', 1)])
 def test_a_gate_that_cannot_be_used_is_not_taken_for_done(change: Callable[[str], str], artifact: Path, retain: Path) -> None:
     """Its own message says to run `calibrate` again; that has to help."""

@@ -141,9 +141,9 @@ def _traffic_lines(gate: EnergyGate, answering: GateReading, traffic: Sequence[E
 
 
 def _has_gate(folder: Path) -> bool:
-    """Whether there is a gate that can be used and is bound to all that decides, as those of earlier versions are not."""
+    """Whether there is a gate that can be used, is bound to all that decides, and looks at sentences: not one of before 0.3."""
     gate = _gate_there(folder)
-    return gate is not None and bool(gate.bound)
+    return gate is not None and bool(gate.bound) and gate.sentences
 
 
 def _gate_there(folder: Path) -> EnergyGate | None:

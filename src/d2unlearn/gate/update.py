@@ -59,8 +59,12 @@ def run_update(settings: CalibrateSettings) -> Iterator[str]:
     """Add the rows to the gate of the folder, and yield lines for a person. Rows that it has had already are left out."""
     folder = Path(settings.model)
     gate = EnergyGate.from_pretrained(folder)
-    if settings.forget is not None:
-        raise GateError("--update adds legitimate rows and leaves the forgotten ones as they were: leave --forget out")
+    others = [name for name in ("forget", "near", "unrelated", "traffic") if getattr(settings, name) is not None]
+    if others:
+        left_out = " and ".join(f"--{name}" for name in others)
+        raise GateError(
+            f"--update adds the legitimate rows of --retain and leaves the others as they were: leave {left_out} out"
+        )
     if not settings.unseen:
         raise GateError(
             "nothing shows that the new rows were not trained on: vouch for them with --unseen (the gate will say so)"
