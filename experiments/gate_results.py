@@ -46,7 +46,7 @@ NAMES = {"tofu": ("retain_file", "retain", "world_facts"), "quickstart": ("retai
 def asked_in(
     artifact: Path, sets: dict[str, list[Example]], wordings: Sequence[Wording], material: Material, score: Score
 ) -> dict[tuple[str, str], list[AskedRequest]]:
-    """For each set and each wording (and the rows as they stand) what was read of the answers; of turns what the score needs."""
+    """For each set and each wording (and the rows as they stand) what was read of answers; of turns what the score looks at."""
     answering = GateReading(load_model(artifact).eval(), load_tokenizer(artifact), 48, 32, 1.0, None)
     found = {}
     for name, rows in sets.items():

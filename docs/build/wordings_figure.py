@@ -50,7 +50,7 @@ def draw_families(tables: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figu
     families = sorted((name for name, (_, n) in forgotten.items() if n >= LEAST), key=lambda name: -_share(forgotten[name]))
     figure = Figure(figsize=(9.6, 0.34 * len(families) + 1.1))
     panels = figure.subplots(1, 2, sharey=True)
-    figure.subplots_adjust(left=0.2, right=0.97, bottom=0.14, top=0.9, wspace=0.12)
+    figure.subplots_adjust(left=0.25, right=0.96, bottom=0.1, top=0.92, wspace=0.16)
     for axes, (what, of) in zip(panels, shares.items(), strict=True):
         _draw_panel(axes, of, families, COLOURS[what])
         axes.set_title(what, loc="left", fontsize=12.5, fontweight="bold")

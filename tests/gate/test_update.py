@@ -63,7 +63,7 @@ def test_new_rows_are_added_once(
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
-    [({"unseen": False}, "vouch for them with --unseen"), ({"forget": "others.jsonl"}, "leave --forget out")],
+    [({"unseen": False}, "vouch for them with --unseen"), ({"near": "others.jsonl"}, "leave --near out")],
 )
 def test_what_it_turns_down(changes: dict[str, object], sentence: str, artifact: Path, retain: Path, others: Path) -> None:
     list(run_calibrate(settings(artifact, retain)))

@@ -62,9 +62,7 @@ def run_update(settings: CalibrateSettings) -> Iterator[str]:
     others = [name for name in ("forget", "near", "unrelated", "traffic") if getattr(settings, name) is not None]
     if others:
         left_out = " and ".join(f"--{name}" for name in others)
-        raise GateError(
-            f"--update adds the legitimate rows of --retain and leaves the others as they were: leave {left_out} out"
-        )
+        raise GateError(f"--update adds the rows of --retain and leaves the others as they were: leave {left_out} out")
     if not settings.unseen:
         raise GateError(
             "nothing shows that the new rows were not trained on: vouch for them with --unseen (the gate will say so)"
