@@ -167,7 +167,7 @@ def serving_blocks(results: Path) -> dict[str, str]:
 
 
 def conversation_table(results: Path) -> str:
-    """What `experiments/gate_conversations.py` wrote: refusals as a whole and with turns, and what turns cost."""
+    """What `experiments/gate_conversations.py` wrote: refusals as a whole and with turns and sentences, and what these cost."""
     found = read_json(results / "gate" / "conversations.json")
     rows = [
         [family, *(share(found[kind][family][way]) for kind in ("forgotten", "retained") for way in ("whole", "turns"))]
@@ -176,16 +176,16 @@ def conversation_table(results: Path) -> str:
     head = [
         "what stands around a question",
         "forgotten, as a whole",
-        "and every turn",
+        "and every turn and sentence",
         "retained, as a whole",
-        "and every turn",
+        "and every turn and sentence",
     ]
     cost = "; ".join(
         f"{name} {each['median']:.2f} ({each['lowest']:.2f} to {each['highest']:.2f})"
         for name, each in found["overhead"].items()
     )
     asked = f"Refused, n = {found['n']} each ({found['model']}; score {found['score']})."
-    return table(head, rows, "lrrrr") + f"\n{asked} CPU time with every turn over without: {cost}.\n"
+    return table(head, rows, "lrrrr") + f"\n{asked} CPU time with turns and sentences over without: {cost}.\n"
 
 
 def wordings_table(results: Path) -> str:

@@ -229,7 +229,10 @@ class CalibrateSettings:
     sign_key: SignKey = None
     system: SystemMessage = None
     update: Annotated[
-        bool, INCIDENTAL, Flag("--update"), "Add these rows to the gate that is there: its score and rate, a new threshold."
+        bool,
+        INCIDENTAL,
+        Flag("--update"),
+        "Add these rows to the gate that is there: same score, a threshold that still holds.",
     ] = False
 
 

@@ -27,13 +27,15 @@ __all__ = ["artifact", "others", "retain"]
 
 def test_the_threshold_is_that_of_all_scores(gate: EnergyGate) -> None:
     """Nine and ten scores at 10 %: the 18th of 19; forgotten ones far above raise it to the middle of the gap."""
-    bare = replace(gate.calibration, calibration_scores=tuple(map(float, range(9))), forget_scores=())
+    bare = replace(gate.calibration, calibration_scores=tuple(map(float, range(9))), forget_scores=(), threshold=8.0)
     made = updated(bare, np.arange(9.0, 19.0), 0.1, None)
     assert (made.threshold, made.conformal_threshold, made.rank) == (17.0, 17.0, 18)
     assert made.calibration_scores == tuple(map(float, range(19)))
     assert made.calibration_false_refusal[:1] == (1 / 19,)
     raised = updated(replace(bare, forget_scores=(30.0, 32.0)), np.arange(9.0, 19.0), 0.1, None)
     assert (raised.threshold, raised.conformal_threshold) == (24.0, 17.0)
+    kept = updated(replace(bare, forget_scores=(30.0, 32.0), threshold=20.0), np.arange(9.0, 19.0), 0.1, None)
+    assert (kept.threshold, kept.conformal_threshold) == (20.0, 17.0)
     with pytest.raises(GateError, match="not finite"):
         updated(bare, np.array([np.nan]), 0.1, None)
 
@@ -54,6 +56,9 @@ def test_new_rows_are_added_once(
     np.testing.assert_allclose(after.calibration.calibration_scores[n:], scores, atol=1e-4)
     assert lines[0].startswith(f"40 new rows of {others} (0 were known)")
     assert lines[1].startswith(f"{int((scores > before.threshold).sum())} of them lie above the threshold that was")
+    above = [row.source for row, score in zip(read_examples(others), scores, strict=True) if score > before.threshold]
+    assert len(above) == sum(" (score " in line for line in lines)
+    assert all(any(f"  {source} (score " in line for line in lines) for source in above[:20])
     assert after.vouched
     assert f"{n + 40} retained calibration prompts" in after.guarantee
     assert replace(after, calibration=before.calibration, vouched=False) == before

@@ -37,21 +37,27 @@ def traffic_lines(
     Those above the threshold are nobody's legitimate requests before a person has said so, so where there are more than the
     promise allows, or too few prompts in all, there is none.
     """
-    above = sorted((row for row in zip(scores.tolist(), rows, strict=True) if row[0] > threshold), key=lambda row: -row[0])
-    yield f"traffic: {len(above)} of {len(rows)} prompts look forgotten and would be refused"
-    for score, row in above[:_SHOWN]:
-        yield f"  {row.source} (score {score:.3f}): {row.question[:80]!r}"
-    if len(above) > _SHOWN:
-        yield f"  and {len(above) - _SHOWN} more"
+    above = int((scores > threshold).sum())
+    yield f"traffic: {above} of {len(rows)} prompts look forgotten and would be refused"
+    yield from listed_above(rows, scores, threshold)
     try:
         allowed = len(rows) - conformal_rank(len(rows), max_false_refusal, confidence)
     except GateError as error:
         yield f"  no guarantee for traffic: {error}"
         return
-    if len(above) > allowed:
+    if above > allowed:
         yield (
             f"  no guarantee for traffic: at most {allowed} may be refused for it; put each of those listed into --forget or "
             "--unrelated, whichever it is"
         )
     else:
         yield f"  guaranteed for traffic like this: at most {allowed} of {len(rows)} may be refused for it"
+
+
+def listed_above(rows: Sequence[Example], scores: Floats, threshold: float) -> Iterator[str]:
+    """The rows whose scores lie above the threshold, the highest first, for a person to look at."""
+    above = sorted((row for row in zip(scores.tolist(), rows, strict=True) if row[0] > threshold), key=lambda row: -row[0])
+    for score, row in above[:_SHOWN]:
+        yield f"  {row.source} (score {score:.3f}): {row.question[:80]!r}"
+    if len(above) > _SHOWN:
+        yield f"  and {len(above) - _SHOWN} more"

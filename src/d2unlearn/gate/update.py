@@ -1,4 +1,6 @@
-"""More unseen rows for a gate that is there (`calibrate --update`): the same score, and a threshold from all rows together.
+"""More unseen rows for a gate that is there (`calibrate --update`): the same score, and a promise about all rows together.
+
+The threshold stays, which forget rows in other wordings placed, unless it lies below the new conformal value.
 
 The score was chosen and standardised by other rows, so those that set the threshold and the new ones are alike to it: the
 guarantee is that of so many rows, about requests like all of them together.
@@ -26,6 +28,7 @@ from d2unlearn.gate.gated import GatedGenerator
 from d2unlearn.gate.rule import RefusalTokens
 from d2unlearn.gate.score import request_scores
 from d2unlearn.gate.traces import collect_traces
+from d2unlearn.gate.traffic import listed_above
 from d2unlearn.gate.turns import turns_by_themselves, under_system
 from d2unlearn.models import end_token_ids, load_model, load_tokenizer, pad_token_id
 from d2unlearn.runtime import fingerprint, write_json
@@ -37,14 +40,18 @@ UPDATES = "updates"
 
 
 def updated(calibration: Calibration, scores: Floats, max_false_refusal: float, confidence: float | None) -> Calibration:
-    """The calibration with further legitimate requests, [N] scores. Raises `GateError` for what is no number."""
+    """The calibration with further legitimate requests, [N] scores. Its threshold stays where it keeps the promise, and is else
+    raised from the conformal value of all, as in a calibration. Raises `GateError` for what is no number.
+    """
     if not np.isfinite(scores).all():
         raise GateError("the model's energies on the new prompts are not finite numbers: the model is broken")
     together = np.concatenate([calibration.calibration_scores, scores])
     rank = conformal_rank(len(together), max_false_refusal, confidence)
     conformal = float(np.sort(together)[rank - 1])
     floor = max([conformal, *(group.conformal for group in calibration.groups if group.conformal is not None)])
-    threshold = raised(floor, together, np.array(calibration.forget_scores))
+    threshold = calibration.threshold
+    if threshold < floor:
+        threshold = raised(floor, together, np.array(calibration.forget_scores))
     return replace(
         calibration,
         threshold=threshold,
@@ -80,6 +87,7 @@ def run_update(settings: CalibrateSettings) -> Iterator[str]:
     before = int((scores > gate.threshold).sum())
     calibration = updated(gate.calibration, scores, gate.max_false_refusal, gate.confidence)
     yield f"{before} of them lie above the threshold that was, {gate.threshold:.4f}; it is now {calibration.threshold:.4f}"
+    yield from listed_above(rows, scores, gate.threshold)
     gate = replace(gate, calibration=calibration, vouched=True)
     gate.save(folder)
     updates = [*section.get(UPDATES, ()), *map(row_key, rows)]
