@@ -126,6 +126,7 @@ def unread_model(source: str | Path, *, dtype: torch.dtype | None = None) -> Pre
         kept = dtype or config.dtype
         with init_empty_weights(include_buffers=False):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=kept)  # type: ignore[no-untyped-call]
+        model.tie_weights()  # each weight was put on the meta device by itself
         if (folder / GENERATION_CONFIG_FILE).is_file():
             model.generation_config = GenerationConfig.from_pretrained(str(folder))
     stored = {tensor.name for tensor in stored_tensors(folder)}

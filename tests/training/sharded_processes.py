@@ -84,10 +84,11 @@ def trained(folder: Path, kind: str, processes: int, resumed: Path | None = None
         (folder / kind / "log.json").write_text(json.dumps(trainer.state.log_history))
 
 
-def all_trained(folder: Path, processes: int, settings: UnlearnSettings) -> None:
+def all_trained(folder: Path, processes: int, settings: UnlearnSettings, tied: UnlearnSettings) -> None:
+    """tied: for a model whose head is its embedding."""
     for kind in KINDS:
         trained(folder, kind, processes)
-    commanded(folder / "adapter-artifact", processes, dataclasses.replace(settings, lora=True, dtype="bfloat16", epochs=1))
+    commanded(folder / "adapter-artifact", processes, dataclasses.replace(tied, lora=True, dtype="bfloat16", epochs=1))
     if processes == 1:
         commanded(folder / "artifact", processes, settings)
     if processes == 2:

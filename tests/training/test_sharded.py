@@ -37,15 +37,20 @@ class Compared(NamedTuple):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     folder = tmp_path_factory.mktemp("sharded")
-    settings = asked(folder)
-    all_trained(folder / "one", 1, settings)
-    in_processes(2, all_trained, folder / "two", 2, settings)
+    asked = asked_in(folder)
+    all_trained(folder / "one", 1, *asked)
+    in_processes(2, all_trained, folder / "two", 2, *asked)
     return Compared(folder / "one", folder / "two")
 
 
-def asked(folder: Path) -> UnlearnSettings:
-    """A run of four epochs that is best after the second."""
-    return replace(unlearn_settings(folder), epochs=4, learning_rate=3e-2)
+def asked_in(folder: Path) -> list[UnlearnSettings]:
+    """For a model with a head of its own, which is best after the second epoch of four, and for one without."""
+    made = []
+    for tied in (False, True):
+        place = folder / f"tied-{tied}"
+        place.mkdir(exist_ok=True)
+        made.append(replace(unlearn_settings(place, tiny_models.llama(tied=tied)), epochs=4, learning_rate=3e-2))
+    return made
 
 
 def whole_of(folder: Path) -> dict[str, Any]:
@@ -55,7 +60,7 @@ def whole_of(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def four(two: Compared) -> Compared:
     folder = two.one.parent / "four"
-    in_processes(4, all_trained, folder, 4, asked(two.one.parent))
+    in_processes(4, all_trained, folder, 4, *asked_in(two.one.parent))
     return Compared(two.one, folder)
 
 
@@ -115,7 +120,7 @@ def test_the_command_makes_the_artifact_of_one_process_though_three_finish_what_
     """Of the epoch that was best, written in several files, from a model of which none had the whole."""
     artifact = two.shared / "artifact"
     assert not artifact.exists()
-    in_processes(3, commanded, artifact, 3, asked(two.one.parent))
+    in_processes(3, commanded, artifact, 3, asked_in(two.one.parent)[0])
     assert distance(whole_of(artifact), whole_of(two.one / "artifact")) < 1e-4
     ours, theirs = (json.loads((folder / "d2_manifest.json").read_text()) for folder in (artifact, two.one / "artifact"))
     assert ours["weights"]["original"] == theirs["weights"]["original"]
