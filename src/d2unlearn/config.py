@@ -413,13 +413,13 @@ class AnalyzeSettings:
 class AuditSettings:
     """`d2unlearn audit`: every attack on an artifact, beside its original and the model that never knew."""
 
-    model: Annotated[str, INCIDENTAL, "The artifact; with a gate in it, answers behind the gate are attacked too."]
-    original: Annotated[str, INCIDENTAL, "The model before unlearning."]
+    model: Annotated[str, MODEL, INCIDENTAL, "The artifact; with a gate in it, answers behind the gate are attacked too."]
+    original: Annotated[str, MODEL, INCIDENTAL, "The model before unlearning."]
     forget: Annotated[RowFiles, INCIDENTAL, "Rows that should be gone."]
     retain: Annotated[RowFiles, INCIDENTAL, "Rows that should have stayed: best ones that training never saw."]
     output: Annotated[str, INCIDENTAL, "Folder for audit.json, the attacks' readings and the page, audit.html."]
     oracle: Annotated[
-        str | None, INCIDENTAL, "A model that never knew the forget rows: what an attack teaches shows on it."
+        str | None, MODEL, INCIDENTAL, "A model that never knew the forget rows: what an attack teaches shows on it."
     ] = None
     never_seen: Annotated[
         str | None, INCIDENTAL, _FILE, "Without an oracle: facts of the same kind that the model never saw stand in."

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from cli.command import d2
 from d2unlearn.attacks.reading import NotShownError, Reading, reading_of
 from d2unlearn.audit import making, run
 from d2unlearn.audit.claims import CLAIMS, FORGET
 from d2unlearn.audit.parts import AttackPlan, AuditRows, Cost, Level, Part, Subject, asked_sets
 from d2unlearn.audit.records import Audit, read_audit
 from d2unlearn.audit.run import run_audit
-from d2unlearn.audit.summary import AT_REST, Readings, control_warnings, not_asked, row_warnings
+from d2unlearn.audit.summary import AT_REST, NO_ORACLE, Readings, control_warnings, not_asked, row_warnings
 from d2unlearn.config import AuditSettings
 from d2unlearn.errors import ArtifactError, ConfigError, DataError
 from d2unlearn.schema import Example, Message
@@ -220,10 +221,36 @@ def test_a_control_that_would_clear_anything_is_refused(planted: Planted, settin
         (tmp_path / "mixed.jsonl").write_text(rows)
         with pytest.raises(DataError, match=f"mixed.jsonl:201: rows of --never-seen stand in --{name} too"):
             run_audit(replace(settings, never_seen=str(tmp_path / "mixed.jsonl")))
+    reworded = replace(settings, never_seen=settings.forget, paraphrased=settings.forget)
+    with pytest.raises(DataError, match="stand in --paraphrased too"):
+        run_audit(replace(reworded, forget=str(tmp_path / "never_seen.jsonl")))
     tiny.tokenizer({**tiny.SPECIAL, "eos_token": "w3"}).save_pretrained(tmp_path / "oracle")
     with pytest.raises(ConfigError, match="--oracle has another tokenizer or chat template"):
         run_audit(settings)
     assert planted.made == []
+
+
+def test_rows_that_should_go_and_stay_at_once_are_refused(planted: Planted, settings: AuditSettings) -> None:
+    """A gate that does its work would be told that it refuses what is legitimate."""
+    with pytest.raises(DataError, match=r"forget.jsonl:1: rows of --retain stand in --forget too \(200 of them\)"):
+        run_audit(replace(settings, retain=settings.forget))
+    with pytest.raises(DataError, match="rows of --near stand in --forget too"):
+        run_audit(replace(settings, near=settings.forget))
+    assert planted.made == []
+
+
+def test_the_original_s_parts_can_be_held_against_an_oracle_alone(
+    planted: Planted, settings: AuditSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run, "ATTACKS", {"first": planted.plan("first", uses_original=True)})
+    gone = audited(replace(settings, oracle=None, never_seen=str(tmp_path / "never_seen.jsonl"))).claims[0]
+    assert (gone.verdict, NO_ORACLE[1:] in gone.why) == ("not shown", True)
+
+
+def test_the_command_says_what_the_record_warns_of(planted: Planted, settings: AuditSettings) -> None:
+    given = {name: getattr(settings, name) for name in ("model", "original", "oracle", "forget", "retain", "output")}
+    ran = d2("audit", *(word for name, value in given.items() for word in (f"--{name}", value)))
+    assert (ran.code, f"warning: {run.NO_GATE}" in ran.out.splitlines()) == (0, True)
 
 
 def test_parts_kept_under_other_names_or_groups_of_rows_are_made_again(

@@ -46,7 +46,7 @@ def run_audit(settings: AuditSettings) -> Path:
     """Audit and write `OUTPUT/audit.json` with a manifest, at once when it is there already, and its page; the record's path.
 
     Raises `ConfigError` for an attack that there is not and for models that cannot be compared, `ModelError` and `DataError`
-    for what cannot be read, and for facts called never seen that stand among the other rows.
+    for what cannot be read, for facts called never seen that stand among the other rows, and for rows both to go and to stay.
     """
     output = output_place(settings.output)
     plans, rows = chosen_attacks(settings.attack), read_rows(settings)
@@ -147,19 +147,24 @@ def read_rows(settings: AuditSettings) -> AuditRows:
 
 
 def _check_controls(weights: Mapping[SubjectName, str], rows: AuditRows) -> None:
-    """Raises for a control that would clear anything: a model, or rows, held against itself."""
+    """Raises for a control that would clear anything, a model or rows held against itself, and for rows to go and stay."""
     oracle = weights.get("oracle")
     for known, option in ((weights["artifact"], "--model"), (weights.get("original"), "--original")):
         if oracle is not None and oracle == known:
             raise ConfigError([f"--oracle has the very weights of {option}; name a model that never saw the forget rows"])
-    unseen = {content_hash(row): row for row in rows.never_seen}
-    for option, of_set in (("--forget", rows.forget), ("--retain", rows.retain), ("--near", rows.near)):
-        both = [unseen[key] for key in map(content_hash, of_set) if key in unseen]
-        if both:
-            raise DataError(
-                f"{both[0].source}: rows of --never-seen stand in {option} too ({len(both)} of them); "
-                "give facts that the model never saw"
-            )
+    sets = {f"--{name.replace('_', '-')}": of_set for name, of_set in vars(rows).items()}
+    for option in ("--forget", "--retain", "--near", "--paraphrased"):
+        _check_apart("--never-seen", option, sets, "give facts that the model never saw")
+    for option in ("--retain", "--near"):
+        _check_apart(option, "--forget", sets, "what is refused there would count as a false refusal: leave them out of one")
+
+
+def _check_apart(option: str, other: str, sets: Mapping[str, Sequence[Example]], remedy: str) -> None:
+    """Raises `DataError` where rows of one set stand in another; sets: by the option that names them."""
+    ours = {content_hash(row): row for row in sets[option]}
+    both = [ours[key] for key in map(content_hash, sets[other]) if key in ours]
+    if both:
+        raise DataError(f"{both[0].source}: rows of {option} stand in {other} too ({len(both)} of them); {remedy}")
 
 
 def _check_tokenizers(subjects: Mapping[SubjectName, Subject], rows: AuditRows) -> None:

@@ -20,6 +20,7 @@ from d2unlearn.stats import bootstrap_interval
 _SEED = "seed"
 """A setting's key of that name tells repeats of one setting apart."""
 NO_CONTROL = "there is nothing to compare it with: name a model that never knew (--oracle) or facts of this kind (--never-seen)"
+NO_ORACLE = "only a model that never knew (--oracle) can be compared with it, no facts that were never seen"
 MOST_EXAMPLES = 10
 MEANT = ("not drawn", "relearned, or as one relearned", NO_REFUSAL_BEFORE)
 """Why rows are not asked that are not meant to be."""
@@ -206,7 +207,7 @@ class _Attack:
         """Its settings together; where some have no control, they keep it from clearing the model, and the reason says so."""
         judged = judge_attack(self.compared, margins, seed=seed)
         if not self.compared:
-            return judged._replace(reason=NO_CONTROL)
+            return judged._replace(reason=NO_ORACLE if self.text.uses_original else NO_CONTROL)
         if not self.uncompared:
             return judged._replace(reason=judged.reason or self._blind(margins))
         what = f"{len(self.uncompared)} of its settings have" if len(self.uncompared) > 1 else "one of its settings has"

@@ -20,7 +20,10 @@ def audit(settings: AuditSettings) -> None:
     path = commands.audit(settings)
     from d2unlearn.audit.records import read_audit
 
-    for claim in read_audit(path).claims:
+    record = read_audit(path)
+    for claim in record.claims:
         typer.echo(claim.why)
+    for warning in record.warnings:
+        typer.echo(f"warning: {warning}")
     typer.echo(path)
     typer.echo(path.with_name(AUDIT_PAGE))
