@@ -163,7 +163,5 @@ def test_a_file_of_another_kind_is_none(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(b"GGUF and more")
     (tmp_path / "other.bin").write_bytes(b"PK")
     assert [is_gguf(tmp_path / name) for name in ("weights", "other.bin", "missing.gguf")] == [True, False, False]
-    with pytest.raises(
-        ModelError, match="is not a folder; --model takes a Hugging Face model folder, a GGUF file or a hub name"
-    ):
+    with pytest.raises(ModelError, match="is not a folder; give a Hugging Face model folder, a GGUF file or a hub name"):
         load_model(tmp_path / "missing.gguf")

@@ -112,7 +112,7 @@ def test_what_is_no_model_folder_is_refused(tmp_path: Path, folder: Path) -> Non
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     for name, says in (
-        ("missing", "is not a folder; --model takes a Hugging Face model folder, a GGUF file or a hub name"),
+        ("missing", "is not a folder; give a Hugging Face model folder, a GGUF file or a hub name"),
         ("file", "is not a folder"),
         ("empty", "has no config.json"),
     ):

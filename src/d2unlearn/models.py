@@ -387,7 +387,7 @@ def model_folder(source: str | Path) -> str | Path:
     looks_local = path.is_absolute() or str(source).startswith((".", "~")) or path.exists() or str(source).count("/") > 1
     if looks_local and not (path / "config.json").is_file() and adapter_of(path) is None:
         reason = "has no config.json" if path.is_dir() else "is not a folder"
-        raise ModelError(f"{source} {reason}; --model takes a Hugging Face model folder, a GGUF file or a hub name")
+        raise ModelError(f"{source} {reason}; give a Hugging Face model folder, a GGUF file or a hub name")
     return source
 
 

@@ -75,13 +75,16 @@ def last_sentence(*argv: object, room: int | None = None) -> str:
     [
         ("unlearn --model MODEL --forget no.jsonl --retain RETAIN --output new", "no.jsonl does not exist"),
         ("unlearn --model MODEL --forget FORGET --retain no.csv --output new", "no.csv does not exist"),
-        ("unlearn --model ./no --forget FORGET --retain RETAIN --output new", "./no is not a folder; --model takes"),
+        (
+            "unlearn --model ./no --forget FORGET --retain RETAIN --output new",
+            "./no is not a folder; give a Hugging Face model folder",
+        ),
         ("calibrate --model ARTIFACT --retain no.jsonl", "no.jsonl does not exist"),
         ("calibrate --model ARTIFACT --retain RETAIN --forget no.jsonl", "no.jsonl does not exist"),
         ("calibrate --model ./no --retain RETAIN", "./no is not a folder"),
         ("generate --model ARTIFACT --input no.jsonl --output new", "no.jsonl does not exist"),
         ("generate --model ./no --prompt it", "./no is not a folder; --model takes an artifact with a gate"),
-        ("generate --model ./no --prompt it --raw", "./no is not a folder; --model takes a Hugging Face model folder"),
+        ("generate --model ./no --prompt it --raw", "./no is not a folder; give a Hugging Face"),
         ("chat --model ./no", "./no is not a folder"),
         ("evaluate --model ARTIFACT --forget no.jsonl --retain RETAIN --output new", "no.jsonl does not exist"),
         ("evaluate --model ./no --forget FORGET --retain RETAIN --output new", "./no is not a folder"),

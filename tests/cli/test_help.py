@@ -215,3 +215,11 @@ def test_a_damaged_file_of_torch_is_no_full_disk(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("d2unlearn.report.run.run_report", damaged)
     with pytest.raises(RuntimeError, match="PytorchStreamReader"):
         d2("report", "--before", "a", "--after", "b")
+
+
+def test_help_names_what_cannot_be_left_out() -> None:
+    """What a benchmark does without is not among it: `evaluate` needs a set to forget, or the name of one."""
+    said = {verb: {option.name for option in VERBS[verb].params if "[required]" in (option.help or "")} for verb in VERBS}
+    assert said["audit"] == {"model", "original", "forget", "retain", "output"}
+    assert said["evaluate"] == {"model", "output"}
+    assert said["quickstart"] == set()

@@ -124,7 +124,9 @@ def takes(
     """
     others = instead or {}
     options: dict[str, tuple[Field[Any], Any]] = {}
-    for kind in (settings, *others.values()):
+    kinds = (settings, *others.values())
+    required = set.intersection(*({f.name for f in fields(kind) if _has_no_default(f)} for kind in kinds))
+    for kind in kinds:
         hints = get_type_hints(kind, include_extras=True)
         options |= {f.name: (f, hints[f.name]) for f in fields(kind) if f.name in (only or hints) and f.name not in options}
 
@@ -141,7 +143,10 @@ def takes(
             with _memory_remedy(loaded):
                 verb(with_model_folders(loaded))
 
-        parameters = [_parameter(name, _kind(hint), _option(setting, hint)) for name, (setting, hint) in options.items()]
+        parameters = [
+            _parameter(name, _kind(hint), _option(setting, hint, required=name in required))
+            for name, (setting, hint) in options.items()
+        ]
         parameters += [_parameter("config", str, CONFIG), _parameter("debug", bool, DEBUG)]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return command
@@ -173,10 +178,15 @@ def _memory_remedy(settings: Any) -> Iterator[None]:
         raise ConfigError([f"out of memory: choose {', or '.join(found[:_KNOBS]) or 'a smaller model'}"]) from error
 
 
-def _option(setting: Field[Any], hint: Any) -> Any:
+def _has_no_default(setting: Field[Any]) -> bool:
+    return setting.default is MISSING and setting.default_factory is MISSING
+
+
+def _option(setting: Field[Any], hint: Any, *, required: bool) -> Any:
+    """required: its help says so; the settings themselves refuse to do without, since a file may hold it."""
     default = shown_default(setting, hint)
     repeatable = get_origin(bare(hint)) is dict or get_origin(_kind(hint)) is list
-    help_text = f"{marker_of(hint, str)}{' Repeatable.' if repeatable else ''}"
+    help_text = f"{marker_of(hint, str)}{' Repeatable.' if repeatable else ''}{'  [required]' if required else ''}"
     return typer.Option(
         None,
         *flag_of(setting.name, hint).split(),
