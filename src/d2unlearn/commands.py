@@ -126,7 +126,8 @@ def generate(settings: GenerateSettings, tell: Callable[[str], None] = say) -> s
 
     lines = run_generate(settings)
     if settings.prompt is not None:
-        return next(lines)
+        (answer,) = lines  # to its end, where --show-energy says what was decided
+        return answer
     for line in lines:
         tell(line)
     return Path(str(settings.output))
