@@ -4,9 +4,9 @@
 
 Each case is a process of its own, or two that share a model: a random Llama takes two steps of EUA, and its largest resident
 memory less what it had before the model was made (and less what is mapped of its file and not used), and the CPU seconds of the
-second step, are written to benchmarks/results/growth.json. Cases that stand there already are left out. One thread. glibc keeps freed
-memory of middling size unless it is told not to, as here
-(MALLOC_MMAP_THRESHOLD_); without that the same processes held up to 1.8 times as much.
+second step, are written to benchmarks/results/growth.json. Cases that stand there already are left out. One thread. glibc keeps
+freed memory of middling size unless it is told not to, as here (MALLOC_MMAP_THRESHOLD_); without that the same processes held
+up to 1.8 times as much.
 """
 
 from __future__ import annotations

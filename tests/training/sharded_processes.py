@@ -58,7 +58,7 @@ def _one_of(rank: int, count: int, port: int, function: Callable[..., None], arg
 
 
 def made(folder: Path, kind: str, processes: int, **changes: Any) -> UnlearnTrainer:
-    """A trainer for five steps of twelve pairs, with a checkpoint after the third."""
+    """A trainer for five steps of twelve pairs, with a checkpoint after the third that keeps the optimizer's state."""
     size, accumulation = CUT[processes]
     given: dict[str, Any] = {
         "fsdp": processes > 1,
@@ -67,6 +67,7 @@ def made(folder: Path, kind: str, processes: int, **changes: Any) -> UnlearnTrai
         "max_steps": STEPS,
         "save_strategy": "steps",
         "save_steps": SAVED,
+        "save_total_limit": None,
     }
     model = tiny_models.llama(tied=kind == "frozen_head")
     return runs.trainer(folder / kind, model, **{**given, **KINDS[kind], **changes})
