@@ -30,6 +30,7 @@ def audit_blocks() -> dict[str, str]:
     attacks = [
         [
             f"[{plan.title}](#{SECTIONS.get(name, plan.title).lower().replace(' ', '-')})",
+            f"`{name}`",
             ", ".join(CLAIMS[claim].title.lower() for claim in plan.claims) or "none: reported",
             ", ".join(plan.subjects),
             "yes" if plan.uses_original else "",
@@ -38,7 +39,7 @@ def audit_blocks() -> dict[str, str]:
     ]
     return {
         "audit-claims": table(["claim", "measured"], claims, "ll"),
-        "audit-attacks": table(["attack", "counts for", "made on", "needs the original"], attacks, "llll"),
+        "audit-attacks": table(["attack", "`--attack`", "counts for", "made on", "needs the original"], attacks, "lllll"),
     }
 
 
