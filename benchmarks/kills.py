@@ -1,8 +1,9 @@
 """Kills commands at random moments (SIGKILL) and runs them again: results equal to an undisturbed run's, no half artifact.
 
 Every second kill is by the clock, anywhere in a run; the others fall on a random one of the calls that change a file, so that
-they meet writing and publishing too. The model is a tiny random Llama, the rows are few. A command is a process forked from
-this one, which has imported everything. What was done stands in `--work` and is not done again.
+they meet writing and publishing too. The model is a tiny random Llama, the rows are few, and `compare` and `audit` attack as
+little as they can. A command is a process forked from this one, which has imported everything; its cache is empty, but that
+audits find what killed ones left there. What was done stands in `--work` and is not done again.
 
     python benchmarks/kills.py                                   # 200 kills; writes benchmarks/results/kills.json
     python benchmarks/kills.py --kills calibrate=2 --work runs/kills --output runs/kills.json
@@ -30,9 +31,15 @@ import torch
 import d2unlearn.comparison.run
 import d2unlearn.serving.run
 import d2unlearn.training.unlearn  # noqa: F401 - what a command imports is imported before it is forked
+from d2unlearn.attacks.sampling import RepeatedSampling
 from d2unlearn.audit import run as audit_run  # noqa: F401
+from d2unlearn.audit import speed
+from d2unlearn.audit.plans import layers, sampling
+from d2unlearn.benchmark import results
+from d2unlearn.comparison import evaluating as comparison_evaluating
 from d2unlearn.evaluation import runner as evaluation_runner  # noqa: F401
 from d2unlearn.gate import run as gate_run  # noqa: F401
+from d2unlearn.metrics import separation
 from d2unlearn.runtime import read_json, write_json
 from d2unlearn.schema import GATE_FILE, MANIFEST_FILE
 from killed_processes import KILLED, command, run_in_child, served
@@ -69,6 +76,7 @@ def main() -> None:
     wanted = {name: int(count) for name, count in (each.split("=") for each in options.kills)} if options.kills else KILLS
     torch.set_num_threads(1)
     os.environ.update(HF_HUB_OFFLINE="1")
+    attack_little()
     inputs = given(options.work.absolute())
     found: dict[str, list[dict[str, Any]]] = {}
     for name, count in wanted.items():
@@ -77,6 +85,16 @@ def main() -> None:
     for name, records in found.items():
         print(f"{name}: {len(records)} kills, {sum(not each['wrong'] for each in records)} came back as if there were none")
     sys.exit(any(each["wrong"] for records in found.values() for each in records))
+
+
+def attack_little() -> None:
+    """Budgets of an attack or two, in this process and those forked from it: what is killed is the keeping, not the attack."""
+    layers.BUDGETS = {"quick": layers.LayersBudget(4, 4, 2)}
+    sampling.BUDGETS = {"quick": sampling.SamplingBudget(2, RepeatedSampling(2, (1, 2), beams=2, max_new_tokens=4))}
+    speed._PROBED = 2
+    comparison_evaluating.RELEARNED_ROWS = ("one row",)
+    comparison_evaluating.TWO_DECADES = (1.0,)
+    separation.SEPARATION_DRAWS = results.SUITE_DRAWS = 20
 
 
 def settings() -> dict[str, Any]:
@@ -164,7 +182,7 @@ def evaluating(inputs: Path, folder: Path) -> Sequence[object]:
 
 def auditing(inputs: Path, folder: Path) -> Sequence[object]:
     models = ("--model", folder / "model", "--original", inputs / "model", "--oracle", inputs / "oracle")
-    attacks = [part for name in ("layers", "compression", "membership", "sampling") for part in ("--attack", name)]
+    attacks = [part for name in ("layers", "membership", "sampling") for part in ("--attack", name)]
     return ("audit", *models, *rows(inputs, "test"), *attacks, "--output", folder / "out")
 
 
@@ -213,9 +231,9 @@ def killed(name: str, count: int, inputs: Path, work: Path) -> list[dict[str, An
 
 
 def emptied(name: str, inputs: Path, work: Path) -> Path:
-    """The folder in which every run of a command is made, with what it has before it; and with a cache of its own, empty."""
+    """The folder in which every run of a command is made, with what it has before it; and with a cache of its own."""
     folder, cache = work / name / "run", work / name / "cache"
-    for each in (folder, cache):
+    for each in (folder, *(() if name == "audit" else (cache,))):
         shutil.rmtree(each, ignore_errors=True)
     folder.mkdir(parents=True)
     os.environ["D2UNLEARN_CACHE"] = str(cache)

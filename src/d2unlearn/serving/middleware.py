@@ -20,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from d2unlearn.runtime import say
 from d2unlearn.serving.openai_api import ApiError, error_response
+from d2unlearn.serving.pace import BodyPace
 
 HEAD_SECONDS = 10.0
 """A connection that shows no whole request head for so long, twice in a row, is closed."""
@@ -69,6 +70,7 @@ class LimitsMiddleware:
         self._rules = rules
         self._note = note
         self._too_many_connections = too_many_connections
+        self._pace = BodyPace(at_once=rules.max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -91,7 +93,7 @@ class LimitsMiddleware:
         """Run the application; a response that takes too long is an error, or cut off where it has begun."""
         try:
             async with asyncio.timeout(self._rules.request_seconds):
-                await self._app(scope, _measured(receive, self._rules), exchange.send)
+                await self._app(scope, _measured(receive, self._rules, self._pace), exchange.send)
         except TimeoutError:
             if not exchange.status:
                 await error_response(ApiError(504, "this took too long", code="timeout"))(scope, receive, exchange.send)
@@ -143,8 +145,8 @@ class _Exchange:
         await self._send(message)
 
 
-def _measured(receive: Receive, rules: Rules) -> Receive:
-    """`receive` that counts the body's bytes and seconds until it is whole."""
+def _measured(receive: Receive, rules: Rules, pace: BodyPace) -> Receive:
+    """`receive` that counts the body's bytes and seconds until it is whole. The end of a large one comes at its turn."""
     taken, whole = 0, False
     until = time.monotonic() + rules.body_seconds
 
@@ -161,9 +163,20 @@ def _measured(receive: Receive, rules: Rules) -> Receive:
         whole = message["type"] != "http.request" or not message.get("more_body", False)
         if taken > rules.max_body_bytes:
             raise _too_large(rules)
+        if whole and message["type"] == "http.request" and not await _turn_of(taken, receive, rules, pace):
+            return {"type": "http.disconnect"}
         return message
 
     return measured
+
+
+async def _turn_of(size: int, receive: Receive, rules: Rules, pace: BodyPace) -> bool:
+    """Wait for a body's turn, as long as a body may take; whether its client is still there."""
+    try:
+        async with asyncio.timeout(rules.body_seconds):
+            return await pace.admits(size, receive)
+    except TimeoutError:
+        raise ApiError(503, "many large bodies are waiting; try again in a moment", code="overloaded", retry_after=5) from None
 
 
 def _too_large(rules: Rules) -> ApiError:
