@@ -9,13 +9,13 @@ from functools import cache
 from pathlib import Path
 
 from d2unlearn.comparison import tradeoff, win_tie_loss
-from d2unlearn.comparison.markdown import HOW_COMPARED, outcome_table, parts_of, section_table, seeds_text
+from d2unlearn.comparison.markdown import HOW_COMPARED, filled_columns, outcome_table, parts_of, section_table, seeds_text
 from d2unlearn.comparison.objective import OBJECTIVE
 from d2unlearn.comparison.outcomes import RELEARNED
 from d2unlearn.comparison.output import known_runs, tables_of
 from d2unlearn.comparison.plan import Comparison, comparison_of
-from d2unlearn.comparison.store import Store
-from d2unlearn.comparison.table import SplitTable, TableSection, entries_in
+from d2unlearn.comparison.store import Store, read_results
+from d2unlearn.comparison.table import SplitTable, TableSection, entries_in, split_table
 from d2unlearn.config import CompareSettings, load_settings
 from d2unlearn.guards import GUARDS
 from d2unlearn.methods import METHODS
@@ -25,6 +25,8 @@ from tables import ROOT
 LIGHT = {"forget": "#bc4c00", "retain": "#0969da", "axis": "#59636e", "ink": "#1f2328", "series1": "#8250df"}
 DARK = {"forget": "#f0883e", "retain": "#58a6ff", "axis": "#9198a1", "ink": "#e6edf3", "series1": "#bc8cff"}
 FONT = "-apple-system,'Segoe UI',Helvetica,Arial,sans-serif"
+ATTACKED = "comparison-attacks"
+"""The folder of experiments/comparison_attacks.py, beside the comparison's."""
 DIGEST = {
     "Raw weights": (
         "forget.extraction_strength",
@@ -72,7 +74,21 @@ def comparison_blocks(results: Path) -> dict[str, str]:
         parts.append(f"## {table.split}\n")
         parts += [_picture(results / name, drawn.description) for name, drawn, _ in _figures(table, entries_in(tables))]
         parts += parts_of(table, objective=OBJECTIVE)
-    return {"comparison": "\n".join(parts).rstrip()}
+    return {"comparison": "\n".join(parts).rstrip(), "comparison-attacks": attacked_table(results.with_name(ATTACKED))}
+
+
+def attacked_table(results: Path) -> str:
+    """What experiments/comparison_attacks.py kept: relearning and other words, on artifacts that were there already."""
+    runs, _ = read_results(results)
+    if not runs:
+        return "Not measured yet.\n"
+    made = split_table(runs[0].split, runs, [], {})
+    sections = [section for section in made.sections if filled_columns(section, made.rows)]
+    asked = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in made.sizes.items())
+    parts = [f"Asked: {asked}. Measured on: {', '.join(made.machines)}.\n"]
+    for section in sections:
+        parts += [f"### {section.title}\n", f"{section_table(section, made.rows)}\n"]
+    return "\n".join(parts).rstrip()
 
 
 def comparison_figures(results: Path) -> dict[Path, str]:
