@@ -21,10 +21,42 @@ EXPECTED = (
     *("npo", "rmu", "simnpo", "gradient_difference", "pdu", "input_classifier"),
 )
 """The runs of experiments/audit_results.py."""
+DIAGNOSIS: tuple[tuple[str, str, dict[str, str | float], float], ...] = (
+    ("a constant vector after layer 0", "storage", {"constant vector after layer": 0, "times": 1.0}, 0.04),
+    ("a constant vector after layer 1", "storage", {"constant vector after layer": 1, "times": 1.0}, 0.49),
+    ("a constant vector after layer 2", "storage", {"constant vector after layer": 2, "times": 1.0}, 0.33),
+    ("layer 0 put back", "storage", {"restored": "layer 0 restored"}, 0.64),
+    ("layer 1 put back", "storage", {"restored": "layer 1 restored"}, 0.21),
+    ("all attention put back", "storage", {"restored": "attention restored"}, 0.90),
+    ("all MLPs put back", "storage", {"restored": "MLP restored"}, 0.65),
+    ("the original's residual after layer 0", "storage", {"the original's residual after layer": 0}, 0.91),
+    ("its residual into the original after layer 0", "storage", {"its residual into the original after layer": 0}, 0.79),
+    ("its residual into the original after layer 1", "storage", {"its residual into the original after layer": 1}, 0.42),
+    (
+        "whole authors relearned, 20 steps at 5e-4",
+        "relearning",
+        {"relearned": "whole groups", "learning rate": 5e-4, "steps": 20},
+        0.832,
+    ),
+    (
+        "spread rows relearned, 80 steps at 5e-4",
+        "relearning",
+        {"relearned": "spread over groups", "learning rate": 5e-4, "steps": 80},
+        0.791,
+    ),
+    (
+        "half of each author relearned, 80 steps at 5e-4",
+        "relearning",
+        {"relearned": "half of each group", "learning rate": 5e-4, "steps": 80},
+        0.915,
+    ),
+    ("one row relearned, 20 steps at 5e-4", "relearning", {"relearned": "one row", "learning rate": 5e-4, "steps": 20}, 0.43),
+)
+"""What an earlier diagnosis of EUA on the same model read with scripts of its own, on 60 rows: what, attack, setting, value."""
 NOTHING = "No audits are kept yet: `experiments/audit_results.py` makes them.\n"
 
 
-def audit_blocks() -> dict[str, str]:
+def audit_blocks(kept: Path) -> dict[str, str]:
     """What docs/audit.md says of the code."""
     claims = [[text.title, text.measured] for text in CLAIMS.values()]
     attacks = [
@@ -38,9 +70,25 @@ def audit_blocks() -> dict[str, str]:
         for name, plan in ATTACKS.items()
     ]
     return {
+        "audit-agreement": agreement_table(read_audit(kept / "thorough" / "eua-0.json")),
         "audit-claims": table(["claim", "measured"], claims, "ll"),
         "audit-attacks": table(["attack", "`--attack`", "counts for", "made on", "needs the original"], attacks, "lllll"),
     }
+
+
+def agreement_table(record: Audit) -> str:
+    """What the audit reads of EUA where the earlier diagnosis read it too."""
+    rows = []
+    for what, name, setting, earlier in DIAGNOSIS:
+        read = next(
+            each.values["artifact"].value
+            for attack in record.attacks
+            if attack.name == name
+            for each in attack.settings
+            if dict(each.setting) == setting
+        )
+        rows.append([what, f"{earlier:.2f}", f"{read:.3f}"])
+    return table(["EUA, answer probability of forgotten rows", "earlier diagnosis", "audit, seed 0"], rows, "lrr")
 
 
 def audit_section(kept: Path) -> str:

@@ -89,7 +89,7 @@ def pages() -> dict[Path, str]:
         **filled(ROOT / "docs" / "energy.md", energy_blocks(KEPT)),
         **energy_figures(KEPT),
         **filled(ROOT / "docs" / "evaluation.md", evaluation_blocks(SUITE)),
-        **filled(ROOT / "docs" / "audit.md", audit_blocks()),
+        **filled(ROOT / "docs" / "audit.md", audit_blocks(KEPT / "audit")),
         **filled(ROOT / "docs" / "claims.md", claim_blocks(KEPT)),
         **filled(ROOT / "docs" / "erasure.md", erasure_blocks(KEPT)),
         **erasure_figure(KEPT),
