@@ -97,7 +97,7 @@ def test_what_is_declared_before_the_rounds() -> None:
     assert (off.hardening, copies(off), copies(alone)) == (None, 6, 9)
     assert alone.hardening is not None
     assert phases(alone) == [alone.hardening, [Stage(False, 90, 0, 0)]]
-    assert (alone.hardening.held, alone.healing) == (Healing(gamma=0.3), Healing(gamma=0.05))
+    assert (alone.hardening.held, alone.healing) == (Healing(gamma=0.3, likelihood=True), Healing(gamma=0.05))
 
 
 @pytest.mark.trains
