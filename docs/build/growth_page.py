@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from math import log10
 from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, StrMethodFormatter
 
 from comparison_page import figure_files
 from d2unlearn.report.figures import FORGET_COLOUR, RETAIN, STYLE, Drawing, plain_axes, svg_of
@@ -95,4 +97,11 @@ def draw_growth(kept: dict[str, Any]) -> Figure:
     right.set_title("computed, MiB", loc="left", fontsize=12.5, fontweight="bold")
     for axes in (left, right):
         plain_axes(axes)
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    left.xaxis.set_major_formatter(FuncFormatter(lambda words, _: f"{words / 1000:.0f}k"))
+    decades = [10.0**power for power in range(int(log10(ends[0])), int(log10(ends[1])) + 2)]
+    for axis in (right.xaxis, right.yaxis):
+        axis.set_major_locator(FixedLocator(decades))
+        axis.set_minor_formatter(NullFormatter())
+        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     return figure
