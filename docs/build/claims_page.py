@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from audit_page import LEVELS, decided_cell
@@ -131,6 +132,7 @@ def decided(audit: Audit, claim: str, name: str) -> str:
     return "nothing" if attack is None else f"{attack.title.lower()} {decided_cell(attack)}"
 
 
+@cache
 def tofu(kept: Path, method: str) -> list[Run]:
     return read_runs(kept / "tofu").get(VARIANTS[method], [])
 
